@@ -1,0 +1,1 @@
+"""Sharded checkpoints in safetensors and JSON."""

@@ -1,0 +1,1 @@
+"""GPT as one pipeline stage sees it."""

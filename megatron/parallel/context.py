@@ -1,0 +1,155 @@
+"""Where this process stands in the grid of processes.
+
+One `DeviceMesh` with the axes (pp, dp_replicate, dp_shard, tp), tp fastest as in Megatron: neighbours in a
+node share layers, the slowest axis carries the least traffic. The data parallel axis is two: gradients are
+averaged over both, optimizer state is sharded over dp_shard only. This is the one module below `tools/`
+that reads the environment (the launcher's topology).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megatron.config import ParallelConfig
+from megatron.errors import ConfigError
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+
+
+@dataclass(frozen=True)
+class ParallelContext:
+    """The grid of processes and this one's place in it. Passed down, never global."""
+
+    mesh: DeviceMesh
+    device: torch.device
+
+    def _size(self, axis: str) -> int:
+        return self.mesh.size(AXES.index(axis))
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return self.mesh.size()
+
+    @property
+    def tp_size(self) -> int:
+        return self._size("tp")
+
+    @property
+    def tp_rank(self) -> int:
+        return self.mesh.get_local_rank("tp")
+
+    @property
+    def tp_mesh(self) -> DeviceMesh:
+        return self.mesh["tp"]
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        return self.mesh.get_group("tp")
+
+    @property
+    def pp_size(self) -> int:
+        return self._size("pp")
+
+    @property
+    def pp_rank(self) -> int:
+        return self.mesh.get_local_rank("pp")
+
+    @property
+    def pp_group(self) -> dist.ProcessGroup:
+        return self.mesh.get_group("pp")
+
+    @property
+    def dp_size(self) -> int:
+        return self._size("dp_replicate") * self._size("dp_shard")
+
+    @property
+    def dp_rank(self) -> int:
+        """Row-major over (dp_replicate, dp_shard): the index that decides which samples are read."""
+        shard_size = self._size("dp_shard")
+        return self.mesh.get_local_rank("dp_replicate") * shard_size + self.mesh.get_local_rank(
+            "dp_shard"
+        )
+
+    @property
+    def dp_mesh(self) -> DeviceMesh:
+        """The two data parallel axes, for `fully_shard`: replicate over the first, shard over the second."""
+        return self.mesh["dp_replicate", "dp_shard"]
+
+    @classmethod
+    def create(
+        cls, config: ParallelConfig, world_size: int, device: torch.device
+    ) -> ParallelContext:
+        """Lay out world_size processes. Collective over the world: every process calls it in step.
+
+        Raises ConfigError if the sizes do not divide the world. torch.distributed is initialised before.
+        """
+        dp_size = config.data_parallel_size(world_size)
+        replicate, shard = (1, dp_size) if config.use_distributed_optimizer else (dp_size, 1)
+        mesh = init_device_mesh(
+            device.type,
+            (
+                config.pipeline_model_parallel_size,
+                replicate,
+                shard,
+                config.tensor_model_parallel_size,
+            ),
+            mesh_dim_names=AXES,
+        )
+        return cls(mesh, device)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher (torchrun, srun) says about this process."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Launch:
+        """Read torchrun's variables; a plain `python` start is a world of one."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
+
+
+def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:
+    """Join the process group and give this process's device. Collective over the world.
+
+    Errors: ConfigError when nccl is asked for and this node has fewer GPUs than processes.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    use_gpu = num_gpus >= launch.local_world_size and config.distributed_backend != "gloo"
+    if config.distributed_backend == "nccl" and not use_gpu:
+        raise ConfigError(
+            f"--distributed-backend nccl needs a GPU for each process; this node has {num_gpus} "
+            f"for {launch.local_world_size} processes. Start fewer, or use gloo"
+        )
+    device = torch.device("cuda", launch.local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
+    backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+    if launch.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+        )
+    return device

@@ -1,0 +1,1 @@
+"""Builds a run in reading order and drives it."""
