@@ -138,6 +138,18 @@ class ModelConfig:
             "--recompute-method and --recompute-num-layers need --recompute-granularity full",
         )
 
+    def check_tensor_parallel(self, tp_size: int) -> None:
+        """Raise ConfigError unless heads and MLP split evenly over tp_size processes."""
+        for flag, size in (
+            ("--num-attention-heads", self.num_attention_heads),
+            ("--ffn-hidden-size", self.ffn_size),
+        ):
+            require(
+                size % tp_size == 0,
+                f"--tensor-model-parallel-size {tp_size} does not divide {flag} {size}; "
+                f"change one of them",
+            )
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -484,3 +496,130 @@ class Config:
     tokenizer: TokenizerConfig = TokenizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    def check(self, world_size: int) -> None:
+        """Raise ConfigError unless a run of world_size processes can start with these options."""
+        for section in (self.model, self.precision, self.optimizer, self.training, self.data):
+            section.check()
+        self.checkpoint.check()
+        self.logging.check()
+        dp_size = self.parallel.data_parallel_size(world_size)
+        self._check_layers()
+        self._check_sequence()
+        self._check_batches(dp_size)
+        self._check_schedule()
+
+    def _check_layers(self) -> None:
+        model, parallel = self.model, self.parallel
+        model.check_tensor_parallel(parallel.tensor_model_parallel_size)
+        num_stages = parallel.pipeline_model_parallel_size
+        require(
+            model.num_layers % num_stages == 0,
+            f"--pipeline-model-parallel-size {num_stages} does not divide "
+            f"--num-layers {model.num_layers}; change one of them",
+        )
+        chunk = parallel.num_layers_per_virtual_pipeline_stage
+        if chunk is None:
+            return
+        require(
+            num_stages > 1,
+            "--num-layers-per-virtual-pipeline-stage interleaves a pipeline and "
+            "--pipeline-model-parallel-size is 1; raise it or leave the option out",
+        )
+        require(
+            chunk > 0 and (model.num_layers // num_stages) % chunk == 0,
+            f"--num-layers-per-virtual-pipeline-stage {chunk} does not divide the "
+            f"{model.num_layers // num_stages} layers of a stage",
+        )
+
+    def _check_sequence(self) -> None:
+        seq_length, tp_size = self.data.seq_length, self.parallel.tensor_model_parallel_size
+        require(
+            seq_length <= self.model.max_position_embeddings,
+            f"--seq-length {seq_length} is longer than --max-position-embeddings "
+            f"{self.model.max_position_embeddings}",
+        )
+        require(
+            not self.parallel.sequence_parallel or seq_length % tp_size == 0,
+            f"--sequence-parallel splits the sequence and --seq-length {seq_length} is not "
+            f"divisible by --tensor-model-parallel-size {tp_size}",
+        )
+
+    def _check_batches(self, dp_size: int) -> None:
+        training = self.training
+        block = training.micro_batch_size * dp_size
+        sizes = [self.global_batch_size(dp_size)]
+        if training.rampup_batch_size is not None:
+            start, increment, samples = training.rampup_batch_size
+            require(
+                start > 0 and increment > 0 and samples >= 0,
+                f"--rampup-batch-size {start} {increment} {samples}: numbers above 0",
+            )
+            require(
+                sizes[0] >= start and (sizes[0] - start) % increment == 0,
+                f"--rampup-batch-size: steps of {increment} from {start} do not reach "
+                f"--global-batch-size {sizes[0]}",
+            )
+            sizes += [start, start + increment]
+        for size in sizes:
+            require(
+                size % block == 0,
+                f"a global batch of {size} is not divisible by --micro-batch-size "
+                f"{training.micro_batch_size} x {dp_size} data parallel processes; "
+                f"use a multiple of {block}",
+            )
+        num_micro = sizes[0] // block
+        num_stages = self.parallel.pipeline_model_parallel_size
+        require(
+            self.parallel.num_layers_per_virtual_pipeline_stage is None
+            or num_micro % num_stages == 0,
+            f"an interleaved pipeline of {num_stages} stages needs a multiple of {num_stages} "
+            f"micro-batches a step and has {num_micro}; change --global-batch-size",
+        )
+
+    def _check_schedule(self) -> None:
+        by_samples = self.training.train_samples is not None
+        optimizer = self.optimizer
+        wrong = {
+            "--lr-decay-iters": by_samples and optimizer.lr_decay_iters is not None,
+            "--lr-warmup-iters": by_samples and optimizer.lr_warmup_iters > 0,
+            "--lr-wsd-decay-iters": by_samples and optimizer.lr_wsd_decay_iters is not None,
+            "--lr-decay-samples": not by_samples and optimizer.lr_decay_samples is not None,
+            "--lr-warmup-samples": not by_samples and optimizer.lr_warmup_samples > 0,
+            "--lr-wsd-decay-samples": not by_samples and optimizer.lr_wsd_decay_samples is not None,
+        }
+        unit = ("--train-samples", "samples") if by_samples else ("--train-iters", "iters")
+        for flag, is_wrong in wrong.items():
+            require(
+                not is_wrong,
+                f"{flag} clashes with {unit[0]}: count both in {unit[1]}",
+            )
+
+    def global_batch_size(self, dp_size: int) -> int:
+        """Sequences a step, after any ramp-up."""
+        given = self.training.global_batch_size
+        return given if given is not None else self.training.micro_batch_size * dp_size
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Give the config as plain JSON values, section by section."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """Rebuild a config that `to_json` gave, through a file or not. Fields it lacks take defaults.
+
+    Raises ConfigError for a section or field this version does not know.
+    """
+    sections = {}
+    known_sections = {field.name: field for field in dataclasses.fields(Config)}
+    for name, content in values.items():
+        require(name in known_sections, f"the saved configuration has an unknown section {name!r}")
+        section_class = type(getattr(Config(), name))
+        known = {field.name for field in dataclasses.fields(section_class)}
+        unknown = sorted(set(content) - known)
+        require(not unknown, f"the saved configuration has unknown options {unknown} in {name!r}")
+        sections[name] = section_class(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        )
+    return Config(**sections)

@@ -1,0 +1,272 @@
+"""From a command line to a `Config`: one flag for each field, a YAML file of defaults below the flags.
+
+Errors of the user become one line on stderr and exit code 2 (`run_tool`). Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from megatron.config import Config
+from megatron.errors import ConfigError, MegatronError
+
+Section = TypeVar("Section")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+# Megatron's flags that say the same thing as one of ours.
+ALIASES: dict[str, tuple[str, Any, str]] = {
+    "--recompute-activations": (
+        "recompute_granularity",
+        "selective",
+        "same as --recompute-granularity selective",
+    ),
+    "--use-flash-attn": ("attention_backend", "flash", "same as --attention-backend flash"),
+}
+
+# Megatron's flags that cannot be honoured, with what to do instead.
+REPLACED: dict[str, str] = {
+    "--batch-size": "use --micro-batch-size",
+    "--warmup": "use --lr-warmup-fraction",
+    "--model-parallel-size": "use --tensor-model-parallel-size",
+    "--checkpoint-activations": "use --recompute-granularity full",
+    "--distribute-saved-activations": "use --sequence-parallel with --recompute-granularity full",
+    "--data-impl": "leave it out: datasets are memory-mapped",
+    "--dataset-impl": "leave it out: datasets are memory-mapped",
+    "--mmap-warmup": "leave it out: opening a dataset reads only its index",
+    "--DDP-impl": "leave it out: gradients are reduced by fully_shard",
+    "--local_rank": "leave it out: torchrun says it through the environment",
+    "--use-cpu-initialization": "leave it out: initial weights are the same on every device",
+    "--no-query-key-layer-scaling": "leave it out: scores are never scaled by layer",
+    "--apply-query-key-layer-scaling": "leave it out: the softmax runs in fp32",
+    "--attention-softmax-in-fp32": "leave it out: the softmax runs in fp32",
+    "--no-masked-softmax-fusion": "use --attention-backend to choose a kernel",
+    "--encoder-seq-length": "use --seq-length",
+    "--no-load-iteration": "use --finetune",
+    "--use-checkpoint-args": "give the model's flags: a checkpoint is checked against them",
+    "--tokenizer-name-or-path": "use --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR",
+    "--position-embedding-type": "leave it out: positions are learned and absolute",
+    "--use-rotary-position-embeddings": "leave it out: positions are learned and absolute",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ConfigErrors, so that a tool fails in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """Make a parser with a one-line description and the examples below the options."""
+    return _Parser(
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse argv; an unknown flag is a ConfigError that names what to use or the nearest flag."""
+    args, unknown = parser.parse_known_args(argv)
+    if not unknown:
+        return args
+    first = unknown[0].split("=", 1)[0]
+    if first in REPLACED:
+        raise ConfigError(f"{first} is not an option here: {REPLACED[first]}")
+    if not first.startswith("-"):
+        raise ConfigError(f"{first!r} belongs to no option; options start with --")
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(first, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "; see --help"
+    raise ConfigError(f"{first} is not an option{hint}")
+
+
+def _value_type(hint: Any) -> Any:
+    """Strip `| None` from a type hint."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _flag_of(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+def _options(section: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """List (field, type without None) of every field that has a flag."""
+    hints = typing.get_type_hints(section)
+    return [
+        (field, _value_type(hints[field.name]))
+        for field in dataclasses.fields(section)
+        if not field.metadata.get("derived")
+    ]
+
+
+def add_section(parser: argparse.ArgumentParser, section: type, title: str | None = None) -> None:
+    """Add a flag for every field of a section (a dataclass of `megatron.config`)."""
+    group = parser.add_argument_group(
+        title or section.__name__, (section.__doc__ or "").split("\n")[0]
+    )
+    for field, value_type in _options(section):
+        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        settings: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": (field.metadata["help"] + default).replace("%", "%%"),
+        }
+        origin = typing.get_origin(value_type)
+        if value_type is bool:
+            settings["action"] = "store_true"
+        elif origin is Literal:
+            settings["choices"] = typing.get_args(value_type)
+        elif origin is tuple:
+            settings |= {"nargs": "+", "type": typing.get_args(value_type)[0]}
+        else:
+            settings["type"] = value_type
+        if field.metadata["metavar"] and value_type is not bool:
+            settings["metavar"] = field.metadata["metavar"]
+        group.add_argument(_flag_of(field), **settings)
+    names = {field.name for field, _ in _options(section)}
+    for flag, (target, value, help_text) in ALIASES.items():
+        if target in names:
+            group.add_argument(
+                flag,
+                dest=target,
+                action="store_const",
+                const=value,
+                default=argparse.SUPPRESS,
+                help=help_text,
+            )
+
+
+def section_from(
+    args: argparse.Namespace, section: type[Section], defaults: dict[str, Any] | None = None
+) -> Section:
+    """Build a section from parsed flags; what they leave out comes from defaults, then the fields."""
+    given = dict(defaults or {})
+    for field, value_type in _options(section):
+        if hasattr(args, field.name):
+            value = getattr(args, field.name)
+            given[field.name] = tuple(value) if typing.get_origin(value_type) is tuple else value
+    return section(**given)
+
+
+def _coerce(name: str, value: Any, value_type: Any) -> Any:
+    """Turn a YAML value into a field's type, or raise ConfigError. YAML reads 3e-4 as a string."""
+    origin = typing.get_origin(value_type)
+    if origin is Literal:
+        allowed = typing.get_args(value_type)
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_coerce(name, item, typing.get_args(value_type)[0]) for item in items)
+    if value_type is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; allowed: true, false")
+        return value
+    try:
+        if isinstance(value, bool) or (value_type is int and float(value) != int(float(value))):
+            raise ValueError
+        return value_type(float(value)) if value_type is int else value_type(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {value!r}; expected a {value_type.__name__}") from None
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options: field names with - or _, flat or under section names.
+
+    Returns {field name: value}. Raises ConfigError for a missing file, an unknown name or a wrong type.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} holds no options; write lines such as 'num-layers: 24'")
+    sections = {field.name for field in dataclasses.fields(Config)}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= value if key in sections and isinstance(value, dict) else {key: value}
+    hints = {
+        field.name: value_type
+        for section in _sections().values()
+        for field, value_type in _options(section)
+    }
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"--config {path}: {key} is not an option{hint}")
+        if value is not None:
+            result[name] = _coerce(f"--config {path}: {key}", value, hints[name])
+    return result
+
+
+def _sections() -> dict[str, type]:
+    """Name every section of Config and its class."""
+    return {field.name: type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)}
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config and the flags of every section."""
+    parser.add_argument("--config", type=Path, help="YAML file of options that flags override")
+    parser.add_argument(
+        "--distributed-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="as --distributed-timeout-minutes, in seconds",
+    )
+    for name, section in _sections().items():
+        add_section(parser, section, title=name)
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    """Build the Config of flags added by `add_config`: flags, then --config, then defaults."""
+    defaults = read_defaults(args.config) if args.config else {}
+    if args.distributed_timeout is not None:
+        args.distributed_timeout_minutes = args.distributed_timeout / 60
+    built = {}
+    for name, section in _sections().items():
+        names = {field.name for field, _ in _options(section)}
+        built[name] = section_from(
+            args, section, {key: value for key, value in defaults.items() if key in names}
+        )
+    return Config(**built)
+
+
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
+    """Run a tool's main and leave with its exit code; a user's mistake is one line and code 2."""
+    name = Path(sys.argv[0]).name
+    try:
+        code = main() or 0
+    except MegatronError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`… | head`): not an error, but stdout must not be flushed again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
