@@ -245,7 +245,7 @@ def config_from(args: argparse.Namespace) -> Config:
     defaults = read_defaults(args.config) if args.config else {}
     if args.distributed_timeout is not None:
         args.distributed_timeout_minutes = args.distributed_timeout / 60
-    built = {}
+    built: dict[str, Any] = {}
     for name, section in _sections().items():
         names = {field.name for field, _ in _options(section)}
         built[name] = section_from(

@@ -1,0 +1,44 @@
+"""The global gradient norm over every axis, read from each parameter's own placements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+
+def num_replicas(tensor: DTensor) -> int:
+    """Count the processes of the tensor's mesh that hold the same shard."""
+    sizes = tensor.device_mesh.shape
+    replicas = 1
+    for size, placement in zip(sizes, tensor.placements, strict=True):
+        if isinstance(placement, Replicate):
+            replicas *= size
+    return replicas
+
+
+def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """Sum the squares of this process's gradients, each divided by its number of replicas: fp64 [].
+
+    Summed over the whole world it is the squared norm of the gradient. Parameters without gradients count nothing.
+    No collective.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        assert isinstance(gradient, DTensor)
+        norm = torch.linalg.vector_norm(gradient.to_local(), dtype=torch.float32)
+        total += norm.double() ** 2 / num_replicas(gradient)
+    return total
+
+
+def clip_factor(norm: float, clip_grad: float) -> float:
+    """Give what gradients are multiplied by so that their norm is at most clip_grad (0: never clip)."""
+    if clip_grad <= 0.0:
+        return 1.0
+    # Megatron's rule: 1e-6 keeps the quotient finite, and the result is only used below 1.
+    return min(1.0, clip_grad / (norm + 1.0e-6))

@@ -1,0 +1,45 @@
+"""Data parallelism by `fully_shard`: gradients are summed over the data parallel axes, in fp32.
+
+With --use-distributed-optimizer the optimizer's fp32 state is sharded over dp_shard; without it that axis has
+size 1 and the same engine only reduces. Parameters stay gathered between forward and backward (ZeRO-1's traffic).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from megatron.parallel.context import ParallelContext
+
+
+def shard_data_parallel(
+    model: nn.Module,
+    layers: list[nn.Module],
+    context: ParallelContext,
+    compute_dtype: torch.dtype,
+) -> None:
+    """Wrap each of layers and then the model itself in place.
+
+    fp32 parameters become shards over context.dp_mesh; forward sees them gathered in compute_dtype. Gradients are
+    sums, not means, over data parallel processes: the loss carries the whole batch's divisor.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if compute_dtype == torch.float32 else compute_dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for module in (*layers, model):
+        fully_shard(module, mesh=context.dp_mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # A plain sum: gloo has no reduction with a built-in factor.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
+    """Reduce gradients in the coming backward only if it is the step's last one; else accumulate locally."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last_micro_batch)
+        model.set_is_last_backward(is_last_micro_batch)

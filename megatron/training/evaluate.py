@@ -1,0 +1,41 @@
+"""Validation: the mean loss of each named set over a fixed number of batches.
+
+Every validation reads the same samples, so that its curve shows the model and not the draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron.data.loader import BatchLoader
+from megatron.parallel.context import ParallelContext
+from megatron.parallel.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The named sets and how much of each is read."""
+
+    loaders: dict[str, BatchLoader]
+    num_batches: int
+    global_batch_size: int
+
+    def run(self, pipeline: Pipeline, context: ParallelContext) -> dict[str, float]:
+        """Give the mean loss in nats of each set. Collective over the world; synchronises the device."""
+        losses = {}
+        for name, loader in self.loaders.items():
+            sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+            for number in range(self.num_batches):
+                batch = loader.batch(number * self.global_batch_size, self.global_batch_size)
+                batch = batch.to(context.device)
+                loss = pipeline.evaluate(batch)
+                if context.pp_rank == context.pp_size - 1:
+                    sums += torch.stack([loss.double(), batch.loss_mask.sum(dtype=torch.float64)])
+            sums /= context.tp_size  # its processes hold equal sums
+            dist.all_reduce(sums)
+            total, num_tokens = sums.tolist()
+            losses[name] = total / num_tokens if num_tokens else float("nan")
+        return losses

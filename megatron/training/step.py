@@ -1,0 +1,106 @@
+"""One optimizer step: gradients of the batch, one small reduction over the world, the update.
+
+Knows nothing of logs, checkpoints or the length of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron.optimizer.adamw import AdamW
+from megatron.optimizer.clip import clip_factor, gradient_square_sum
+from megatron.optimizer.loss_scale import LossScale
+from megatron.optimizer.schedule import Schedule
+from megatron.parallel.context import ParallelContext
+from megatron.parallel.pipeline import Batch, Pipeline, TiedEmbedding
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, equal on every process."""
+
+    loss: float  # mean over the tokens that carry loss, nats
+    gradient_norm: float  # before clipping
+    learning_rate: float
+    is_skipped: bool  # gradients were not finite: weights are as before
+    should_stop: bool  # some process was asked to
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """What a step works on."""
+
+    context: ParallelContext
+    pipeline: Pipeline
+    optimizer: AdamW
+    schedule: Schedule
+    loss_scale: LossScale
+    parameters: list[nn.Parameter]  # each logical weight once over the pipeline
+    tied_weight: nn.Parameter | None  # this end's copy of the shared embedding
+    tied_embedding: TiedEmbedding | None
+    seq_length: int
+    clip_grad: float
+
+
+def train_step(
+    parts: StepParts,
+    batch: Batch,
+    *,
+    consumed_samples: int,
+    global_batch_size: int,
+    wants_stop: bool,
+) -> StepResult:
+    """Update the weights with one global batch. Collective over the world; synchronises the device once.
+
+    The loss is the mean over all tokens of the global batch that carry loss, whatever their number on each process:
+    gradients are first scaled by the number of positions, which every process knows, then corrected by the number of
+    tokens that carry loss, which arrives with the gradient norm.
+    """
+    num_positions = global_batch_size * parts.seq_length
+    scale = parts.loss_scale.scale
+    loss_sum = parts.pipeline.forward_backward(batch, scale / num_positions)
+    if parts.tied_embedding is not None and parts.tied_weight is not None:
+        parts.tied_embedding.sum_gradients(parts.tied_weight)
+    square_sum = gradient_square_sum(parts.parameters, parts.context.device)
+    num_tokens, total_loss, total_square, num_stops = _reduce(
+        parts.context, batch, loss_sum, square_sum, wants_stop
+    )
+    learning_rate = parts.schedule.learning_rate(consumed_samples)
+    correction = num_positions / num_tokens / scale if num_tokens else math.nan
+    norm = math.sqrt(total_square) * correction
+    loss = total_loss / num_tokens if num_tokens else math.nan
+    is_skipped = not (math.isfinite(norm) and math.isfinite(loss))
+    if is_skipped:
+        parts.optimizer.zero_grad()
+    else:
+        parts.optimizer.step(
+            learning_rate=learning_rate,
+            weight_decay=parts.schedule.weight_decay(consumed_samples),
+            gradient_factor=correction * clip_factor(norm, parts.clip_grad),
+        )
+    parts.loss_scale.update(found_overflow=is_skipped)
+    return StepResult(loss, norm, learning_rate, is_skipped, num_stops > 0)
+
+
+def _reduce(
+    context: ParallelContext, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
+) -> tuple[float, float, float, float]:
+    """Sum (tokens with loss, loss, squared gradient norm, stop requests) over the world. Collective.
+
+    The last stage's tensor parallel processes all know the same loss: each gives its part of it.
+    """
+    num_tokens = batch.loss_mask.sum(dtype=torch.float64)
+    if context.pp_rank != context.pp_size - 1:
+        num_tokens = torch.zeros_like(num_tokens)
+    stop = torch.full((), float(wants_stop), dtype=torch.float64, device=context.device)
+    stats = torch.stack(
+        [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum, stop]
+    )
+    dist.all_reduce(stats)
+    tokens, loss, square, stops = stats.tolist()
+    return tokens, loss, square, stops
