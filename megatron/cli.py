@@ -183,7 +183,7 @@ def _coerce(name: str, value: Any, value_type: Any) -> Any:
             raise ValueError
         return value_type(float(value)) if value_type is int else value_type(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name} is {value!r}; expected a {value_type.__name__}") from None
+        raise ConfigError(f"{name} is {value!r}; expected {value_type.__name__}") from None
 
 
 def read_defaults(path: Path) -> dict[str, Any]:

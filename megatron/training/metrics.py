@@ -1,0 +1,217 @@
+"""Where a run's numbers go: the terminal, metrics.jsonl, TensorBoard, Weights & Biases. Rank 0 only.
+
+The caller decides when; nothing here touches a device or a process group.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.config import Config
+from megatron.errors import ConfigError
+from megatron.logging import get_logger
+
+logger = get_logger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class Interval:
+    """Sums over the steps since the last log line. Saved with a checkpoint, so that a resume logs the same mean."""
+
+    num_steps: int = 0
+    num_losses: int = 0  # steps whose loss was finite
+    loss_sum: float = 0.0
+    num_skipped: int = 0
+
+    def add(self, loss: float, is_skipped: bool) -> None:
+        """Account for one step."""
+        self.num_steps += 1
+        self.num_skipped += is_skipped
+        if math.isfinite(loss):
+            self.num_losses += 1
+            self.loss_sum += loss
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss_sum / self.num_losses if self.num_losses else math.nan
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What turns tokens a second into FLOP/s, per GPU (or per CPU process)."""
+
+    world_size: int
+    flops_per_token_full: float
+    flops_per_token_causal: float
+    peak_flops: float | None  # of one device in the compute dtype; None where it is not known
+
+    def fields(self, tokens: int, seconds: float) -> dict[str, float | None]:
+        """Give the speed fields of a metrics line."""
+        rate = tokens / seconds
+        rate_per_gpu = rate / self.world_size
+        full = rate_per_gpu * self.flops_per_token_full
+        causal = rate_per_gpu * self.flops_per_token_causal
+        return {
+            "tokens_per_second": rate,
+            "tokens_per_second_per_gpu": rate_per_gpu,
+            "tflops_per_gpu_full": full / 1e12,
+            "tflops_per_gpu_causal": causal / 1e12,
+            "mfu_full": full / self.peak_flops if self.peak_flops else None,
+            "mfu_causal": causal / self.peak_flops if self.peak_flops else None,
+        }
+
+
+# Dense bf16/fp16 tensor-core peak of one device in FLOP/s, from the vendor's data sheets.
+PEAK_FLOPS = {
+    "V100": 125e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(device_name: str, compute_dtype: str) -> float | None:
+    """Give the peak of a named device, None when it or the dtype is not in the table."""
+    if compute_dtype == "float32":
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def _json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what JSON cannot hold (nan, inf) by null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+def truncate_metrics(path: Path, iteration: int) -> None:
+    """Drop the lines of steps after iteration, which a resumed run is about to write again; replace atomically."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # the torn last line of a killed run
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
+
+
+class MetricsWriter:
+    """Writes lines of numbers to every place the configuration names."""
+
+    def __init__(self, config: Config, *, start_iteration: int) -> None:
+        """Open the files. A fresh run starts them anew, a resumed one continues after its checkpoint's step."""
+        save = Path(config.checkpoint.save) if config.checkpoint.save else None
+        self._file = None
+        if save is not None:
+            save.mkdir(parents=True, exist_ok=True)
+            path = save / METRICS_FILE
+            truncate_metrics(path, start_iteration if start_iteration > 0 else -1)
+            self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = _open_tensorboard(config, save, start_iteration)
+        self._wandb = _open_wandb(config)
+
+    def training(self, values: Mapping[str, Any], *, total_iterations: int) -> None:
+        """Write one training line; values are the fields of metrics.jsonl."""
+        self._write(values)
+        iteration = values["iteration"]
+        for name, value in values.items():
+            if name != "iteration" and value is not None:
+                self._scalar(f"train/{name}", value, iteration)
+        remaining = (total_iterations - iteration) * values["step_time_s"]
+        mfu = f" | MFU {values['mfu_full']:.1%}" if values["mfu_full"] is not None else ""
+        skipped = f" | {values['skipped']} skipped" if values["skipped"] else ""
+        logger.info(
+            f"step {iteration:>{len(str(total_iterations))}}/{total_iterations}"
+            f" | loss {values['lm_loss']:.4f} | grad norm {values['grad_norm']:.3f}"
+            f" | lr {values['learning_rate']:.2e} | {values['step_time_s']:.2f} s/step"
+            f" | {values['tokens_per_second']:,.0f} tokens/s{mfu}{skipped}"
+            f" | ETA {format_duration(remaining)}"
+        )
+
+    def validation(self, iteration: int, losses: Mapping[str, float]) -> None:
+        """Write one line for each validation set."""
+        for name, loss in losses.items():
+            perplexity = math.exp(min(loss, 80.0))
+            self._write(
+                {"iteration": iteration, "validation": name, "lm_loss": loss, "ppl": perplexity}
+            )
+            self._scalar(f"lm-loss-validation/{name}/lm loss validation", loss, iteration)
+            self._scalar(f"lm-loss-validation/{name}/ppl validation", perplexity, iteration)
+        text = " | ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        logger.info(f"validation loss at step {iteration}: {text}")
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(_json_ready(values)) + "\n")
+            self._file.flush()
+
+    def _scalar(self, name: str, value: float, iteration: int) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(name, value, iteration)
+        if self._wandb is not None:
+            self._wandb.log({name: value}, step=iteration)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._file is not None:
+            self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _open_tensorboard(config: Config, save: Path | None, start_iteration: int) -> Any:
+    """Open a TensorBoard writer under --tensorboard-dir or SAVE/tensorboard; None without either."""
+    folder = config.logging.tensorboard_dir or (save and str(save / "tensorboard"))
+    if not folder:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides the events of steps that a resumed run writes again.
+    return SummaryWriter(folder, purge_step=start_iteration + 1 if start_iteration else None)
+
+
+def _open_wandb(config: Config) -> Any:
+    """Start a Weights & Biases run if one is asked for."""
+    if config.logging.wandb_project_name is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "--wandb-project-name needs the wandb package: pip install wandb"
+        ) from None
+    name = Path(config.checkpoint.save).name if config.checkpoint.save else None
+    return wandb.init(
+        entity=config.logging.wandb_entity_name,
+        project=config.logging.wandb_project_name,
+        name=name,
+        resume="allow",
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as 45s, 3m05s, 2h07m or 3d04h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

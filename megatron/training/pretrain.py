@@ -1,0 +1,206 @@
+"""Builds a run in reading order, trains it, and leaves. The whole way of a training job stands here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megatron import logging as megatron_logging
+from megatron.config import Config
+from megatron.data.loader import BatchLoader
+from megatron.logging import get_logger
+from megatron.model.flops import flops_per_token
+from megatron.model.gpt import GPTModel
+from megatron.optimizer.adamw import AdamW
+from megatron.optimizer.loss_scale import LossScale
+from megatron.optimizer.schedule import Schedule
+from megatron.parallel.context import Launch, ParallelContext, initialize_distributed
+from megatron.parallel.data_parallel import shard_data_parallel
+from megatron.parallel.pipeline import (
+    BoundaryShape,
+    Pipeline,
+    StageLayers,
+    TiedEmbedding,
+    assign_stages,
+)
+from megatron.training.batch_schedule import BatchSchedule
+from megatron.training.evaluate import Validation
+from megatron.training.inputs import Inputs, open_inputs
+from megatron.training.metrics import MetricsWriter, Throughput, peak_flops
+from megatron.training.run_state import RunSaver, RunTensors, restore, resume_config
+from megatron.training.step import StepParts
+from megatron.training.train import Outcome, Run, train
+
+logger = get_logger(__name__)
+
+TIED_WEIGHT = "embedding.word_embeddings.weight"
+
+
+def pretrain(config: Config, launch: Launch) -> Outcome:
+    """Train a model from options to its last checkpoint. Every process of the launch calls it.
+
+    Raises ConfigError, DataError or CheckpointError before any process group exists where that is possible.
+    """
+    _configure_logging(config, launch)
+    inputs = open_inputs(config, launch.world_size)
+    config, checkpoint = resume_config(inputs.config)
+
+    device = initialize_distributed(config.parallel, launch)
+    try:
+        context = ParallelContext.create(config.parallel, launch.world_size, device)
+        run = build_run(config, inputs, context, checkpoint)
+        outcome = train(run)
+        if run.writer is not None:
+            run.writer.close()
+        dist.barrier()  # nobody leaves while another still reads from it
+    finally:
+        dist.destroy_process_group()
+    return outcome
+
+
+def build_run(
+    config: Config, inputs: Inputs, context: ParallelContext, checkpoint: Path | None
+) -> Run:
+    """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
+    compute_dtype = getattr(torch, config.precision.compute_dtype)
+    stages = assign_stages(
+        config.model.num_layers, context, config.parallel.num_layers_per_virtual_pipeline_stage
+    )
+    modules: list[nn.Module] = []
+    for stage in stages:
+        module = _build_stage(config, context, stage)
+        shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
+        modules.append(module)
+    parameters = {
+        name: parameter for module in modules for name, parameter in module.named_parameters()
+    }
+
+    optimizer = AdamW(parameters, config.optimizer)
+    loss_scale = LossScale.create(config.precision)
+    tensors = RunTensors(parameters, optimizer, loss_scale)
+    progress = restore(checkpoint, tensors, config.checkpoint)
+
+    global_batch_size = config.global_batch_size(context.dp_size)
+    writer = None
+    if context.rank == 0:
+        writer = MetricsWriter(config, start_iteration=progress.iteration)
+        _keep_tokenizer(config, inputs)
+    return Run(
+        config=config,
+        parts=_step_parts(config, context, stages, modules, tensors),
+        loader=_loader(config, inputs.datasets.train, context, config.data.num_workers),
+        batches=BatchSchedule.create(config.training, global_batch_size),
+        validation=Validation(
+            {
+                name: _loader(config, dataset, context, config.data.valid_num_workers)
+                for name, dataset in inputs.datasets.valid.items()
+            }
+            if config.training.eval_iters
+            else {},
+            config.training.eval_iters,
+            global_batch_size,
+        ),
+        progress=progress,
+        saver=RunSaver(config, tensors, last_saved=progress.iteration),
+        throughput=_throughput(config, context),
+        writer=writer,
+    )
+
+
+def _build_stage(config: Config, context: ParallelContext, stage: StageLayers) -> GPTModel:
+    return GPTModel(
+        config.model,
+        context,
+        layers=stage.layers,
+        is_first=stage.is_first,
+        is_last=stage.is_last,
+        seed=config.training.seed,
+        sequence_parallel=config.parallel.sequence_parallel and context.tp_size > 1,
+    )
+
+
+def _loader(
+    config: Config, dataset: Dataset, context: ParallelContext, num_workers: int
+) -> BatchLoader:
+    return BatchLoader(
+        dataset,
+        micro_batch_size=config.training.micro_batch_size,
+        dp_rank=context.dp_rank,
+        dp_size=context.dp_size,
+        num_workers=num_workers,
+    )
+
+
+def _step_parts(
+    config: Config,
+    context: ParallelContext,
+    stages: list[StageLayers],
+    modules: list[nn.Module],
+    tensors: RunTensors,
+) -> StepParts:
+    """Assemble what a step works on. Collective over the world when stages share the embedding."""
+    is_shared = context.pp_size > 1 and not config.model.untie_embeddings_and_output_weights
+    tied_embedding = TiedEmbedding(context) if is_shared else None
+    tied_weight = tensors.parameters.get(TIED_WEIGHT) if is_shared else None
+    # The last stage's copy is the same logical weight: it counts once in the norm of the gradient.
+    copies = {TIED_WEIGHT} if is_shared and context.pp_rank == context.pp_size - 1 else set()
+    seq_length = config.data.seq_length
+    is_split = config.parallel.sequence_parallel
+    return StepParts(
+        context=context,
+        pipeline=Pipeline(
+            stages,
+            modules,
+            context,
+            BoundaryShape(
+                config.training.micro_batch_size,
+                seq_length,
+                (
+                    seq_length // context.tp_size if is_split else seq_length,
+                    config.training.micro_batch_size,
+                    config.model.hidden_size,
+                ),
+                getattr(torch, config.precision.compute_dtype),
+            ),
+        ),
+        optimizer=tensors.optimizer,
+        schedule=Schedule.create(
+            config.optimizer, config.training, config.global_batch_size(context.dp_size)
+        ),
+        loss_scale=tensors.loss_scale,
+        parameters=[p for name, p in tensors.parameters.items() if name not in copies],
+        tied_weight=tied_weight,
+        tied_embedding=tied_embedding,
+        seq_length=seq_length,
+        clip_grad=config.optimizer.clip_grad,
+    )
+
+
+def _throughput(config: Config, context: ParallelContext) -> Throughput:
+    is_gpu = context.device.type == "cuda"
+    name = torch.cuda.get_device_name(context.device) if is_gpu else "cpu"
+    flops = flops_per_token(config.model, config.data.seq_length)
+    return Throughput(
+        context.world_size,
+        flops.full,
+        flops.causal,
+        peak_flops(name, config.precision.compute_dtype),
+    )
+
+
+def _configure_logging(config: Config, launch: Launch) -> None:
+    options = config.logging
+    folder = None
+    if options.structured_logs:
+        save = Path(config.checkpoint.save) / "logs" if config.checkpoint.save else Path("logs")
+        folder = Path(options.structured_logs_dir) if options.structured_logs_dir else save
+    megatron_logging.configure(launch.rank, json_dir=folder)
+
+
+def _keep_tokenizer(config: Config, inputs: Inputs) -> None:
+    """Copy the tokenizer beside the checkpoints, so that the run's folder is all an export needs."""
+    if config.checkpoint.save is not None:
+        inputs.tokenizer.save(Path(config.checkpoint.save) / "tokenizer")

@@ -1,0 +1,154 @@
+"""The loop of a run: step, log, validate, save, leave. What it drives is built in `pretrain`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron.config import Config
+from megatron.data.loader import BatchLoader
+from megatron.logging import get_logger
+from megatron.training.batch_schedule import BatchSchedule
+from megatron.training.evaluate import Validation
+from megatron.training.metrics import Interval, MetricsWriter, Throughput
+from megatron.training.run_state import Progress, RunSaver
+from megatron.training.signals import StopSignals
+from megatron.training.step import StepParts, StepResult, train_step
+
+logger = get_logger(__name__)
+
+Outcome = Literal["finished", "stopped"]
+
+
+@dataclass
+class Clock:
+    """Time spent in steps since the last log line; validation and saving do not count."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    num_steps: int = 0
+    _started: float = field(default=0.0, repr=False)
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def stop(self, tokens: int) -> None:
+        self.seconds += time.monotonic() - self._started
+        self.tokens += tokens
+        self.num_steps += 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run consists of."""
+
+    config: Config
+    parts: StepParts
+    loader: BatchLoader
+    batches: BatchSchedule
+    validation: Validation
+    progress: Progress
+    saver: RunSaver
+    throughput: Throughput
+    writer: MetricsWriter | None  # rank 0 only
+
+    @property
+    def is_complete(self) -> bool:
+        training = self.config.training
+        if training.train_samples is not None:
+            return self.progress.consumed_samples >= training.train_samples
+        assert training.train_iters is not None
+        return self.progress.iteration >= training.train_iters
+
+    @property
+    def total_iterations(self) -> int:
+        """Steps of the whole run, an estimate while the batch still grows."""
+        training, progress = self.config.training, self.progress
+        if training.train_iters is not None:
+            return training.train_iters
+        assert training.train_samples is not None
+        remaining = max(0, training.train_samples - progress.consumed_samples)
+        return progress.iteration - (-remaining // self.batches.size(progress.consumed_samples))
+
+
+def train(run: Run) -> Outcome:
+    """Train until the run is complete or a process is asked to leave; the last step is always saved.
+
+    Collective over the world: every process leaves at the same step.
+    """
+    training, progress = run.config.training, run.progress
+    clock, started = Clock(), time.monotonic()
+    if progress.iteration == 0:
+        _validate(run)
+    with StopSignals() as signals:
+        while not run.is_complete:
+            is_overtime = (
+                training.exit_duration_in_mins is not None
+                and time.monotonic() - started > 60.0 * training.exit_duration_in_mins
+            )
+            wants_stop = signals.received is not None or is_overtime
+            clock.start()
+            result = _step(run, wants_stop)
+            clock.stop(run.batches.size(progress.consumed_samples) * run.parts.seq_length)
+            progress.advance(run.batches.size(progress.consumed_samples))
+            progress.interval.add(result.loss, result.is_skipped)
+            if result.is_skipped:
+                logger.info(
+                    f"step {progress.iteration}: gradients are not finite (loss {result.loss}); "
+                    f"weights unchanged, next loss scale {run.parts.loss_scale.scale:g}"
+                )
+            if progress.iteration % run.config.logging.log_interval == 0 or run.is_complete:
+                _log(run, result, clock)
+                progress.interval = Interval()
+                clock = Clock()
+            if progress.iteration % training.eval_interval == 0 or run.is_complete:
+                _validate(run)
+            should_leave = result.should_stop or (
+                training.exit_interval is not None
+                and progress.iteration % training.exit_interval == 0
+            )
+            run.saver.save_if_due(progress, is_last=run.is_complete or should_leave)
+            if should_leave and not run.is_complete:
+                logger.info(f"left after step {progress.iteration}; the same command continues")
+                return "stopped"
+    return "finished"
+
+
+def _step(run: Run, wants_stop: bool) -> StepResult:
+    consumed = run.progress.consumed_samples
+    size = run.batches.size(consumed)
+    batch = run.loader.batch(consumed, size).to(run.parts.context.device)
+    return train_step(
+        run.parts,
+        batch,
+        consumed_samples=consumed,
+        global_batch_size=size,
+        wants_stop=wants_stop,
+    )
+
+
+def _validate(run: Run) -> None:
+    losses = run.validation.run(run.parts.pipeline, run.parts.context)
+    if run.writer is not None and losses:
+        run.writer.validation(run.progress.iteration, losses)
+
+
+def _log(run: Run, result: StepResult, clock: Clock) -> None:
+    if run.writer is None:
+        return
+    progress = run.progress
+    run.writer.training(
+        {
+            "iteration": progress.iteration,
+            "consumed_samples": progress.consumed_samples,
+            "consumed_tokens": progress.consumed_samples * run.parts.seq_length,
+            "lm_loss": progress.interval.mean_loss,
+            "grad_norm": result.gradient_norm,
+            "learning_rate": result.learning_rate,
+            "step_time_s": clock.seconds / clock.num_steps,
+            **run.throughput.fields(clock.tokens, clock.seconds),
+            "skipped": progress.interval.num_skipped,
+        },
+        total_iterations=run.total_iterations,
+    )

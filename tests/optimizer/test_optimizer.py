@@ -1,0 +1,189 @@
+"""AdamW on shards against torch's on whole tensors, the gradient norm, the loss scale, the schedules."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from megatron.config import OptimizerConfig, PrecisionConfig, TrainingConfig
+from megatron.optimizer.adamw import AdamW
+from megatron.optimizer.clip import clip_factor, gradient_square_sum
+from megatron.optimizer.loss_scale import LossScale
+from megatron.optimizer.schedule import Schedule
+from megatron.training.batch_schedule import BatchSchedule
+
+OPTIMIZER = OptimizerConfig(lr=0.01, weight_decay=0.1, adam_beta2=0.95)
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "matrix": torch.randn(6, 5, generator=generator),
+        "bias": torch.randn(7, generator=generator),
+    }
+
+
+def _sharded_steps(rank: int) -> tuple[dict[str, torch.Tensor], float]:
+    """Three steps on a matrix sharded over both processes and a replicated bias; gives whole tensors back."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    placements = {"matrix": [Shard(0)], "bias": [Replicate()]}
+    parameters = {
+        name: nn.Parameter(distribute_tensor(value, mesh, placements[name]))
+        for name, value in _tensors().items()
+    }
+    optimizer = AdamW(parameters, OPTIMIZER)
+    for number in range(3):
+        for name, parameter in parameters.items():
+            gradient = _tensors()[name] * (number + 1)
+            parameter.grad = distribute_tensor(gradient, mesh, placements[name])
+        squares = gradient_square_sum(parameters.values(), torch.device("cpu"))
+        torch.distributed.all_reduce(squares)
+        norm = math.sqrt(squares.item())
+        optimizer.step(
+            learning_rate=0.01 / (number + 1),
+            weight_decay=0.1,
+            gradient_factor=clip_factor(norm, 1.0),
+        )
+    assert optimizer.num_steps == 3
+    whole = {name: parameter.full_tensor() for name, parameter in parameters.items()}
+    whole |= {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in optimizer.tensors().items()
+    }
+    return {name: tensor.detach() for name, tensor in whole.items()}, norm
+
+
+def test_sharded_adamw_equals_torch_on_whole_tensors(world):
+    parameters = {name: nn.Parameter(value) for name, value in _tensors().items()}
+    oracle = torch.optim.AdamW(
+        [
+            {"params": [parameters["matrix"]], "weight_decay": 0.1},
+            {"params": [parameters["bias"]], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        fused=False,
+        foreach=False,
+    )
+    for number in range(3):
+        for name, parameter in parameters.items():
+            parameter.grad = _tensors()[name] * (number + 1)
+        norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0, error_if_nonfinite=True)
+        for group in oracle.param_groups:
+            group["lr"] = 0.01 / (number + 1)
+        oracle.step()
+    for whole, sharded_norm in world(2).run(_sharded_steps):
+        assert sharded_norm == pytest.approx(norm.item(), rel=1e-6)
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(whole[name], parameter.detach(), rtol=1e-6, atol=1e-7)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(
+                    whole[f"optimizer.{moment}.{name}"],
+                    oracle.state[parameter][moment],
+                    rtol=1e-6,
+                    atol=1e-8,
+                )
+
+
+def test_clip_factor_scales_down_only():
+    assert clip_factor(0.5, 1.0) == 1.0
+    assert clip_factor(4.0, 1.0) == pytest.approx(0.25, rel=1e-6)
+    assert clip_factor(4.0, 0.0) == 1.0
+    assert clip_factor(0.0, 1.0) == 1.0
+
+
+def test_loss_scale_halves_after_hysteresis_and_doubles_after_window():
+    config = PrecisionConfig(fp16=True, initial_loss_scale=16.0, loss_scale_window=3, hysteresis=2)
+    scale = LossScale.create(config)
+    scale.update(found_overflow=True)
+    assert scale.scale == 16.0
+    scale.update(found_overflow=True)
+    assert scale.scale == 8.0
+    for _ in range(3):
+        scale.update(found_overflow=False)
+    assert scale.scale == 16.0
+    resumed = LossScale.create(config)
+    resumed.load_state(scale.state())
+    assert resumed == scale
+
+
+def test_loss_scale_has_a_floor_and_is_one_without_fp16():
+    scale = LossScale.create(PrecisionConfig(fp16=True, initial_loss_scale=2.0, hysteresis=1))
+    for _ in range(4):
+        scale.update(found_overflow=True)
+    assert scale.scale == 1.0
+    for config in (PrecisionConfig(), PrecisionConfig(bf16=True)):
+        scale = LossScale.create(config)
+        scale.update(found_overflow=True)
+        assert scale.scale == 1.0
+
+
+def test_fixed_loss_scale_stays():
+    scale = LossScale.create(PrecisionConfig(fp16=True, loss_scale=64.0))
+    for overflow in (True, True, True, False):
+        scale.update(found_overflow=overflow)
+    assert scale.scale == 64.0
+
+
+def _schedule(style: str, **changes: float) -> Schedule:
+    config = replace(
+        OptimizerConfig(lr=1.0, min_lr=0.1, lr_decay_style=style, lr_warmup_iters=10), **changes
+    )
+    return Schedule.create(config, TrainingConfig(train_iters=110), global_batch_size=4)
+
+
+def test_warmup_is_linear_from_zero():
+    schedule = _schedule("cosine")
+    assert schedule.learning_rate(0) == 0.0
+    assert schedule.learning_rate(20) == 0.5
+    assert schedule.learning_rate(40) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("style", "middle"), [("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)]
+)
+def test_decay_reaches_its_middle_and_its_end(style, middle):
+    schedule = _schedule(style)
+    assert schedule.learning_rate(240) == pytest.approx(middle)
+    assert schedule.learning_rate(440) == pytest.approx(1.0 if style == "constant" else 0.1)
+    assert schedule.learning_rate(441) == pytest.approx(1.0 if style == "constant" else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle"), [("linear", 0.55), ("cosine", 0.55), ("exponential", 0.4727922)]
+)
+def test_wsd_is_stable_then_decays(shape, middle):
+    schedule = _schedule("WSD", lr_wsd_decay_iters=20, lr_wsd_decay_style=shape)
+    assert schedule.learning_rate(360) == 1.0
+    assert schedule.learning_rate(400) == pytest.approx(middle)
+    assert schedule.learning_rate(440) == pytest.approx(0.1)
+
+
+def test_warmup_fraction_is_of_the_decay():
+    schedule = _schedule("linear", lr_warmup_iters=0, lr_warmup_fraction=0.5, lr_decay_iters=100)
+    assert schedule.learning_rate(100) == 0.5
+    assert schedule.learning_rate(200) == 1.0
+
+
+def test_weight_decay_grows_from_start_to_end():
+    schedule = _schedule(
+        "linear",
+        start_weight_decay=0.0,
+        end_weight_decay=0.2,
+        weight_decay_incr_style="linear",
+    )
+    assert schedule.weight_decay(0) == 0.0
+    assert schedule.weight_decay(220) == pytest.approx(0.1)
+    assert schedule.weight_decay(1000) == pytest.approx(0.2)
+
+
+def test_batch_grows_by_increments_over_the_ramp():
+    config = TrainingConfig(rampup_batch_size=(4, 2, 30), global_batch_size=10, train_samples=100)
+    schedule = BatchSchedule.create(config, 10)
+    assert [schedule.size(consumed) for consumed in (0, 9, 10, 19, 20, 29, 30, 99)] == [
+        4, 4, 6, 6, 8, 8, 10, 10,
+    ]  # fmt: skip
+    assert BatchSchedule.create(TrainingConfig(), 8).size(5) == 8

@@ -1,0 +1,227 @@
+"""The command line: Megatron's launches parse, mistakes are named, a YAML file lies below the flags."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron import cli
+from megatron.config import Config, from_json, to_json
+from megatron.errors import ConfigError
+
+# What BigCode's launch files pass, their paths replaced. World size, then flags that differ from the common ones.
+COMMON = """
+--attention-head-type multiquery --seq-length 8192 --max-position-embeddings 8192
+--attention-dropout 0.1 --hidden-dropout 0.1 --micro-batch-size 1 --weight-decay .1 --adam-beta2 .95
+--clip-grad 1.0 --bf16 --use-flash-attn --fim-rate 0.5 --log-interval 10 --valid-num-workers 0
+--lr-decay-style cosine --tokenizer-type TokenizerFromFile --tokenizer-file tokenizer.json
+--save ckpt --load ckpt --train-weighted-split-paths-path train.txt
+--valid-weighted-split-paths-path valid.txt --structured-logs --structured-logs-dir ckpt/logs
+--tensorboard-dir ckpt/tensorboard --wandb-entity-name someone --wandb-project-name bigcode
+"""
+BODY_15B = """
+--tensor-model-parallel-size 4 --pipeline-model-parallel-size 4 --sequence-parallel
+--num-layers 40 --hidden-size 6144 --num-attention-heads 48 --init-method-std 0.01275
+--global-batch-size 512
+"""
+LAUNCHES = {
+    "15b": (
+        512,
+        COMMON
+        + BODY_15B
+        + """--lr 0.0003 --min-lr 0.00003 --train-iters 250000 --lr-decay-iters 250000
+        --lr-warmup-iters 2000 --save-interval 2500 --eval-interval 2500 --eval-iters 2
+        --use-distributed-optimizer""",
+    ),
+    "7b": (
+        512,
+        COMMON
+        + """--tensor-model-parallel-size 2 --pipeline-model-parallel-size 1 --num-layers 42
+        --hidden-size 4096 --num-attention-heads 32 --init-method-std 0.015625
+        --global-batch-size 512 --lr 0.0003 --min-lr 0.00003 --train-iters 250000
+        --lr-decay-iters 250000 --lr-warmup-iters 2000 --save-interval 2500 --eval-interval 2500
+        --eval-iters 2 --use-distributed-optimizer""",
+    ),
+    "3b": (
+        256,
+        COMMON
+        + """--tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --num-layers 36
+        --hidden-size 2816 --num-attention-heads 22 --init-method-std 0.01884
+        --global-batch-size 256 --lr 0.0005 --min-lr 0.00005 --train-iters 500000
+        --lr-decay-iters 500000 --lr-warmup-iters 2000 --save-interval 5000 --eval-interval 5000
+        --eval-iters 2 --use-distributed-optimizer""",
+    ),
+    "1b": (
+        128,
+        COMMON
+        + """--tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --num-layers 24
+        --hidden-size 2048 --num-attention-heads 16 --init-method-std 0.02209
+        --global-batch-size 128 --lr 0.0004 --min-lr 0.00004 --train-iters 1000000
+        --lr-decay-iters 1000000 --lr-warmup-iters 2000 --save-interval 10000
+        --eval-interval 10000 --eval-iters 2""",
+    ),
+    "python fine-tuning": (
+        512,
+        COMMON
+        + BODY_15B
+        + """--lr 0.00005 --min-lr 0.000005 --train-iters 258500 --lr-decay-iters 8500
+        --lr-warmup-iters 500 --save-interval 2500 --eval-interval 100 --eval-iters 10
+        --finetune --no-load-optim --no-load-rng --override-opt_param-scheduler""",
+    ),
+    "starcoderplus": (
+        512,
+        COMMON
+        + BODY_15B
+        + """--lr 0.0001 --min-lr 0.00001 --train-iters 400000 --lr-decay-iters 150000
+        --lr-warmup-iters 1000 --save-interval 2500 --eval-interval 2500 --eval-iters 2
+        --finetune --no-load-optim --no-load-rng --override-opt_param-scheduler""",
+    ),
+    "santacoder": (
+        96,
+        """--tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --recompute-activations
+        --num-layers 24 --hidden-size 2048 --num-attention-heads 16
+        --attention-head-type multiquery --init-method-std 0.022 --seq-length 2048
+        --max-position-embeddings 2048 --attention-dropout 0.1 --hidden-dropout 0.1
+        --micro-batch-size 2 --global-batch-size 192 --lr 0.0002 --train-iters 300000
+        --lr-decay-iters 600000 --lr-decay-style cosine --lr-warmup-fraction 0.02
+        --weight-decay .1 --adam-beta2 .95 --clip-grad 1.0 --fp16 --log-interval 10
+        --save-interval 4000 --eval-interval 200 --eval-iters 10 --initial-loss-scale 65536
+        --fim-rate 0.5 --tokenizer-type TokenizerFromFileWithFIM --tokenizer-file tokenizer.json
+        --save ckpt --load ckpt --data-path data --tensorboard-dir ckpt/tensorboard""",
+    ),
+}
+SMALL = """--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32
+--max-position-embeddings 32 --train-iters 10 --lr 1e-3 --data-path data"""
+
+
+def parse(text: str) -> Config:
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    return cli.config_from(cli.parse_known(parser, text.split()))
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_bigcode_launch_parses_and_validates(name):
+    world_size, flags = LAUNCHES[name]
+    config = parse(flags)
+    config.check(world_size)
+    size = int(re.search(r"--hidden-size (\d+)", flags).group(1))
+    assert config.model.hidden_size == size
+    assert config.model.query_groups == 1
+    assert config.optimizer.adam_beta2 == 0.95
+    assert from_json(to_json(config)) == config
+
+
+def test_aliases_set_what_they_stand_for():
+    config = parse(SMALL + " --recompute-activations --use-flash-attn --distributed-timeout 90")
+    assert config.model.recompute_granularity == "selective"
+    assert config.model.attention_backend == "flash"
+    assert config.parallel.distributed_timeout_minutes == 1.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--micro-batchsize 2", "did you mean --micro-batch-size"),
+        ("--batch-size 2", "use --micro-batch-size"),
+        ("--checkpoint-activations", "use --recompute-granularity full"),
+        ("--lr abc", "--lr"),
+        ("--lr-decay-style exponential", "invalid choice"),
+        ("--bf16 stray", "'stray' belongs to no option"),
+    ],
+)
+def test_unusable_flag_says_what_to_use(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(f"{SMALL} {flags}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size", "names"),
+    [
+        ("--tensor-model-parallel-size 3", 3, ["--tensor-model-parallel-size 3", "heads 4"]),
+        ("--tensor-model-parallel-size 4", 2, ["4 processes", "there are 2"]),
+        ("--tensor-model-parallel-size 2", 3, ["3 processes", "multiple of 2"]),
+        ("--pipeline-model-parallel-size 3", 3, ["--pipeline", "--num-layers 4"]),
+        ("--seq-length 64", 1, ["--seq-length 64", "--max-position-embeddings"]),
+        (
+            "--tensor-model-parallel-size 2 --sequence-parallel --seq-length 31",
+            2,
+            ["--sequence-parallel", "31"],
+        ),
+        ("--bf16 --fp16", 1, ["--bf16", "--fp16"]),
+        ("--loss-scale 8", 1, ["--loss-scale", "--fp16"]),
+        ("--global-batch-size 3 --micro-batch-size 2", 1, ["3", "multiple of 2"]),
+        ("--train-samples 10", 1, ["--train-iters", "--train-samples"]),
+        ("--lr-decay-samples 10", 1, ["--lr-decay-samples", "--train-iters"]),
+        ("--rampup-batch-size 2 2 10 --global-batch-size 4", 1, ["--train-samples"]),
+        ("--save-interval 5", 1, ["--save-interval", "--save"]),
+        ("--finetune", 1, ["--finetune", "--load"]),
+        ("--split 9,1 --train-data-path a", 1, ["--data-path", "--train-data-path"]),
+        ("--num-query-groups 3", 1, ["--num-query-groups 3", "4"]),
+        ("--fim-rate 1.5", 1, ["--fim-rate", "0 to 1"]),
+        ("--recompute-method block", 1, ["--recompute-granularity full"]),
+        ("--min-lr 1", 1, ["--min-lr", "--lr"]),
+        ("--lr-decay-style WSD", 1, ["--lr-wsd-decay-iters"]),
+        ("--num-layers-per-virtual-pipeline-stage 1", 1, ["--pipeline-model-parallel-size"]),
+    ],
+)
+def test_clash_names_both_options(flags, world_size, names):
+    with pytest.raises(ConfigError) as error:
+        parse(f"{SMALL} {flags}").check(world_size)
+    for name in names:
+        assert name in str(error.value)
+
+
+def test_yaml_gives_defaults_that_flags_override(tmp_path: Path):
+    path = tmp_path / "preset.yaml"
+    path.write_text("model:\n  num-layers: 8\n  hidden_size: 128\nlr: 3e-4\ndata_path: [0.5, a]\n")
+    config = parse(f"--config {path} --num-layers 2")
+    assert config.model.num_layers == 2
+    assert config.model.hidden_size == 128
+    assert config.optimizer.lr == 3e-4
+    assert config.data.data_path == ("0.5", "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("num-layer: 8", "did you mean num_layers"),
+        ("num-layers: many", "expected int"),
+        ("num-layers: 2.5", "expected int"),
+        ("bf16: 1", "true, false"),
+        ("lr_decay_style: quick", "allowed: constant"),
+        ("- 3", "holds no options"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_bad_yaml_is_named(tmp_path: Path, content, message):
+    path = tmp_path / "preset.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        parse(f"--config {path}")
+
+
+def test_missing_yaml_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="No such file"):
+        parse(f"--config {tmp_path / 'none.yaml'}")
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    result = subprocess.run(
+        [sys.executable, "tools/pretrain_gpt.py", "--num-layer", "3"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "did you mean --num-layers" in result.stderr
+
+
+def test_every_flag_has_a_help_text():
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    assert all(action.help for action in parser._actions)
+    assert "--override-opt_param-scheduler" in parser.format_help()

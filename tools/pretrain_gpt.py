@@ -1,0 +1,51 @@
+"""Train a GPT model: Megatron's flags, torchrun's processes. See --help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron import cli
+
+EXAMPLES = """\
+  one process:
+    python tools/pretrain_gpt.py --num-layers 4 --hidden-size 256 --num-attention-heads 8 \\
+      --attention-head-type multiquery --seq-length 512 --max-position-embeddings 512 \\
+      --micro-batch-size 4 --train-iters 100 --lr 1e-3 --data-path data/py_text_document \\
+      --tokenizer-file tokenizer.json --save runs/a --load runs/a --save-interval 50
+  check a launch of 16 processes on a laptop, starting nothing:
+    python tools/pretrain_gpt.py --dry-run --world-size 16 <the same flags>
+
+exit codes: 0 finished; 75 saved and left when asked (signal, --exit-*): the same command continues;
+2 an option, a file or a checkpoint is wrong; 1 anything else"""
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: come again
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check, and train or explain."""
+    parser = cli.make_parser("Train a GPT model on .bin/.idx datasets.", EXAMPLES)
+    parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        help="with --dry-run: processes to check for (default: what the layout needs)",
+    )
+    cli.add_config(parser)
+    args = cli.parse_known(parser, argv)
+    config = cli.config_from(args)
+    if args.dry_run:
+        from megatron.training.dry_run import describe
+
+        print(describe(config, args.world_size))
+        return 0
+
+    # torch takes seconds to import: a dry run and a wrong flag do not wait for it.
+    from megatron.parallel.context import Launch
+    from megatron.training.pretrain import pretrain
+
+    outcome = pretrain(config, Launch.from_environment())
+    return 0 if outcome == "finished" else EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    cli.run_tool(main)
