@@ -117,9 +117,7 @@ class IndexedDataset:
     def document_start(self, document: int) -> int:
         """Give where a document starts in `tokens`; that of `num_documents` is the end of the last."""
         if not 0 <= document <= self.num_documents:
-            raise IndexError(
-                f"document {document} of {self.prefix}, which has {self.num_documents}"
-            )
+            raise IndexError(f"document {document} of {self.num_documents} in {self.prefix}")
         item = int(self.document_items[document])
         if item == len(self):
             return self.num_tokens
@@ -163,8 +161,7 @@ class IndexedDataset:
 
     def _chunks(self) -> Iterator[tuple[int, IdArray, IdArray]]:
         for start in range(0, len(self), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            yield start, self.sizes[chunk], self.pointers[chunk]
+            yield start, self.sizes[start : start + CHUNK], self.pointers[start : start + CHUNK]
 
     def _check_ends(self, payload_size: int) -> None:
         """Check the first and last entry of each array, and the last against the length of .bin."""
@@ -368,9 +365,7 @@ def _read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype[np.inte
 
 
 def _damaged(path: Path, finding: str) -> DataError:
-    return DataError(
-        f"{path} is damaged: {finding}; copy it again, or run tools/preprocess_data.py again"
-    )
+    return DataError(f"{path} is damaged: {finding}; copy it or run tools/preprocess_data.py again")
 
 
 def _type_code(dtype: np.dtype) -> int:
