@@ -79,29 +79,23 @@ def train(run: Run) -> Outcome:
     """
     training, progress = run.config.training, run.progress
     clock, started = Clock(), time.monotonic()
-    if progress.iteration == 0:
-        _validate(run)
     with StopSignals() as signals:
+        if progress.iteration == 0:
+            _validate(run)
         while not run.is_complete:
             is_overtime = (
                 training.exit_duration_in_mins is not None
                 and time.monotonic() - started > 60.0 * training.exit_duration_in_mins
             )
-            wants_stop = signals.received is not None or is_overtime
+            size = run.batches.size(progress.consumed_samples)
             clock.start()
-            result = _step(run, wants_stop)
-            clock.stop(run.batches.size(progress.consumed_samples) * run.parts.seq_length)
-            progress.advance(run.batches.size(progress.consumed_samples))
+            result = _step(run, size, wants_stop=signals.received is not None or is_overtime)
+            clock.stop(size * run.parts.seq_length)
+            progress.advance(size)
             progress.interval.add(result.loss, result.is_skipped)
-            if result.is_skipped:
-                logger.info(
-                    f"step {progress.iteration}: gradients are not finite (loss {result.loss}); "
-                    f"weights unchanged, next loss scale {run.parts.loss_scale.scale:g}"
-                )
             if progress.iteration % run.config.logging.log_interval == 0 or run.is_complete:
                 _log(run, result, clock)
-                progress.interval = Interval()
-                clock = Clock()
+                progress.interval, clock = Interval(), Clock()
             if progress.iteration % training.eval_interval == 0 or run.is_complete:
                 _validate(run)
             should_leave = result.should_stop or (
@@ -115,17 +109,23 @@ def train(run: Run) -> Outcome:
     return "finished"
 
 
-def _step(run: Run, wants_stop: bool) -> StepResult:
+def _step(run: Run, size: int, *, wants_stop: bool) -> StepResult:
+    """Read a global batch of size samples and take one step with it."""
     consumed = run.progress.consumed_samples
-    size = run.batches.size(consumed)
     batch = run.loader.batch(consumed, size).to(run.parts.context.device)
-    return train_step(
+    result = train_step(
         run.parts,
         batch,
         consumed_samples=consumed,
         global_batch_size=size,
         wants_stop=wants_stop,
     )
+    if result.is_skipped:
+        logger.info(
+            f"step {run.progress.iteration + 1}: gradients are not finite (loss {result.loss}); "
+            f"weights unchanged, next loss scale {run.parts.loss_scale.scale:g}"
+        )
+    return result
 
 
 def _validate(run: Run) -> None:
