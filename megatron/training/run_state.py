@@ -12,8 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megatron.checkpoint.layout import checkpoint_folder, latest_iteration
-from megatron.checkpoint.load import load_checkpoint, read_config, read_state
+from megatron.checkpoint.layout import (
+    checkpoint_folder,
+    latest_iteration,
+    read_config,
+    read_state,
+)
+from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import CheckpointConfig, Config, OptimizerConfig, from_json, to_json
 from megatron.errors import CheckpointError

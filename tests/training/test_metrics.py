@@ -1,0 +1,98 @@
+"""metrics.jsonl, its resume, and the numbers in it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron.config import CheckpointConfig, Config
+from megatron.training.metrics import (
+    Interval,
+    MetricsWriter,
+    Throughput,
+    format_duration,
+    peak_flops,
+    truncate_metrics,
+)
+
+LINE = {
+    "consumed_samples": 8,
+    "consumed_tokens": 64,
+    "lm_loss": 2.0,
+    "grad_norm": math.inf,
+    "learning_rate": 1e-3,
+    "step_time_s": 0.5,
+    "tokens_per_second": 128.0,
+    "mfu_full": None,
+    "skipped": 1,
+}
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_after_the_checkpoint_and_torn_lines_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iterat')
+    truncate_metrics(path, 2)
+    assert [line["iteration"] for line in _lines(path)] == [1, 2]
+
+
+def test_a_missing_metrics_file_is_no_error(tmp_path):
+    truncate_metrics(tmp_path / "metrics.jsonl", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_continues_a_resumed_run_and_writes_json_only(tmp_path):
+    config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    writer = MetricsWriter(config, start_iteration=0)
+    for iteration in (1, 2, 3):
+        writer.training({"iteration": iteration, **LINE}, total_iterations=5)
+    writer.close()
+    writer = MetricsWriter(config, start_iteration=2)
+    writer.validation(2, {"python": 1.0})
+    writer.close()
+    lines = _lines(tmp_path / "metrics.jsonl")
+    assert [line["iteration"] for line in lines] == [1, 2, 2]
+    assert lines[0]["grad_norm"] is None
+    assert lines[2] == {
+        "iteration": 2,
+        "validation": "python",
+        "lm_loss": 1.0,
+        "ppl": pytest.approx(math.e),
+    }
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_fresh_run_starts_its_file_anew(tmp_path):
+    config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    MetricsWriter(config, start_iteration=0).close()
+    assert _lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_interval_means_over_finite_losses():
+    interval = Interval()
+    interval.add(1.0, is_skipped=False)
+    interval.add(math.nan, is_skipped=True)
+    interval.add(3.0, is_skipped=False)
+    assert (interval.mean_loss, interval.num_skipped, interval.num_steps) == (2.0, 1, 3)
+
+
+def test_throughput_counts_each_gpu():
+    fields = Throughput(2, 10e9, 8e9, peak_flops("NVIDIA H200", "bfloat16")).fields(1000, 0.1)
+    assert fields["tokens_per_second"] == 10000
+    assert fields["tokens_per_second_per_gpu"] == 5000
+    assert fields["tflops_per_gpu_full"] == pytest.approx(50.0)
+    assert fields["mfu_causal"] == pytest.approx(40e12 / 989e12)
+    assert Throughput(1, 1.0, 1.0, peak_flops("cpu", "bfloat16")).fields(1, 1.0)["mfu_full"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7620, "2h07m"), (3 * 86400 + 4 * 3600, "3d04h")],
+)
+def test_durations_read_well(seconds, text):
+    assert format_duration(seconds) == text
