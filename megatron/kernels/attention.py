@@ -1,0 +1,99 @@
+"""Causal attention over [s, b, heads, d], with fewer key/value heads than query heads where they are shared.
+
+Three ways to compute one function. None of them expands keys or values to the number of query heads:
+the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa, flash).
+Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
+every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first
+head): recomputation and a resumed run repeat it, another tensor parallel size does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megatron.kernels.dropout import Dropout, head_keys
+
+
+@dataclass(frozen=True)
+class AttentionDropout:
+    """Dropout of attention probabilities in one layer for one micro-batch."""
+
+    probability: float
+    row_keys: Tensor  # int64 [s, b]: of the query tokens at this site
+    first_head: int  # of this process, counted over all of them
+    seed: int  # for kernels that draw from a generator
+
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionDropout | None], Tensor]
+
+
+@contextmanager
+def _seeded(device: torch.device, dropout: AttentionDropout | None) -> Iterator[None]:
+    """Make the default generator a function of dropout's seed inside, and untouched after."""
+    if dropout is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(dropout.seed)
+        yield
+
+
+def explicit_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+) -> Tensor:
+    """Attend with the probabilities in memory, softmax in fp32: the reference of the other two.
+
+    query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d].
+    """
+    s, b, n, d = query.shape
+    g = key.size(2)
+    rows = query.view(s, b, g, n // g, d).permute(1, 2, 3, 0, 4)  # [b, g, n/g, s, d]
+    rows = rows.reshape(b * g, n // g * s, d)
+    keys = key.permute(1, 2, 3, 0).reshape(b * g, d, s)
+    values = value.permute(1, 2, 0, 3).reshape(b * g, s, d)
+
+    scores = torch.bmm(rows.mul(1.0 / math.sqrt(d)), keys).float().view(b, n, s, s)
+    future = torch.ones(s, s, dtype=torch.bool, device=query.device).triu_(1)
+    probabilities = scores.masked_fill_(future, float("-inf")).softmax(dim=-1)  # fp32
+    if dropout is not None:
+        heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
+        keyed = Dropout(dropout.probability, heads.permute(1, 2, 0))
+        probabilities = keyed(probabilities)
+    probabilities = probabilities.to(value.dtype).view(b * g, n // g * s, s)
+
+    context = torch.bmm(probabilities, values).view(b, n, s, d)
+    return context.permute(2, 0, 1, 3).reshape(s, b, n * d)  # [b, n, s, d] -> [s, b, n*d]
+
+
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+) -> Tensor:
+    """Attend with torch's fused kernels. Shapes as `explicit_attention`."""
+    s, b, n, d = query.shape
+    with _seeded(query.device, dropout):
+        context = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            dropout_p=0.0 if dropout is None else dropout.probability,
+            is_causal=True,
+            enable_gqa=key.size(2) != n,
+        )
+    return context.permute(2, 0, 1, 3).reshape(s, b, n * d)  # [b, n, s, d] -> [s, b, n*d]
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+) -> Tensor:
+    """Attend with torch's FlashAttention and nothing else. Shapes as `explicit_attention`."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return sdpa_attention(query, key, value, dropout)

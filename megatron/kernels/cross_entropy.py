@@ -1,0 +1,59 @@
+"""The local part of a cross entropy whose vocabulary is sharded: row statistics, and the gradient in place.
+
+Softmax in fp32, but in blocks of rows: no fp32 copy of the logits exists at any time, and the gradient takes
+the place of the logits. Knows nothing of process groups: `megatron.parallel.cross_entropy` joins the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Elements of a block: its fp32 scratch fits a core's cache, and a GPU gets few launches.
+_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}
+
+
+def _row_blocks(logits: Tensor) -> Iterator[slice]:
+    rows = max(1, _BLOCK_ELEMENTS.get(logits.device.type, 1 << 26) // max(1, logits.size(1)))
+    for start in range(0, logits.size(0), rows):
+        yield slice(start, min(start + rows, logits.size(0)))
+
+
+def row_statistics(logits: Tensor, columns: Tensor, num_valid: int) -> tuple[Tensor, Tensor]:
+    """Give log-sum-exp over the first num_valid columns, and the logit at columns; both fp32 [r].
+
+    logits [r, v]; columns int64 [r], the label's column or -1 where the label is not in this shard: its logit
+    is then 0. The log-sum-exp of no column is -inf.
+    """
+    log_sum_exp = logits.new_full((logits.size(0),), float("-inf"), dtype=torch.float32)
+    if num_valid > 0:
+        for rows in _row_blocks(logits):
+            block = logits[rows, :num_valid]
+            largest = block.amax(dim=1, keepdim=True).float()
+            total = block.float().sub(largest).exp_().sum(dim=1)
+            log_sum_exp[rows] = total.log_().add_(largest.squeeze(1))
+    picked = logits.gather(1, columns.clamp(min=0).unsqueeze(1)).squeeze(1).float()
+    return log_sum_exp, picked.masked_fill_(columns < 0, 0.0)
+
+
+def gradient_(
+    logits: Tensor, columns: Tensor, num_valid: int, log_sum_exp: Tensor, scale: Tensor
+) -> Tensor:
+    """Overwrite logits [r, v] with (softmax - one_hot(columns)) * scale; returns it.
+
+    log_sum_exp and scale fp32 [r]. Columns from num_valid on get 0: padding of the vocabulary.
+    """
+    for rows in _row_blocks(logits):
+        block = logits[rows, :num_valid]
+        scratch = block if block.dtype == torch.float32 else block.float()
+        scratch.sub_(log_sum_exp[rows].unsqueeze(1)).exp_().mul_(scale[rows].unsqueeze(1))
+        here = columns[rows].unsqueeze(1)
+        target = -scale[rows].unsqueeze(1) * (here >= 0)
+        if num_valid > 0:
+            scratch.scatter_add_(1, here.clamp(min=0), target)
+        if scratch is not block:
+            block.copy_(scratch)
+    logits[:, num_valid:].zero_()
+    return logits

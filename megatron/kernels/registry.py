@@ -1,0 +1,129 @@
+"""Which implementation of each operation a model uses: decided once, before the model is built.
+
+An implementation says itself where it cannot run. `auto` takes the first of an ordered list that can; a name
+asked for that cannot run is the user's error. Knows nothing of layers or process groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron.errors import ConfigError
+from megatron.kernels.attention import (
+    AttentionFunction,
+    explicit_attention,
+    flash_attention,
+    sdpa_attention,
+)
+from megatron.kernels.bias_dropout_residual import bias_dropout_residual
+from megatron.kernels.bias_gelu import bias_gelu
+from megatron.kernels.dropout import Dropout
+from megatron.kernels.layer_norm import layer_norm
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice may depend on."""
+
+    device_type: str
+    dtype: torch.dtype
+    head_dim: int
+    attention_dropout: float
+
+
+@dataclass(frozen=True)
+class AttentionImplementation:
+    """One way to compute attention, with the reasons for and against it."""
+
+    name: str
+    function: AttentionFunction
+    benefit: str
+    obstacle: Callable[[Situation], str | None]  # why it cannot run there, None where it can
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the table that a run logs."""
+
+    operation: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operations of a transformer layer, and why each is the one it is."""
+
+    attention: AttentionFunction
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    bias_gelu: Callable[[Tensor, Tensor | None], Tensor]
+    bias_dropout_residual: Callable[[Tensor, Tensor | None, Tensor, Dropout | None], Tensor]
+    stores_attention_probabilities: bool  # what selective recomputation is there to free
+    choices: tuple[Choice, ...]
+
+
+def _flash_obstacle(situation: Situation) -> str | None:
+    if situation.device_type == "cpu":
+        return "has no dropout on a CPU" if situation.attention_dropout > 0 else None
+    if situation.dtype not in (torch.bfloat16, torch.float16):
+        return f"needs --bf16 or --fp16 on a GPU, and the dtype is {situation.dtype}"
+    if situation.head_dim > 256:
+        return f"takes heads up to 256 wide, and these are {situation.head_dim}"
+    return None
+
+
+def _runs_anywhere(situation: Situation) -> None:
+    return None
+
+
+_SDPA = AttentionImplementation(
+    "sdpa", sdpa_attention, "torch's fused kernels, K/V shared by heads", _runs_anywhere
+)
+_FLASH = AttentionImplementation(
+    "flash", flash_attention, "FlashAttention in torch", _flash_obstacle
+)
+_EXPLICIT = AttentionImplementation(
+    "explicit", explicit_attention, "reference, softmax in fp32, keyed dropout", _runs_anywhere
+)
+
+
+def select_attention(backend: str, situation: Situation) -> tuple[AttentionImplementation, str]:
+    """Choose by --attention-backend and give the reason. ConfigError if the one asked for cannot run."""
+    if backend == "auto":
+        # SDPA with dropout has no fused kernel on a CPU: the explicit path costs the same and is keyed
+        if situation.device_type == "cpu" and situation.attention_dropout > 0:
+            return _EXPLICIT, "no fused kernel with dropout on a CPU; dropout is keyed"
+        return _SDPA, _SDPA.benefit
+    implementations = {one.name: one for one in (_SDPA, _FLASH, _EXPLICIT)}
+    if backend not in implementations:
+        raise ConfigError(
+            f"--attention-backend {backend} is unknown; choose auto, {', '.join(implementations)}"
+        )
+    chosen = implementations[backend]
+    obstacle = chosen.obstacle(situation)
+    if obstacle is not None:
+        raise ConfigError(f"--attention-backend {backend} {obstacle}; use --attention-backend auto")
+    return chosen, f"asked for: {chosen.benefit}"
+
+
+def choose_kernels(attention_backend: str, situation: Situation) -> Kernels:
+    """Choose every operation for a situation. ConfigError if an explicit choice cannot run."""
+    attention, reason = select_attention(attention_backend, situation)
+    only = "PyTorch reference, the only one so far"
+    return Kernels(
+        attention=attention.function,
+        layer_norm=layer_norm,
+        bias_gelu=bias_gelu,
+        bias_dropout_residual=bias_dropout_residual,
+        stores_attention_probabilities=attention is _EXPLICIT,
+        choices=(
+            Choice("attention", attention.name, reason),
+            Choice("layer_norm", "reference", only),
+            Choice("bias_gelu", "reference", only),
+            Choice("bias_dropout_residual", "reference", only),
+        ),
+    )
