@@ -1,0 +1,168 @@
+"""Self-attention with any number of key/value heads, its query heads shared out over tp.
+
+The normalised input enters the tensor parallel region once, for queries, keys and values together: one collective
+each way, and never one on keys or values. Key/value heads that tp does not divide are computed by each process for
+its own query heads, from a whole copy of their weight (StarCoder's multi-query attention at any tp).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron.config import ModelConfig
+from megatron.kernels.attention import AttentionDropout
+from megatron.kernels.dropout import site_keys
+from megatron.kernels.registry import Kernels
+from megatron.model.mlp import output_initial
+from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.layers import (
+    ColumnParallelLinear,
+    PartialGradientLinear,
+    RowParallelLinear,
+)
+from megatron.parallel.parameter import Normal, ParameterFactory
+from megatron.parallel.random import derive_key
+
+
+@dataclass(frozen=True)
+class DropoutKeys:
+    """The coordinates of a micro-batch's tokens, from which every site derives what it drops."""
+
+    outside: Tensor  # int64 [s, b], or [s/t, b] with sequence parallel
+    inside: Tensor  # int64 [s, b]
+    first_sample: int
+
+
+@dataclass(frozen=True)
+class HeadShare:
+    """Which heads one process computes."""
+
+    num_heads: int
+    first_head: int
+    first_group: int
+    num_groups: int
+    heads_per_group: tuple[int, ...]  # of this process's heads, by group
+
+    @classmethod
+    def create(cls, config: ModelConfig, tp_size: int, tp_rank: int) -> HeadShare:
+        num_heads = config.num_attention_heads // tp_size
+        first_head = tp_rank * num_heads
+        group_size = config.num_attention_heads // config.query_groups
+        groups = [head // group_size for head in range(first_head, first_head + num_heads)]
+        used = range(groups[0], groups[-1] + 1)
+        return cls(
+            num_heads, first_head, used.start, len(used), tuple(groups.count(g) for g in used)
+        )
+
+    @property
+    def repeats(self) -> tuple[int, ...] | None:
+        """How often to repeat each group's heads so that all serve equally many; None: they do already."""
+        common = math.gcd(*self.heads_per_group)
+        counts = tuple(count // common for count in self.heads_per_group)
+        return None if set(counts) == {1} else counts
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention: query, key_value and dense (output) products around the attention kernel."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: ParameterFactory,
+        region: TensorParallelRegion,
+        kernels: Kernels,
+    ) -> None:
+        super().__init__()
+        has_bias = not config.disable_bias_linear
+        initial = Normal(config.init_method_std)
+        projection_size = config.num_attention_heads * config.head_dim
+        self.region = region
+        self.head_dim = config.head_dim
+        self.share = HeadShare.create(config, region.size, region.rank)
+        self.attend = kernels.attention
+        self.recomputes = (
+            config.recompute_granularity == "selective" and kernels.stores_attention_probabilities
+        )
+        self.dropout = config.attention_dropout
+        self.site = derive_key(parameters.seed, parameters.prefix, "probabilities")
+        self.query = ColumnParallelLinear(
+            config.hidden_size,
+            projection_size,
+            parameters.scope("query"),
+            initial=initial,
+            has_bias=has_bias,
+        )
+        self.key_value = self._make_key_value(config, parameters.scope("key_value"))
+        self.dense = RowParallelLinear(
+            projection_size,
+            config.hidden_size,
+            parameters.scope("dense"),
+            region,
+            initial=output_initial(config),
+            has_bias=has_bias,
+        )
+
+    def _make_key_value(
+        self, config: ModelConfig, parameters: ParameterFactory
+    ) -> ColumnParallelLinear | PartialGradientLinear:
+        """Make the product whose rows are [groups, (key, value), d]."""
+        rows_per_group = 2 * config.head_dim
+        out_size = config.query_groups * rows_per_group
+        initial, has_bias = Normal(config.init_method_std), not config.disable_bias_linear
+        if config.query_groups % self.region.size == 0:
+            return ColumnParallelLinear(
+                config.hidden_size, out_size, parameters, initial=initial, has_bias=has_bias
+            )
+        first = self.share.first_group * rows_per_group
+        return PartialGradientLinear(
+            config.hidden_size,
+            out_size,
+            parameters,
+            self.region,
+            initial=initial,
+            has_bias=has_bias,
+            rows=slice(first, first + self.share.num_groups * rows_per_group),
+        )
+
+    def forward(self, x: Tensor, keys: DropoutKeys | None) -> tuple[Tensor, Tensor | None]:
+        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
+        x = self.region.enter(x)  # [s, b, h]
+        s, b, _ = x.shape
+        query = self.query(x).view(s, b, self.share.num_heads, self.head_dim)
+        key_value = self.key_value(x).view(s, b, self.share.num_groups, 2, self.head_dim)
+        if self.share.repeats is not None:
+            repeats = torch.tensor(self.share.repeats, device=x.device)
+            key_value = key_value.repeat_interleave(
+                repeats, dim=2, output_size=sum(self.share.repeats)
+            )
+        key, value = key_value.unbind(dim=3)  # [s, b, g/t, d] each
+        dropout = self._dropout(keys)
+        if self.recomputes:
+            # dropout is keyed: there is no generator to put back
+            context = checkpoint(
+                self.attend,
+                query,
+                key,
+                value,
+                dropout,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        else:
+            context = self.attend(query, key, value, dropout)
+        return self.dense(context)
+
+    def _dropout(self, keys: DropoutKeys | None) -> AttentionDropout | None:
+        if keys is None or self.dropout == 0.0:
+            return None
+        return AttentionDropout(
+            self.dropout,
+            site_keys(keys.inside, self.site),
+            self.share.first_head,
+            seed=derive_key(self.site, keys.first_sample, self.share.first_head),
+        )

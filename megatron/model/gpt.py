@@ -1,0 +1,148 @@
+"""GPT as one pipeline stage holds it: token ids or hidden states in, hidden states, logits or losses out.
+
+Learned positions, pre-LayerNorm, biases, tanh GELU, tied embeddings (StarCoder §5.1). Written for any dtype: it
+computes in that of its parameters. Knows tensor parallelism through its layers; nothing of data parallelism (who
+wraps it with `fully_shard`) or of pipeline schedules (who carries its output to the next stage).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import Shard
+
+from megatron.config import ModelConfig
+from megatron.kernels.dropout import Dropout, site_keys, token_keys
+from megatron.kernels.registry import Kernels, Situation, choose_kernels
+from megatron.model.attention import DropoutKeys
+from megatron.model.embedding import Embedding
+from megatron.model.transformer import LayerNorm, TransformerLayer, recompute_chunks, run_layers
+from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.context import ParallelContext
+from megatron.parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron.parallel.layers import ColumnParallelLinear
+from megatron.parallel.parameter import Normal, ParameterFactory, local_tensor
+from megatron.parallel.random import derive_key
+
+
+def choose_model_kernels(
+    config: ModelConfig, device: torch.device, compute_dtype: torch.dtype
+) -> Kernels:
+    """Choose the operations of a model. ConfigError if --attention-backend asks for what cannot run."""
+    situation = Situation(
+        device.type, compute_dtype, config.head_dim, attention_dropout=config.attention_dropout
+    )
+    return choose_kernels(config.attention_backend, situation)
+
+
+class GPTModel(nn.Module):
+    """The layers of one stage, with the embedding on the first and the LM head on the last.
+
+    Parameters are named as in the whole model, under every layout. kernels: what `choose_model_kernels` gave;
+    None chooses for fp32.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: ParallelContext,
+        *,
+        layers: range,
+        is_first: bool,
+        is_last: bool,
+        seed: int,
+        sequence_parallel: bool,
+        kernels: Kernels | None = None,
+    ) -> None:
+        super().__init__()
+        if kernels is None:
+            kernels = choose_model_kernels(config, context.device, torch.float32)
+        self.config = config
+        self.is_first = is_first
+        self.is_last = is_last
+        self.region = TensorParallelRegion(context.tp_group, sequence_parallel)
+        self.embedding_site = derive_key(seed, "embedding output")
+        parameters = ParameterFactory(context.tp_mesh, context.device, seed)
+
+        is_tied = not config.untie_embeddings_and_output_weights
+        if is_first or (is_last and is_tied):
+            self.embedding = Embedding(
+                config, parameters.scope("embedding"), self.region, has_positions=is_first
+            )
+        self.layers = nn.ModuleDict(
+            {
+                str(number): TransformerLayer(
+                    config, parameters.scope(f"layers.{number}"), self.region, kernels
+                )
+                for number in layers
+            }
+        )
+        if is_last:
+            self.final_layernorm = LayerNorm(
+                config, parameters.scope("final_layernorm"), self.region, kernels
+            )
+        if is_last and not is_tied:
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                config.padded_vocab_size,
+                parameters.scope("output_layer"),
+                initial=Normal(config.init_method_std),
+                has_bias=False,
+            )
+        self.chunks = recompute_chunks(config, len(layers))
+
+    def forward(
+        self, x: Tensor, *, sample_ids: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Run the stage. Collective over tp.
+
+        x: ids int64 [b, s] on the first stage, else hidden states [s, b, h] ([s/t, b, h] with sequence parallel).
+        sample_ids: int64 [b], the samples' numbers in the run: they key dropout, and only training with dropout
+        needs them. On the CPU, or reading the first one synchronises the device.
+        Returns hidden states; on the last stage losses fp32 [b, s] if labels [b, s] are given, else logits
+        [s, b, v/t].
+        """
+        keys = self._dropout_keys(x, sample_ids)
+        if self.is_first:
+            x = self.embedding(x)
+            if keys is not None and self.config.hidden_dropout > 0.0:
+                rows = site_keys(keys.outside, self.embedding_site)
+                x = Dropout(self.config.hidden_dropout, rows)(x)
+        x = run_layers(list(self.layers.values()), x, keys, self.chunks)
+        if not self.is_last:
+            return x
+        logits = self._logits(self.final_layernorm(x))
+        if labels is None:
+            return logits
+        losses = vocab_parallel_cross_entropy(
+            logits,
+            labels.t(),
+            vocab_size=self.config.vocab_size,
+            group=self.region.group,
+        )
+        return losses.t().contiguous()  # [s, b] -> [b, s]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[s, b, h] or [s/t, b, h] -> [s, b, v/t]. Collective over tp."""
+        x = self.region.enter(x)
+        if self.config.untie_embeddings_and_output_weights:
+            return self.output_layer(x)
+        return F.linear(x, local_tensor(self.embedding.word_embeddings.weight, Shard(0)))
+
+    def _dropout_keys(self, x: Tensor, sample_ids: Tensor | None) -> DropoutKeys | None:
+        """Give the tokens' coordinates, or None where nothing is dropped."""
+        is_active = self.config.hidden_dropout > 0.0 or self.config.attention_dropout > 0.0
+        if not self.training or not is_active:
+            return None
+        assert sample_ids is not None, "dropout is keyed by sample: give sample_ids"
+        if self.is_first:
+            length = x.size(1)
+        else:
+            length = x.size(0) * (self.region.size if self.region.sequence_parallel else 1)
+        positions = torch.arange(length, device=x.device)
+        inside = token_keys(sample_ids.to(x.device, non_blocking=True), positions)
+        outside = inside
+        if self.region.sequence_parallel:
+            outside = inside.chunk(self.region.size)[self.region.rank]
+        return DropoutKeys(outside, inside, first_sample=int(sample_ids[0]))

@@ -1,0 +1,54 @@
+"""The feed-forward half of a transformer layer: h -> 4h, GELU, 4h -> h."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from megatron.config import ModelConfig
+from megatron.kernels.registry import Kernels
+from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.parallel.parameter import Normal, ParameterFactory
+
+
+def output_initial(config: ModelConfig) -> Normal:
+    """Initial values of a product that is added to the residual stream, std / sqrt(2 layers)."""
+    return Normal(config.init_method_std / math.sqrt(2.0 * config.num_layers))
+
+
+class MLP(nn.Module):
+    """Channels of the hidden layer are shared out over tp."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: ParameterFactory,
+        region: TensorParallelRegion,
+        kernels: Kernels,
+    ) -> None:
+        super().__init__()
+        has_bias = not config.disable_bias_linear
+        self.region = region
+        self.bias_gelu = kernels.bias_gelu
+        self.dense_h_to_4h = ColumnParallelLinear(
+            config.hidden_size,
+            config.ffn_size,
+            parameters.scope("dense_h_to_4h"),
+            initial=Normal(config.init_method_std),
+            has_bias=has_bias,
+        )
+        self.dense_4h_to_h = RowParallelLinear(
+            config.ffn_size,
+            config.hidden_size,
+            parameters.scope("dense_4h_to_h"),
+            region,
+            initial=output_initial(config),
+            has_bias=has_bias,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
+        products = self.dense_h_to_4h.multiply(self.region.enter(x))
+        return self.dense_4h_to_h(self.bias_gelu(products, self.dense_h_to_4h.local_bias()))

@@ -1,0 +1,117 @@
+"""Transformer layers, and running a stack of them with or without recomputation in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.distributed.tensor import Replicate
+from torch.utils.checkpoint import checkpoint
+
+from megatron.config import ModelConfig
+from megatron.kernels.dropout import Dropout, site_keys
+from megatron.kernels.registry import Kernels
+from megatron.model.attention import DropoutKeys, SelfAttention
+from megatron.model.mlp import MLP
+from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
+from megatron.parallel.random import derive_key
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with weight and bias, outside the tensor parallel region."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: ParameterFactory,
+        region: TensorParallelRegion,
+        kernels: Kernels,
+    ) -> None:
+        super().__init__()
+        self.region = region
+        self.normalize = kernels.layer_norm
+        self.epsilon = config.layernorm_epsilon
+        shape = (config.hidden_size,)
+        self.weight = parameters.create("weight", shape, Replicate(), Constant(1.0))
+        self.bias = parameters.create("bias", shape, Replicate(), Constant(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[s, b, h] or [s/t, b, h], the same shape back."""
+        grad = self.region.outside_grad
+        return self.normalize(
+            x, local_tensor(self.weight, grad), local_tensor(self.bias, grad), self.epsilon
+        )
+
+
+class TransformerLayer(nn.Module):
+    """Pre-LayerNorm: x + attention(norm(x)), then x + MLP(norm(x)), dropout before each addition."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: ParameterFactory,
+        region: TensorParallelRegion,
+        kernels: Kernels,
+    ) -> None:
+        super().__init__()
+        self.hidden_dropout = config.hidden_dropout
+        self.attention_site = derive_key(parameters.seed, parameters.prefix, "attention output")
+        self.mlp_site = derive_key(parameters.seed, parameters.prefix, "mlp output")
+        self.bias_dropout_residual = kernels.bias_dropout_residual
+        self.input_layernorm = LayerNorm(
+            config, parameters.scope("input_layernorm"), region, kernels
+        )
+        self.self_attention = SelfAttention(
+            config, parameters.scope("self_attention"), region, kernels
+        )
+        self.post_attention_layernorm = LayerNorm(
+            config, parameters.scope("post_attention_layernorm"), region, kernels
+        )
+        self.mlp = MLP(config, parameters.scope("mlp"), region, kernels)
+
+    def forward(self, x: Tensor, keys: DropoutKeys | None) -> Tensor:
+        """[s, b, h] or [s/t, b, h], the same shape back. keys None: no dropout. Collective over tp."""
+        out, bias = self.self_attention(self.input_layernorm(x), keys)
+        x = self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.attention_site))
+        out, bias = self.mlp(self.post_attention_layernorm(x))
+        return self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.mlp_site))
+
+    def _dropout(self, keys: DropoutKeys | None, site: int) -> Dropout | None:
+        if keys is None or self.hidden_dropout == 0.0:
+            return None
+        return Dropout(self.hidden_dropout, site_keys(keys.outside, site))
+
+
+def recompute_chunks(config: ModelConfig, num_layers: int) -> list[tuple[range, bool]]:
+    """Cut a stage's layers into runs, each kept or recomputed as a whole in backward."""
+    if config.recompute_granularity != "full":
+        return [(range(num_layers), False)]
+    size = config.recompute_num_layers or 1
+    if config.recompute_method == "block":
+        recomputed = min(size, num_layers)
+        chunks = [(range(layer, layer + 1), True) for layer in range(recomputed)]
+        return [*chunks, (range(recomputed, num_layers), False)]
+    return [(range(i, min(i + size, num_layers)), True) for i in range(0, num_layers, size)]
+
+
+def run_layers(
+    layers: Sequence[nn.Module],
+    x: Tensor,
+    keys: DropoutKeys | None,
+    chunks: list[tuple[range, bool]],
+) -> Tensor:
+    """Run layers in order on x [s, b, h] or [s/t, b, h]. Collective over tp, in recomputation once more."""
+
+    def run(x: Tensor, chunk: range) -> Tensor:
+        for index in chunk:
+            x = layers[index](x, keys)
+        return x
+
+    for chunk, is_recomputed in chunks:
+        if is_recomputed and x.requires_grad:
+            # dropout is keyed: there is no generator to put back
+            x = checkpoint(run, x, chunk, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = run(x, chunk)
+    return x
