@@ -1,0 +1,62 @@
+"""Files that survive a crash: written, forced to disk, and only then given their name.
+
+Knows nothing of tensors or of what the files mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import CheckpointError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk: a rename is durable only after this."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Create a file and force its content to disk. Its name is durable after `fsync_folder`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Give a file new content in one step: a crash leaves the old content or the new, never part of it."""
+    aside = path.with_name(path.name + ".tmp")
+    write_durably(aside, data)
+    aside.rename(path)
+    fsync_folder(path.parent)
+
+
+def encode_json(value: Any) -> bytes:
+    """Give a JSON value as text that people can read too."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Raises CheckpointError when it is missing or holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: the checkpoint is incomplete; copy it again or load an older one"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, it is not JSON ({error}); copy it again or load an older checkpoint"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
+    return value
