@@ -1,0 +1,68 @@
+"""Build and install the package: `pip install --no-build-isolation -e .` (tools/make_env.sh does it).
+
+Every C++ file of csrc/ listed in EXTENSIONS becomes a module. A compiler that is missing or fails ends
+with the lines that say what to install.
+"""
+
+from __future__ import annotations
+
+from setuptools import find_packages, setup
+from setuptools.errors import BaseError, CCompilerError
+
+try:
+    from pybind11.setup_helpers import Pybind11Extension, build_ext
+except ImportError:
+    raise SystemExit("setup.py needs pybind11: pip install pybind11, or run: make env") from None
+
+EXTENSIONS = {"megatron.data._helpers": "csrc/data_helpers.cpp"}
+
+COMPILER_HINT = """
+csrc/ could not be compiled. The lines above say why; usually one of these is missing:
+  a C++17 compiler     Debian, Ubuntu: apt-get install g++        macOS: xcode-select --install
+  Python's C headers   Debian, Ubuntu: apt-get install python3-dev
+Another compiler is chosen with CC=... and CXX=... before the command."""
+
+
+class BuildExtensions(build_ext):
+    """pybind11's build_ext, with a last line that helps."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (BaseError, CCompilerError) as error:
+            raise SystemExit(f"{error}{COMPILER_HINT}") from None
+
+
+setup(
+    name="megatron-starcoder",
+    version="0.1.0",
+    description="Train StarCoder: Megatron's command line on PyTorch's own distributed engines",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # A package_dir makes the editable install a plain path entry. Setuptools' import hook would come after
+    # site-packages, where megatron-core, if installed, also has a folder named megatron.
+    package_dir={"": "."},
+    packages=find_packages(include=["megatron", "megatron.*"]),
+    ext_modules=[
+        Pybind11Extension(name, [source], cxx_std=17, extra_compile_args=["-O3"])
+        for name, source in EXTENSIONS.items()
+    ],
+    cmdclass={"build_ext": BuildExtensions},
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=2.2",
+        "orjson>=3.10",
+        "pyarrow>=17",
+        "PyYAML>=6",
+        "safetensors>=0.5",
+        "tensorboard>=2.17",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "convert": ["transformers>=5"],
+        "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
+        "plot": ["matplotlib>=3.8"],
+    },
+)
