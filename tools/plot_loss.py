@@ -1,0 +1,133 @@
+"""Draw the loss curves of a run from its metrics.jsonl, and say where each began and ended. See --help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron import cli
+from megatron.errors import DataError
+
+EXAMPLES = """\
+  one run:
+    python tools/plot_loss.py --metrics runs/a/metrics.jsonl --output runs/a/loss.png
+  two runs in one picture:
+    python tools/plot_loss.py --metrics runs/a/metrics.jsonl runs/b/metrics.jsonl --output both.png
+
+prints one line a validation set: its first and last loss and the difference, in nats"""
+
+
+@dataclass
+class Curves:
+    """The losses of one run: {iteration: loss} in training, and of each validation set."""
+
+    name: str
+    train: dict[int, float] = field(default_factory=dict)
+    validation: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def read_curves(path: Path) -> Curves:
+    """Read a metrics.jsonl. A line written twice counts as last written; a torn last line is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"--metrics {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"--metrics {path} is not text; give a run's metrics.jsonl") from None
+    curves = Curves(name=path.resolve().parent.name)
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            iteration, loss = record["iteration"], record["lm_loss"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise DataError(
+                f"--metrics {path} line {number} is no record of a run (it needs iteration and lm_loss)"
+            ) from None
+        if loss is None:
+            continue  # a loss that was not finite
+        if "validation" in record:
+            curves.validation.setdefault(record["validation"], {})[iteration] = loss
+        else:
+            curves.train[iteration] = loss
+    if not curves.train and not curves.validation:
+        raise DataError(f"--metrics {path} holds no loss yet; let the run reach a log interval")
+    return curves
+
+
+def draw(runs: Sequence[Curves], output: Path) -> None:
+    """Write a picture of all curves; its format follows the suffix of output."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError("plot_loss.py needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        if run.train:
+            axes.plot(*_points(run.train), linewidth=1, alpha=0.6, label=f"{prefix}training")
+        for name, losses in run.validation.items():
+            axes.plot(
+                *_points(losses), marker="o", markersize=4, label=f"{prefix}validation, {name}"
+            )
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    aside = output.with_name(f".{output.stem}.partial{output.suffix}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(aside)
+        aside.rename(output)
+    except OSError as error:
+        raise DataError(f"--output {output} cannot be written: {error.strerror}") from None
+    except ValueError as error:  # matplotlib names the formats it knows
+        raise DataError(f"--output {output}: {error}") from None
+
+
+def _points(losses: dict[int, float]) -> tuple[list[int], list[float]]:
+    iterations = sorted(losses)
+    return iterations, [losses[iteration] for iteration in iterations]
+
+
+def describe(run: Curves) -> list[str]:
+    """Say in one line a validation set (training loss, if there is none) how far its loss moved."""
+    lines = []
+    for name, losses in (run.validation or {"training": run.train}).items():
+        first, last = min(losses), max(losses)
+        lines.append(
+            f"{name:<12}{losses[first]:8.3f} at iteration {first} -> {losses[last]:.3f} at {last} "
+            f"({losses[last] - losses[first]:+.3f} nats)"
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Read, draw, describe."""
+    parser = cli.make_parser("Draw the loss curves of one run or several.", EXAMPLES)
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="metrics.jsonl of a run",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="picture to write (.png, .svg, .pdf)"
+    )
+    args = cli.parse_known(parser, argv)
+    runs = [read_curves(path) for path in args.metrics]
+    draw(runs, args.output)
+    for run in runs:
+        print("\n".join(([f"{run.name}:"] if len(runs) > 1 else []) + describe(run)))
+    print(f"drew {args.output}")
+    return None
+
+
+if __name__ == "__main__":
+    cli.run_tool(main)
