@@ -1,0 +1,44 @@
+"""What every tokenizer does, whatever library it stands on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    `special_tokens` maps the spelling of each sentinel to its id. No text ever becomes one of these ids: text that
+    spells a sentinel is encoded as any other text, and whoever wants the sentinel appends its id.
+    """
+
+    name: str
+    vocab_size: int  # ids are 0 … vocab_size - 1
+    eod: int  # ends a document
+    special_tokens: Mapping[str, int]
+
+    @abstractmethod
+    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode each text; nothing is added at its ends."""
+
+    @abstractmethod
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Decode ids without clean-up; sentinels are spelled out, incomplete characters become U+FFFD."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Give the UTF-8 bytes that an id stands for, which may be part of a character; b"" for a sentinel."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files that make this tokenizer into an existing folder."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Give the SHA-256, in hex, of all that decides which ids a text becomes."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Encode one text; nothing is added at its ends."""
+        return self.tokenize_batch([text])[0]

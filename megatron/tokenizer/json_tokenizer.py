@@ -1,0 +1,286 @@
+"""Tokenizers defined by a `tokenizer.json`: byte-pair encoding through the `tokenizers` package.
+
+The definition is changed in two ways before it is used for encoding: sentinels are made unreachable from text, and
+whatever adds to or cuts the ids of a text (templates, truncation, padding, merge dropout) is taken out.
+Knows nothing of flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from megatron.errors import DataError
+from megatron.logging import get_logger
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
+
+logger = get_logger(__name__)
+
+Json = dict[str, Any]  # the content of a tokenizer.json
+
+# No byte-level piece holds a raw newline (it is spelled Ċ), so a name that starts with one is out of reach.
+OUT_OF_REACH = "\n"
+COMPANION_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+# A normaliser or an added prefix space changes one of these characters.
+PROBE = "x  =\t1\r\n\n\u00e9 e\u0301 \ufb01 \U0001f600 "
+
+
+class JsonTokenizer(Tokenizer):
+    """A byte-pair tokenizer that loses nothing: byte-level, or with a fallback to bytes."""
+
+    def __init__(
+        self, name: str, definition: Json, *, eod: str, folder: Path | None = None
+    ) -> None:
+        """Build from the content of a tokenizer.json; `folder` holds companion files for `save`.
+
+        Raises DataError if the definition is not usable. Call `add_special_tokens` first for missing sentinels.
+        """
+        self.name = name
+        self._folder = folder
+        self._json = json.dumps(definition, ensure_ascii=False)
+        vocab: dict[str, int] = definition["model"]["vocab"]
+        added = {token["content"]: token["id"] for token in definition["added_tokens"]}
+        specials = {
+            token["content"]: token["id"]
+            for token in sorted(definition["added_tokens"], key=lambda token: token["id"])
+            if token["special"] or token["content"] in (eod, *STARCODER_SPECIAL_TOKENS)
+        }
+        self.special_tokens = specials
+        self.eod = specials[eod]
+        self.vocab_size = max([*vocab.values(), *added.values()]) + 1
+        self._encoder = _load(_definition_for_encoding(definition, specials.keys()), name)
+        self._encoder.encode_special_tokens = True  # do not look for them in text
+        self._is_byte_level = _is_byte_level(definition)
+        to_bytes = _byte_level_bytes if self._is_byte_level else _byte_fallback_bytes
+        self._bytes = [b""] * self.vocab_size
+        for token, number in vocab.items():
+            self._bytes[number] = to_bytes(token)
+        for token, number in added.items():
+            self._bytes[number] = token.encode()
+        self._special_ids = frozenset(specials.values())
+        if self.detokenize(self.tokenize(PROBE)) != PROBE:
+            logger.info(
+                "%s: this tokenizer does not give every text back as it was (a normaliser or an added space)",
+                name,
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The package's own pickle forgets encode_special_tokens.
+        return _restore, (self.name, self._json, self.eod, self._folder)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._encoder.encode(text, add_special_tokens=False).ids
+
+    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        if self._is_byte_level:
+            return b"".join([self._bytes[number] for number in ids]).decode("utf-8", "replace")
+        # Joining bytes would miss what a decoder does at the ends, such as dropping the first space.
+        spelling = {number: token for token, number in self.special_tokens.items()}
+        tokens = [spelling.get(number) or self._encoder.id_to_token(number) for number in ids]
+        return self._encoder.decoder.decode(tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"" if token in self._special_ids else self._bytes[token]
+
+    def save(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        write_definition(path, json.loads(self._json))
+        for name in COMPANION_FILES:
+            if self._folder is not None and (self._folder / name).is_file():
+                shutil.copyfile(self._folder / name, folder / name)
+
+    def fingerprint(self) -> str:
+        definition = json.loads(self._json)
+        parts = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer", "model")}
+        parts["added_tokens"] = definition["added_tokens"]
+        parts["eod"] = self.eod
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _restore(name: str, definition: str, eod: int, folder: Path | None) -> JsonTokenizer:
+    parsed = json.loads(definition)
+    spelling = {token["id"]: token["content"] for token in parsed["added_tokens"]}
+    return JsonTokenizer(name, parsed, eod=spelling[eod], folder=folder)
+
+
+def read_definition(path: Path) -> Json:
+    """Read a tokenizer.json and check what the rest relies on; merges come back as pairs."""
+    definition = read_json(path)
+    model = definition.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise DataError(f"{path} is not a tokenizer.json: it has no model with a vocab")
+    kind = model.get("type", "BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
+        raise DataError(
+            f"{path} holds a {kind} model; only BPE is supported here. For SentencePiece take its .model file "
+            "with --tokenizer-type SentencePieceTokenizer"
+        )
+    model["merges"] = [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
+    ]
+    definition["added_tokens"] = definition.get("added_tokens") or []
+    if _is_byte_level(definition):
+        missing = [char for char in _BYTE_OF_CHAR if char not in model["vocab"]]
+    elif model.get("byte_fallback") and not model.get("ignore_merges"):
+        missing = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in model["vocab"]]
+    else:
+        raise DataError(
+            f"{path} is neither byte-level nor has it byte_fallback: text outside its vocabulary would be lost; "
+            "train one with tools/train_tokenizer.py"
+        )
+    if missing:
+        raise DataError(
+            f"{path} lacks {len(missing)} of the 256 bytes, such as {missing[0]!r}: text that holds them would be "
+            "lost; train it with all of them in the alphabet, as tools/train_tokenizer.py does"
+        )
+    return definition
+
+
+def read_json(path: Path) -> Json:
+    """Read a file that holds one JSON object; raise DataError if it does not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"tokenizer file {path} is not JSON (cut short?): {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"tokenizer file {path} holds {type(content).__name__}, not an object")
+    return content
+
+
+def write_definition(path: Path, definition: Json) -> None:
+    """Write a tokenizer.json, complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(definition, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def byte_pair_definition(vocab: dict[str, int], merges: Sequence[Sequence[str]]) -> Json:
+    """Make the definition of GPT-2's tokenizer from its vocabulary and merges, without sentinels."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": [list(merge) for merge in merges],
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": model,
+    }
+
+
+def add_special_tokens(definition: Json, names: Iterable[str]) -> None:
+    """Declare sentinels in place: with the id they have in the vocabulary, else with the next free one."""
+    vocab, added = definition["model"]["vocab"], definition["added_tokens"]
+    for name in names:
+        if any(token["content"] == name for token in added):
+            continue
+        free = max([*vocab.values(), *(token["id"] for token in added)]) + 1
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": vocab.get(name, free), "content": name, **flags, "special": True})
+    added.sort(key=lambda token: token["id"])
+
+
+def _definition_for_encoding(definition: Json, specials: Set[str]) -> Json:
+    """Copy a definition so that no text encodes to a sentinel and nothing else is added or cut.
+
+    Sentinels keep their ids under names out of reach, because removing them would shift the ids of other added
+    tokens; merges that make or use one are dropped.
+    """
+
+    def name(token: str) -> str:
+        return OUT_OF_REACH + token if token in specials else token
+
+    model = dict(definition["model"], dropout=None)
+    model["vocab"] = {name(token): number for token, number in model["vocab"].items()}
+    model["merges"] = [
+        [left, right]
+        for left, right in model["merges"]
+        if specials.isdisjoint((left, right, left + right))
+    ]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = name(model["unk_token"])
+    added = [
+        dict(token, content=name(token["content"]), special=token["content"] in specials)
+        for token in definition["added_tokens"]
+    ]
+    return dict(
+        definition,
+        model=model,
+        added_tokens=added,
+        truncation=None,
+        padding=None,
+        post_processor=None,
+    )
+
+
+def _load(definition: Json, name: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+    except Exception as error:  # the package raises nothing more specific
+        raise DataError(
+            f"{name}: the tokenizers package refuses this tokenizer.json: {error}"
+        ) from None
+
+
+def _is_byte_level(definition: Json) -> bool:
+    stage = definition.get("pre_tokenizer") or {}
+    return any(part.get("type") == "ByteLevel" for part in [stage, *stage.get("pretokenizers", [])])
+
+
+def _byte_of_char() -> dict[str, int]:
+    """Invert GPT-2's spelling of bytes: printable Latin-1 as itself, the other 68 from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {chr(byte): byte for byte in printable}
+    return spelled | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    if all(char in _BYTE_OF_CHAR for char in token):
+        return bytes(_BYTE_OF_CHAR[char] for char in token)
+    return token.encode()
+
+
+def _byte_fallback_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
