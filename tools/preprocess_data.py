@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Turn text files into token files (.bin, .idx) that training, and Megatron-LM, read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import megatron.logging
+from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
+from megatron.config import TokenizerConfig
+from megatron.data.document_reader import check_inputs
+from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.tokenizer.tokenizer import build_tokenizer
+
+EXAMPLES = """\
+  python tools/preprocess_data.py --input a.jsonl b.jsonl.zst c.parquet --output-prefix data/py \\
+      --tokenizer-file tokenizer.json --append-eod --workers 8
+  python tools/preprocess_data.py --input code.jsonl.gz --json-keys content --output-prefix data/code \\
+      --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt --append-eod --shuffle"""
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or "", EXAMPLES)
+    add_section(parser, PreprocessConfig, title="input and output")
+    add_section(parser, TokenizerConfig, title="tokenizer")
+    args = parse_known(parser, None)
+    config = section_from(args, PreprocessConfig)
+    config.check()
+    megatron.logging.configure()
+    # One thread a worker: the processes share the cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
+
+    check_inputs([Path(path) for path in config.input])
+    tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
+    total = sum(Path(path).stat().st_size for path in config.input)
+    start = time.monotonic()
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="preprocess") as bar,
+        logging_redirect_tqdm([megatron.logging.get_logger("megatron")]),
+    ):
+        summary = preprocess(config, tokenizer, on_progress=bar.update)
+    seconds = time.monotonic() - start
+    speed = f"{summary.num_bytes / 1e6:,.1f} MB of text in {seconds:,.1f} s ({summary.num_bytes / 1e6 / seconds:,.1f} MB/s)"
+    for key in config.json_keys:
+        print(f"{config.prefix_of(key)}: {summary.describe(key)}; {speed}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
