@@ -10,10 +10,11 @@ from torch import nn
 
 from megatron import logging as megatron_logging
 from megatron.config import Config
-from megatron.data.loader import BatchLoader
+from megatron.data.loader import BatchLoader, Dataset
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
-from megatron.model.gpt import GPTModel
+from megatron.kernels.registry import Kernels
+from megatron.model.gpt import GPTModel, choose_model_kernels
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
@@ -66,12 +67,13 @@ def build_run(
 ) -> Run:
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
     compute_dtype = getattr(torch, config.precision.compute_dtype)
+    kernels = choose_model_kernels(config.model, context.device, compute_dtype)
     stages = assign_stages(
         config.model.num_layers, context, config.parallel.num_layers_per_virtual_pipeline_stage
     )
     modules: list[nn.Module] = []
     for stage in stages:
-        module = _build_stage(config, context, stage)
+        module = _build_stage(config, context, stage, kernels)
         shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
         modules.append(module)
     parameters = {
@@ -110,7 +112,9 @@ def build_run(
     )
 
 
-def _build_stage(config: Config, context: ParallelContext, stage: StageLayers) -> GPTModel:
+def _build_stage(
+    config: Config, context: ParallelContext, stage: StageLayers, kernels: Kernels
+) -> GPTModel:
     return GPTModel(
         config.model,
         context,
@@ -119,6 +123,7 @@ def _build_stage(config: Config, context: ParallelContext, stage: StageLayers) -
         is_last=stage.is_last,
         seed=config.training.seed,
         sequence_parallel=config.parallel.sequence_parallel and context.tp_size > 1,
+        kernels=kernels,
     )
 
 
@@ -203,4 +208,6 @@ def _configure_logging(config: Config, launch: Launch) -> None:
 def _keep_tokenizer(config: Config, inputs: Inputs) -> None:
     """Copy the tokenizer beside the checkpoints, so that the run's folder is all an export needs."""
     if config.checkpoint.save is not None:
-        inputs.tokenizer.save(Path(config.checkpoint.save) / "tokenizer")
+        folder = Path(config.checkpoint.save) / "tokenizer"
+        folder.mkdir(parents=True, exist_ok=True)
+        inputs.tokenizer.save(folder)

@@ -92,7 +92,13 @@ def test_throughput_counts_each_gpu():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7620, "2h07m"), (3 * 86400 + 4 * 3600, "3d04h")],
+    [
+        (0.4, "0s"),
+        (59.6, "1m00s"),
+        (125, "2m05s"),
+        (7620, "2h07m"),
+        (3 * 86400 + 4 * 3600, "3d04h"),
+    ],
 )
 def test_durations_read_well(seconds, text):
     assert format_duration(seconds) == text

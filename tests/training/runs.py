@@ -1,0 +1,58 @@
+"""Runs for tests: flags of a tiny model on the corpus, trained in the world a process is in."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron import cli
+from megatron.config import Config
+from megatron.parallel.context import ParallelContext
+from megatron.training.inputs import open_inputs
+from megatron.training.pretrain import build_run
+from megatron.training.run_state import resume_config
+from megatron.training.train import train
+from tests.training.conftest import Corpus
+
+NUM_STEPS = 20
+
+
+def flags_of(corpus: Corpus, save: Path, extra: str = "") -> str:
+    """Give the command line of a run with multi-query attention and FIM; extra flags win."""
+    return f"""--num-layers 4 --hidden-size 32 --num-attention-heads 4
+    --attention-head-type multiquery --hidden-dropout 0 --attention-dropout 0
+    --seq-length 32 --max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 8
+    --lr 1e-2 --min-lr 1e-3 --lr-decay-style cosine --lr-warmup-iters 2 --weight-decay 0.1
+    --train-iters {NUM_STEPS} --eval-interval 10 --eval-iters 2 --log-interval 1
+    --make-vocab-size-divisible-by 16 --fim-rate 0.5 --num-workers 0
+    --tokenizer-file {corpus.tokenizer} --train-data-path {corpus.train}
+    --valid-data-path {corpus.valid} --save {save} --load {save} {extra}"""
+
+
+def parse(flags: str) -> Config:
+    """Parse flags as the command line does."""
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    return cli.config_from(cli.parse_known(parser, flags.split()))
+
+
+def train_here(rank: int, flags: str) -> str:
+    """Build and train on the process group this process is in; give the outcome."""
+    world_size = dist.get_world_size()
+    inputs = open_inputs(parse(flags), world_size)
+    config, checkpoint = resume_config(inputs.config)
+    context = ParallelContext.create(config.parallel, world_size, torch.device("cpu"))
+    run = build_run(config, inputs, context, checkpoint)
+    outcome = train(run)
+    if run.writer is not None:
+        run.writer.close()
+    return outcome
+
+
+def read_metrics(save: Path) -> tuple[dict[int, dict], dict[int, float]]:
+    """Give the training lines and the validation losses of a run by step."""
+    lines = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    training = {line["iteration"]: line for line in lines if "validation" not in line}
+    validation = {line["iteration"]: line["lm_loss"] for line in lines if "validation" in line}
+    return training, validation
