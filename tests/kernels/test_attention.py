@@ -1,0 +1,143 @@
+"""Every way to compute attention against one written out here, head by head, in fp64."""
+
+import pytest
+import torch
+
+from megatron.errors import ConfigError
+from megatron.kernels.attention import (
+    AttentionDropout,
+    explicit_attention,
+    flash_attention,
+    sdpa_attention,
+)
+from megatron.kernels.dropout import token_keys
+from megatron.kernels.registry import Situation, choose_kernels, select_attention
+
+FUNCTIONS = [explicit_attention, sdpa_attention, flash_attention]
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 3e-2},
+}
+
+
+def by_definition(query, key, value):
+    """[s, b, n, d] and [s, b, g, d] -> [s, b, n*d], one head of one sample at a time."""
+    s, b, n, d = query.shape
+    out = torch.empty(s, b, n, d, dtype=query.dtype)
+    for sample in range(b):
+        for head in range(n):
+            group = head // (n // key.size(2))
+            scores = query[:, sample, head] @ key[:, sample, group].T / d**0.5
+            scores = scores.masked_fill(torch.ones(s, s).triu(1).bool(), float("-inf"))
+            out[:, sample, head] = scores.softmax(-1) @ value[:, sample, group]
+    return out.reshape(s, b, n * d)
+
+
+def draw(groups, dtype=torch.float64):
+    """Queries, and keys and values as views into one product, as a layer makes them."""
+    generator = torch.Generator().manual_seed(groups)
+    query = torch.randn(7, 2, 6, 5, generator=generator, dtype=torch.float64)
+    key_value = torch.randn(7, 2, groups, 2, 5, generator=generator, dtype=torch.float64)
+    return query.to(dtype).requires_grad_(), key_value.to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_values_and_gradients_equal_the_definition(function, groups, dtype):
+    query, key_value = draw(groups)
+    expected = by_definition(query, *key_value.unbind(3))
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    (expected * weights).sum().backward()
+
+    mine, shared = draw(groups, dtype)
+    actual = function(mine, *shared.unbind(3), None)
+    assert actual.dtype == dtype
+    assert actual.is_contiguous()
+    (actual * weights).sum().backward()
+    for one, other in ((actual, expected), (mine.grad, query.grad), (shared.grad, key_value.grad)):
+        torch.testing.assert_close(one.double(), other, **TOLERANCE[dtype])
+
+
+def keyed(first_head, num_heads, seed=3):
+    rows = token_keys(torch.arange(2), torch.arange(7))
+    return AttentionDropout(0.4, rows, first_head, seed)
+
+
+def test_explicit_dropout_of_a_share_of_the_heads_is_that_of_all():
+    query, key_value = draw(1, torch.float32)
+    key, value = key_value.unbind(3)
+    whole = explicit_attention(query, key, value, keyed(0, 6)).view(7, 2, 6, 5)
+    share = explicit_attention(query[:, :, 2:4].contiguous(), key, value, keyed(2, 2))
+    torch.testing.assert_close(share.view(7, 2, 2, 5), whole[:, :, 2:4])
+
+
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(function):
+    """With values 1 each output is the sum of the kept probabilities, scaled: 1 on average."""
+    query = torch.randn(64, 8, 6, 4, generator=torch.Generator().manual_seed(1))
+    key, ones = torch.zeros(64, 8, 1, 4), torch.ones(64, 8, 1, 4)
+    rows = token_keys(torch.arange(8), torch.arange(64))
+    out = function(query, key, ones, AttentionDropout(0.4, rows, 0, 3)).view(64, 8, 6, 4)[..., 0]
+    # position 0 attends to itself alone, so it is kept or dropped as a whole
+    assert out[0].unique().tolist() == pytest.approx([0.0, 1 / 0.6], rel=1e-4)
+    assert abs((out[0] == 0).float().mean().item() - 0.4) < 4 * (0.24 / 48) ** 0.5
+    # position i averages i + 1 kept or dropped ones of variance 0.4/0.6
+    deviation = (0.4 / 0.6 / torch.arange(1, 65) / 48).sqrt()
+    assert ((out.mean(dim=(1, 2)) - 1).abs() < 4.5 * deviation).all()
+
+
+def test_fused_dropout_follows_its_seed_and_leaves_the_generator_alone():
+    query, key_value = draw(1, torch.float32)
+    key, value = key_value.unbind(3)
+    state = torch.get_rng_state()
+    first = sdpa_attention(query, key, value, keyed(0, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(sdpa_attention(query, key, value, keyed(0, 6)), first)
+    assert not torch.equal(sdpa_attention(query, key, value, keyed(0, 6, seed=4)), first)
+
+
+def situation(device_type="cpu", dtype=torch.float32, head_dim=64, dropout=0.0):
+    return Situation(device_type, dtype, head_dim, dropout)
+
+
+@pytest.mark.parametrize(
+    "backend, where, name",
+    [
+        ("auto", situation(), "sdpa"),
+        ("auto", situation(dropout=0.1), "explicit"),
+        ("auto", situation("cuda", torch.bfloat16, dropout=0.1), "sdpa"),
+        ("sdpa", situation(dropout=0.1), "sdpa"),
+        ("flash", situation(), "flash"),
+        ("flash", situation("cuda", torch.float16), "flash"),
+        ("explicit", situation("cuda"), "explicit"),
+    ],
+)
+def test_choice_of_attention_and_its_reason(backend, where, name):
+    chosen, reason = select_attention(backend, where)
+    assert chosen.name == name
+    assert reason
+    kernels = choose_kernels(backend, where)
+    assert kernels.attention is chosen.function
+    assert kernels.stores_attention_probabilities == (name == "explicit")
+    assert kernels.choices[0].name == name and kernels.choices[0].reason == reason
+
+
+@pytest.mark.parametrize(
+    "where, obstacle",
+    [
+        (situation(dropout=0.1), "dropout"),
+        (situation("cuda"), "--bf16 or --fp16"),
+        (situation("cuda", torch.bfloat16, head_dim=320), "256"),
+    ],
+)
+def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
+    with pytest.raises(ConfigError, match=obstacle) as caught:
+        select_attention("flash", where)
+    assert "--attention-backend auto" in str(caught.value)
+
+
+def test_unknown_backend_names_the_known_ones():
+    with pytest.raises(ConfigError, match="auto, sdpa, flash, explicit"):
+        select_attention("flsh", situation())
