@@ -1,0 +1,72 @@
+"""What a model does with its mode, its dropout and its names."""
+
+import torch
+
+from tests.model.tiny import make_context, make_model, randomize, tiny_batch, tiny_config
+
+DROPOUT = {"hidden_dropout": 0.5, "attention_dropout": 0.5}
+
+
+def check_dropout_modes(rank):
+    context = make_context(1)
+    tokens, labels, _, sample_ids = tiny_batch()
+    dropping = make_model(tiny_config(**DROPOUT), context)
+    plain = make_model(tiny_config(attention_backend="explicit"), context)
+    for model in (dropping, plain):
+        randomize(model)
+    expected = plain(tokens, labels=labels)
+    trained = dropping(tokens, labels=labels, sample_ids=sample_ids)
+    assert not torch.allclose(trained, expected, rtol=0.05)
+    # a function of the sample, wherever it stands in a batch
+    moved = dropping(tokens[1:], labels=labels[1:], sample_ids=sample_ids[1:])
+    torch.testing.assert_close(moved, trained[1:], rtol=1e-6, atol=1e-6)
+    others = dropping(tokens, labels=labels, sample_ids=sample_ids + 1)
+    assert not torch.allclose(others, trained, rtol=0.01)
+    dropping.eval()
+    torch.testing.assert_close(dropping(tokens, labels=labels), expected, rtol=0, atol=0)
+
+
+def test_dropout_follows_the_sample_and_ends_in_evaluation(world):
+    world(1).run(check_dropout_modes)
+
+
+def check_seed(rank):
+    """Two seeds start from other values; one seed from the same."""
+    context = make_context(1)
+    first, second, third = (make_model(tiny_config(), context, seed=seed) for seed in (1, 1, 2))
+    for name, parameter in first.named_parameters():
+        value = parameter.to_local()
+        assert torch.equal(value, dict(second.named_parameters())[name].to_local())
+        if value.ndim == 2:
+            other = dict(third.named_parameters())[name].to_local()
+            assert not torch.isclose(value, other).any(dim=1).all()
+        else:
+            assert value.unique().tolist() == [1.0 if "layernorm.weight" in name else 0.0]
+
+
+def test_initial_values_follow_the_seed(world):
+    world(1).run(check_seed)
+
+
+def check_std(rank):
+    config = tiny_config(hidden_size=64, ffn_hidden_size=256, num_layers=8, init_method_std=0.1)
+    model = make_model(config, make_context(1), layers=range(5, 6))
+    expected = {
+        "embedding.word_embeddings.weight": 0.1,
+        "embedding.position_embeddings.weight": 0.1,
+        "layers.5.mlp.dense_h_to_4h.weight": 0.1,
+        "layers.5.mlp.dense_4h_to_h.weight": 0.1 / 4,
+        "layers.5.self_attention.query.weight": 0.1,
+        "layers.5.self_attention.key_value.weight": 0.1,
+        "layers.5.self_attention.dense.weight": 0.1 / 4,
+    }
+    values = {n: p.to_local() for n, p in model.named_parameters() if p.ndim == 2}
+    assert values.keys() == expected.keys()
+    for name, std in expected.items():
+        tolerance = 4 * std / (2 * values[name].numel()) ** 0.5  # 4 standard errors
+        assert abs(values[name].std().item() - std) < tolerance, name
+        assert abs(values[name].mean().item()) < 2 * tolerance, name
+
+
+def test_initial_values_have_the_std_of_their_role(world):
+    world(1).run(check_std)
