@@ -1,0 +1,229 @@
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+import tokenizers
+
+from megatron.config import TokenizerConfig
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.permutation import Permutation
+from megatron.data.preprocess import NUM_NAMED, PreprocessConfig, preprocess
+from megatron.errors import ConfigError, DataError
+from megatron.tokenizer.tokenizer import build_tokenizer
+from megatron.tokenizer.train import train_tokenizer
+
+rng = random.Random(3)
+WORDS = ["def", "return", "x1", "\u00e9t\u00e9", "<|endoftext|>", "\n    ", "==", "2023", "\r\n"]
+TEXTS = [" ".join(rng.choices(WORDS, k=rng.randint(1, 40))) for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def definition():
+    return train_tokenizer(TEXTS, 400)
+
+
+@pytest.fixture
+def tokenizer(definition, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(definition))
+    return build_tokenizer(TokenizerConfig(tokenizer_file=str(path)))
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(tokenizer, tmp_path, rows, name="out", **options):
+    """Preprocess rows and open the output of the key "text"; also give the summary."""
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    config = PreprocessConfig(
+        input=(source,), output_prefix=str(tmp_path / name), append_eod=True, **options
+    )
+    summary = preprocess(config, tokenizer)
+    return IndexedDataset(config.prefix_of("text")), summary
+
+
+def test_documents_are_the_ids_of_the_tokenizers_package_and_the_eod(
+    tokenizer, definition, tmp_path
+):
+    dataset, summary = run(tokenizer, tmp_path, [{"text": text} for text in TEXTS])
+    oracle = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    oracle.encode_special_tokens = True
+    assert [ids.tolist() for ids in dataset] == [[*oracle.encode(text).ids, 0] for text in TEXTS]
+    assert dataset.dtype == np.uint16
+    assert summary.documents["text"] == len(TEXTS) == dataset.num_documents
+    assert summary.tokens["text"] == dataset.num_tokens
+    assert summary.num_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [
+        "out_text_document.bin",
+        "out_text_document.idx",
+    ]
+
+
+def test_the_output_does_not_depend_on_workers_or_chunks(tokenizer, tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    rows[10:12] = [{"text": ""}, {"none": 1}]
+    contents = set()
+    for number, (workers, chunk_size, shuffle) in enumerate(
+        itertools.product((1, 3), (None, 7), (False, True))
+    ):
+        options = {"workers": workers, "chunk_size": chunk_size, "shuffle": shuffle}
+        run(tokenizer, tmp_path, rows, f"out{number}", **options)
+        files = [tmp_path / f"out{number}_text_document.{suffix}" for suffix in ("bin", "idx")]
+        contents.add((shuffle, *(file.read_bytes() for file in files)))
+    assert len(contents) == 2  # one in the order of the input, one shuffled
+
+
+def test_several_inputs_and_keys_keep_their_order(tokenizer, tmp_path):
+    first = write_lines(tmp_path / "b.jsonl", [{"code": "a", "doc": "x"}, {"code": "b", "doc": ""}])
+    second = write_lines(tmp_path / "a.jsonl", [{"doc": "y", "code": "c"}])
+    config = PreprocessConfig(
+        input=(first, second), output_prefix=str(tmp_path / "o/p"), json_keys=("code", "doc")
+    )
+    summary = preprocess(config, tokenizer)
+    found = {
+        key: [tokenizer.detokenize(ids) for ids in IndexedDataset(tmp_path / f"o/p_{key}_document")]
+        for key in ("code", "doc")
+    }
+    assert found == {"code": ["a", "b", "c"], "doc": ["x", "y"]}
+    assert summary.empty == {"code": 0, "doc": 1}
+
+
+def test_every_record_is_accounted_for(tokenizer, tmp_path, caplog):
+    path = tmp_path / "in.jsonl"
+    lines = ['{"text": "good"}', "{broken", "", '{"text": ""}', '{"t": 1}', '{"text": 1}', "[]"]
+    path.write_text("\n".join(lines * 50))
+    config = PreprocessConfig(
+        input=(str(path),), output_prefix=str(tmp_path / "out"), chunk_size=20
+    )
+    with caplog.at_level("WARNING", "megatron"):
+        summary = preprocess(config, tokenizer)
+    assert (summary.num_read, summary.num_blank) == (350, 50)
+    assert summary.documents["text"] == summary.empty["text"] == 50
+    assert summary.bad == {
+        "not JSON": 50,
+        "no key 'text'": 50,
+        "key 'text' is not a string": 50,
+        "not a JSON object": 50,
+    }
+    assert "350 records = 50 documents + 50 empty + 200 bad (" in summary.describe("text")
+    named = [message for message in caplog.messages if message.startswith("skipped")]
+    assert len(named) == NUM_NAMED
+    assert named[0] == f"skipped {path}:2: not JSON"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strict_stops_at_the_first_bad_record_and_leaves_nothing(tokenizer, tmp_path, workers):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' * 30 + "{broken\n" + '{"text": 1}\n' * 30)
+    config = PreprocessConfig(
+        input=(str(path),),
+        output_prefix=str(tmp_path / "out"),
+        strict=True,
+        workers=workers,
+        chunk_size=4,
+    )
+    with pytest.raises(DataError, match=r"in\.jsonl:31: not JSON"):
+        preprocess(config, tokenizer)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_input_without_a_document_is_an_error_and_leaves_nothing(tokenizer, tmp_path):
+    with pytest.raises(DataError, match="2 records = 0 documents \\+ 1 empty \\+ 1 bad"):
+        run(tokenizer, tmp_path, [{"text": ""}, {"content": "wrong key"}])
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_interrupted_run_leaves_the_older_output_alone(tokenizer, tmp_path):
+    run(tokenizer, tmp_path, [{"text": "old"}])
+
+    def interrupt(num_bytes):
+        raise KeyboardInterrupt
+
+    config = PreprocessConfig(
+        input=(write_lines(tmp_path / "b.jsonl", [{"text": "new"}] * 50),),
+        output_prefix=str(tmp_path / "out"),
+        workers=2,
+        chunk_size=5,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(config, tokenizer, on_progress=interrupt)
+    names = sorted(path.name for path in tmp_path.glob("out*"))
+    assert names == ["out_text_document.bin", "out_text_document.idx"]
+    assert tokenizer.detokenize(IndexedDataset(tmp_path / "out_text_document")[0][:-1]) == "old"
+
+
+def test_shuffling_is_the_permutation_of_the_seed(tokenizer, tmp_path):
+    rows = [{"text": f"document {i} " + "x" * i} for i in range(100)]
+    plain, _ = run(tokenizer, tmp_path, rows, "plain")
+    shuffled, _ = run(tokenizer, tmp_path, rows, "shuffled", shuffle=True, seed=7)
+    other, _ = run(tokenizer, tmp_path, rows, "other", shuffle=True, seed=8)
+    order = Permutation(100, 7, "shuffle documents")
+    assert [ids.tolist() for ids in shuffled] == [plain[order[i]].tolist() for i in range(100)]
+    assert sorted(map(bytes, shuffled)) == sorted(map(bytes, plain)) == sorted(map(bytes, other))
+    assert list(map(bytes, shuffled)) != list(map(bytes, other)) != list(map(bytes, plain))
+    assert not list(tmp_path.glob("*unshuffled*"))
+
+
+def test_sentences_are_items_and_documents_keep_theirs(tokenizer, tmp_path):
+    rows = [
+        {"text": "First one. Second here! Third?"},
+        {"text": "Alone."},
+        {"text": "It ends. It goes on."},
+    ]
+    sentences = ["First one.", "Second here!", "Third?", "Alone.", "It ends.", "It goes on."]
+    for shuffle in (False, True):
+        source = write_lines(tmp_path / "in.jsonl", rows)
+        config = PreprocessConfig(
+            input=(source,),
+            output_prefix=str(tmp_path / f"out{shuffle}"),
+            append_eod=True,
+            split_sentences=True,
+            shuffle=shuffle,
+        )
+        preprocess(config, tokenizer)
+        dataset = IndexedDataset(tmp_path / f"out{shuffle}_text_sentence")
+        dataset.verify()
+        texts = [tokenizer.detokenize(ids) for ids in dataset]
+        documents = [texts[begin:end] for begin, end in itertools.pairwise(dataset.document_items)]
+        expected = [
+            [*sentences[:2], "Third?<|endoftext|>"],
+            ["Alone.<|endoftext|>"],
+            ["It ends.", "It goes on.<|endoftext|>"],
+        ]
+        if shuffle:
+            order = Permutation(3, config.seed, "shuffle documents")
+            expected = [expected[order[i]] for i in range(3)]
+        assert documents == expected
+
+
+def test_a_large_vocabulary_is_written_in_four_bytes(tmp_path):
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=100_000))
+    dataset, _ = run(tokenizer, tmp_path, [{"text": "99999 7"}, {"text": "1"}])
+    assert dataset.dtype == np.int32
+    assert [ids.tolist() for ids in dataset] == [[99_999, 7, 100_000], [1, 100_000]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_the_tokenizer_is_one_of_the_user(tmp_path, workers):
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=10))
+    with pytest.raises(DataError, match="numbers and spaces only"):
+        run(tokenizer, tmp_path, [{"text": "not a number"}], workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_prefix": "x"}, "no --input"),
+        ({"input": ("a.jsonl",)}, "no --output-prefix"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "workers": 0}, "--workers is 0"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "chunk_size": 0}, "--chunk-size is 0"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "json_keys": ("a", "a")}, "twice"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PreprocessConfig(**options).check()
