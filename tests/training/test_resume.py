@@ -41,6 +41,7 @@ def test_stopped_and_resumed_run_is_bitwise_the_same(world, corpus, tmp_path, ca
         text = flags_of(corpus, tmp_path / name, f"{CASES[case]} --log-interval 3 {extra}")
         if "rampup" in text:
             text = text.replace("--train-iters 20", "--train-samples 100")
+            text = text.replace("--lr-warmup-iters 2", "--lr-warmup-samples 10")
         return text
 
     assert world(2).run(train_here, flags("whole")) == ["finished"] * 2
@@ -113,7 +114,7 @@ def test_the_schedule_can_come_from_the_checkpoint(corpus, trained):
 
 
 def test_finetune_takes_weights_and_starts_at_zero(world, corpus, trained, tmp_path):
-    flags = flags_of(corpus, tmp_path, f"--train-iters 2 --lr 1e-4 --load {trained} --finetune")
+    flags = flags_of(corpus, tmp_path, f"--train-iters 2 --lr 5e-3 --load {trained} --finetune")
     assert world(1).run(train_here, flags) == ["finished"]
     _, validation = read_metrics(tmp_path)
     _, before = read_metrics(trained)
