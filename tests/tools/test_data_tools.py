@@ -1,0 +1,174 @@
+"""The command lines of tokenizer training, preprocessing and merging, as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "def add(a, b):\n    return a + b  # 2023\n\n\nclass Point:\n    x: int = 10\n"
+
+
+def start(tool: str, *args: str | Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def run(tool: str, *args: str | Path) -> tuple[int, str, str]:
+    """Run a tool and give its exit code, stdout and stderr."""
+    process = start(tool, *args)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with two .jsonl files and the tokenizer trained on them by the tool."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("a", "b"):
+        rows = [{"content": f"# {name}{i}\n" + PROGRAM * (i % 4)} for i in range(40)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "plain.py").write_text(PROGRAM * 20)
+    inputs = [folder / "a.jsonl", folder / "b.jsonl", folder / "plain.py"]
+    code, out, err = run(
+        "train_tokenizer", "--input", *inputs, "--json-key", "content", "--vocab-size", "300",
+        "--output", folder / "tokenizer.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "300 ids from 3 files" in out
+    return folder
+
+
+def preprocess(folder: Path, *args: str | Path) -> tuple[int, str, str]:
+    return run(
+        "preprocess_data", "--tokenizer-file", folder / "tokenizer.json", "--json-keys", "content",
+        "--append-eod", *args,
+    )  # fmt: skip
+
+
+def test_preprocessing_in_parts_and_merging_equals_preprocessing_at_once(corpus, tmp_path):
+    inputs = [corpus / "a.jsonl", corpus / "b.jsonl"]
+    code, out, _ = preprocess(
+        corpus, "--input", *inputs, "--output-prefix", tmp_path / "all", "--workers", "2",
+        "--chunk-size", "25", "--dataset-impl", "mmap",
+    )  # fmt: skip
+    assert code == 0
+    assert "80 records = 80 documents + 0 empty + 0 bad + 0 blank;" in out
+    for path in inputs:
+        prefix = tmp_path / "parts" / path.stem
+        assert preprocess(corpus, "--input", path, "--output-prefix", prefix)[0] == 0
+    merged = tmp_path / "parts" / "merged"
+    for _ in range(2):  # the second time the output of the first lies among the inputs
+        code, out, err = run(
+            "merge_datasets", "--input", tmp_path / "parts", "--output-prefix", merged
+        )
+        assert (code, err) == (0, "")
+        assert "2 token files, 80 documents" in out
+    for suffix in (".bin", ".idx"):
+        whole = Path(f"{tmp_path}/all_content_document{suffix}")
+        assert Path(f"{merged}{suffix}").read_bytes() == whole.read_bytes()
+
+
+def test_training_ignores_the_order_of_files_and_keeps_to_its_share(corpus, tmp_path):
+    for name, files in [("ab", ["a", "b"]), ("ba", ["b", "a"]), ("part", ["a", "b"])]:
+        limit = ["--max-bytes", "2"] if name == "part" else []
+        inputs = [corpus / f"{file}.jsonl" for file in files]
+        code, _, err = run(
+            "train_tokenizer", "--input", *inputs, "--json-key", "content", "--vocab-size", "300",
+            "--output", tmp_path / name, *limit,
+        )  # fmt: skip
+        assert code == 0
+        assert ("gives only" in err) == (name == "part"), err
+    assert (tmp_path / "ab").read_bytes() == (tmp_path / "ba").read_bytes()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, code):
+    line = json.dumps({"content": PROGRAM * 10}) + "\n"
+    (tmp_path / "long.jsonl").write_text("bad\n" + line * 15_000)  # 14 MB: seconds of work
+    process = start(
+        "preprocess_data", "--tokenizer-file", corpus / "tokenizer.json", "--json-keys", "content",
+        "--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out", "--workers", "2",
+        "--chunk-size", "20",
+    )  # fmt: skip
+    assert "skipped" in process.stderr.readline()  # the first chunk is written
+    assert len(list(tmp_path.glob("out*.bin.tmp"))) == 1
+    process.send_signal(number)
+    process.communicate(timeout=60)  # ends when the workers are gone too
+    assert process.returncode == code
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--input", "{corpus}/missing.jsonl"], "missing.jsonl does not exist"),
+        (["--input", "{tmp}/empty.jsonl"], "empty.jsonl is empty"),
+        (["--input", "{corpus}/a.jsonl", "--tokenizer-file", "{tmp}/cut.json"], "cut.json is not JSON"),
+        (["--input", "{corpus}/a.jsonl", "--json-keys", "text"], "40 bad (40 no key 'text')"),
+        (["--input", "{corpus}/a.jsonl", "--json-keys", "text", "--strict"], "a.jsonl:1: no key 'text'"),
+        (["--input", "{corpus}/a.jsonl", "--worker", "2"], "did you mean --workers?"),
+        (["--input", "{corpus}/a.jsonl", "--tokenizer-type", "GPT2BPETokenizer"], "needs --vocab-file"),
+        ([], "no --input"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(corpus, tmp_path, args, message):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "cut.json").write_text((corpus / "tokenizer.json").read_text()[:1000])
+    filled = [arg.format(corpus=corpus, tmp=tmp_path) for arg in args]
+    code, out, err = preprocess(corpus, "--output-prefix", tmp_path / "out", *filled)
+    assert (code, out) == (2, "")
+    lines = [line for line in err.splitlines() if " skipped " not in line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("tool", "args", "message"),
+    [
+        ("train_tokenizer", ["--input", "{c}/a.jsonl", "--output", "{t}/o"], "no text to train"),
+        (
+            "train_tokenizer",
+            ["--input", "{c}/plain.py", "--vocab-size", "9", "--output", "{t}/o"],
+            "need 275",
+        ),
+        ("merge_datasets", ["--input", "{t}", "--output-prefix", "{t}/o"], "no .bin and .idx"),
+        (
+            "merge_datasets",
+            ["--input", "{t}/x", "--output-prefix", "{t}/o"],
+            "x.bin does not exist",
+        ),
+        (
+            "merge_datasets",
+            ["--input", "{t}/o", "--output-prefix", "{t}/o"],
+            "both input and output",
+        ),
+    ],
+)
+def test_mistakes_of_the_other_tools_are_one_line_and_exit_code_2(
+    corpus, tmp_path, tool, args, message
+):
+    code, out, err = run(tool, *[arg.format(c=corpus, t=tmp_path) for arg in args])
+    assert (code, out, len(err.splitlines())) == (2, "", 1 + err.count("were skipped"))
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_two_examples_and_needs_no_torch():
+    for tool in ("train_tokenizer", "preprocess_data", "merge_datasets"):
+        code, out, _ = run(tool, "--help")
+        assert code == 0
+        assert out.count(f"python tools/{tool}.py") == 2
+    script = "import sys; sys.argv = ['x', '--help']; import preprocess_data; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
