@@ -1,0 +1,151 @@
+"""README.md of an exported model: what it is, what it was trained on, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron.config import DataConfig
+from megatron.convert.hf_tokenizer import end_of_document
+from megatron.convert.source import Source
+from megatron.tokenizer.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, FIM_TOKENS
+
+_HEAD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- code
+- gpt_bigcode
+license: other
+---
+
+# A {size} parameter model of source code
+
+<!-- Name the model, and put the licence under which you publish it into the lines above. Source code keeps the
+licence of its authors: say here which licences the training data has, and how its attribution is searched. -->
+
+A decoder-only transformer of the StarCoder family (`GPTBigCodeForCausalLM`), trained from scratch.
+
+| | |
+|---|---|
+"""
+
+_COMPLETION = """
+## Completion
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+
+inputs = tokenizer("def fibonacci(n):", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+```
+"""
+
+_INFILLING = """
+## Infilling
+
+{rate:.0%} of the documents were seen as prefix, suffix and middle. What follows `{middle}` is what belongs between
+the other two; it ends with `{eod}`.
+
+```python
+prefix, suffix = "def fibonacci(n):\\n    ", "\\n    return a\\n"
+prompt = "{start}" + prefix + "{suffix}" + suffix + "{middle}"
+inputs = tokenizer(prompt, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]
+print(tokenizer.decode(output, skip_special_tokens=True))
+```
+"""
+
+_LIMITS = """
+## Limits
+
+The model continues source code. It has not been trained to follow instructions, its output may be wrong or unsafe
+to run, and it may repeat training data word for word, whose licence then applies.
+"""
+
+
+def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
+    """Write the card from what the run left: its options, its state and its metrics."""
+    rows = [
+        ("parameters", f"{num_parameters:,}"),
+        ("precision of the files", str(dtype).removeprefix("torch.")),
+        *_architecture(source),
+        *_training(source),
+    ]
+    head = _HEAD.format(size=_short(num_parameters))
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return head + table + _usage(source) + _LIMITS
+
+
+def _architecture(source: Source) -> list[tuple[str, str]]:
+    model = source.config.model
+    groups = model.query_groups
+    kind = "multi-query" if groups == 1 else "multi-head"
+    return [
+        ("layers, width, MLP", f"{model.num_layers}, {model.hidden_size}, {model.ffn_size}"),
+        ("attention", f"{model.num_attention_heads} heads of {model.head_dim}, {kind}"),
+        ("context", f"{model.max_position_embeddings:,} tokens"),
+        ("vocabulary", f"{model.vocab_size:,} tokens"),
+    ]
+
+
+def _training(source: Source) -> list[tuple[str, str]]:
+    config, state = source.config, source.reader.state
+    rows = [("steps", f"{source.reader.iteration:,}")]
+    samples = state.get("consumed_samples")
+    if isinstance(samples, int) and samples > 0:
+        rows.append(("tokens seen", f"{samples * config.data.seq_length:,}"))
+    rows.append(("trained in", config.precision.compute_dtype))
+    names = _data_names(config.data)
+    if names:
+        rows.append(("data", ", ".join(names)))
+    if config.data.fim_rate > 0:
+        rows.append(("fill-in-the-middle rate", f"{config.data.fim_rate:g}"))
+    lines = source.metrics()
+    training = [line for line in lines if "validation" not in line and line.get("lm_loss")]
+    if training:
+        rows.append(("last training loss", f"{training[-1]['lm_loss']:.4f}"))
+    validation = {line["validation"]: line for line in lines if line.get("validation")}
+    for name, line in validation.items():
+        rows.append((f"last validation loss, {name}", f"{line['lm_loss']:.4f}"))
+    return rows
+
+
+def _data_names(data: DataConfig) -> list[str]:
+    """Name the training sets without the folders of the machine that trained; weights are left out."""
+    groups: Sequence[str] = (
+        data.data_path or data.train_data_path or data.train_weighted_split_paths
+    )
+    words = [word.strip(",") for group in groups for word in group.split()]
+    return list(dict.fromkeys(Path(word).name for word in words if "/" in word or "_" in word))
+
+
+def _usage(source: Source) -> str:
+    tokenizer = source.tokenizer
+    if tokenizer is None or not (source.tokenizer_folder / "tokenizer.json").is_file():
+        return ""
+    rate = source.config.data.fim_rate
+    if rate == 0 or any(token not in tokenizer.special_tokens for token in FIM_TOKENS):
+        return _COMPLETION
+    return _COMPLETION + _INFILLING.format(
+        rate=rate,
+        start=FIM_PREFIX,
+        suffix=FIM_SUFFIX,
+        middle=FIM_MIDDLE,
+        eod=end_of_document(tokenizer),
+    )
+
+
+def _short(num_parameters: int) -> str:
+    """Write 15517456384 as 15.5B."""
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if num_parameters >= size:
+            return f"{num_parameters / size:.3g}{unit}"
+    return f"{num_parameters:,}"

@@ -1,0 +1,97 @@
+"""What an export starts from: a checkpoint, the options of its run, and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpoint.layout import find_checkpoint
+from megatron.checkpoint.reader import CheckpointReader
+from megatron.config import Config, from_json
+from megatron.errors import CheckpointError, ConfigError
+from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint of a run."""
+
+    reader: CheckpointReader
+    config: Config
+    tokenizer: Tokenizer | None
+    tokenizer_folder: Path
+
+    @classmethod
+    def open(cls, path: Path, iteration: int | None = None) -> Source:
+        """Open a run's folder or one of its checkpoints. Raises CheckpointError, or DataError for its tokenizer."""
+        reader = CheckpointReader.open(find_checkpoint(path, iteration))
+        config = _config_of(reader)
+        folder = reader.folder.parent / "tokenizer"
+        return cls(reader, config, _tokenizer_of(config, folder), folder)
+
+    @property
+    def eod(self) -> int:
+        """The id that ends a document; 0 as in StarCoder's vocabulary where no tokenizer was kept."""
+        return self.tokenizer.eod if self.tokenizer is not None else 0
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Give the lines of metrics.jsonl up to this checkpoint, none where the file is missing."""
+        path = self.reader.folder.parent / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        lines = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the torn last line of a killed run
+            if isinstance(line, dict) and line.get("iteration", 0) <= self.reader.iteration:
+                lines.append(line)
+        return lines
+
+
+def _config_of(reader: CheckpointReader) -> Config:
+    path = reader.folder / "config.json"
+    try:
+        config = from_json(reader.config)
+        config.model.check()
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not 0 < config.model.vocab_size <= config.model.padded_vocab_size:
+        raise CheckpointError(
+            f"{path} has a vocabulary of {config.model.vocab_size} in {config.model.padded_vocab_size} "
+            f"rows; it was not written by a training run"
+        )
+    return config
+
+
+def _tokenizer_of(config: Config, folder: Path) -> Tokenizer | None:
+    """Rebuild the tokenizer that the run kept, None for one without files or a run that kept none."""
+    options = config.tokenizer
+    if options.tokenizer_type == "NullTokenizer":
+        return build_tokenizer(options)
+    if (folder / "tokenizer.json").is_file():
+        if options.tokenizer_type == "HuggingFaceTokenizer":
+            changes = {"tokenizer_model": str(folder)}
+        else:
+            # Whatever type it was, the file that it saved has its sentinels in.
+            changes = {
+                "tokenizer_type": "TokenizerFromFile",
+                "tokenizer_file": str(folder / "tokenizer.json"),
+            }
+    elif (folder / "tokenizer.model").is_file():
+        changes = {"tokenizer_model": str(folder / "tokenizer.model")}
+    else:
+        return None
+    tokenizer = build_tokenizer(dataclasses.replace(options, **changes))  # type: ignore[arg-type]
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise CheckpointError(
+            f"{folder} has {tokenizer.vocab_size} ids and the model was trained with "
+            f"{config.model.vocab_size}; put the run's own tokenizer there"
+        )
+    return tokenizer

@@ -1,0 +1,200 @@
+"""Exported folders, loaded by transformers."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTBigCodeForCausalLM
+
+from megatron.checkpoint.save import save_checkpoint
+from megatron.config import Config, ParallelConfig, to_json
+from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode, is_export
+from megatron.convert.source import Source
+from megatron.convert.verification import our_logits, verify_gpt_bigcode
+from megatron.errors import CheckpointError, ConfigError
+from megatron.model.gpt import GPTModel
+from megatron.parallel.context import ParallelContext
+from tests.convert.runs import (
+    MULTI_HEAD,
+    MULTI_QUERY,
+    VOCAB_SIZE,
+    change_config,
+    make_run,
+    model_config,
+)
+
+HEADS = pytest.mark.parametrize("heads", [MULTI_QUERY, MULTI_HEAD], ids=["multiquery", "multihead"])
+
+
+def export(root, folder, dtype=torch.float32, max_shard_bytes=10**9):
+    folder.mkdir()
+    source = Source.open(root)
+    return export_gpt_bigcode(
+        source, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=lambda _: None
+    )
+
+
+def load(folder):
+    return GPTBigCodeForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def train_nothing(rank, root, config, ids):
+    """Save a model as training at TP 2 holds it; give rank 0's logits of the whole vocabulary [b, s, v]."""
+    context = ParallelContext.create(
+        ParallelConfig(tensor_model_parallel_size=2), 2, torch.device("cpu")
+    )
+    model = GPTModel(
+        config,
+        context,
+        layers=range(config.num_layers),
+        is_first=True,
+        is_last=True,
+        seed=3,
+        sequence_parallel=False,
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.to_local().add_(0.1 * (1 + rank * (parameter.placements[0].is_shard())))
+        logits = model(ids)
+    tensors = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    save_checkpoint(root, 1, tensors, state={}, config=to_json(Config(model=config)))
+    parts = [torch.empty_like(logits) for _ in range(2)]
+    torch.distributed.all_gather(parts, logits.contiguous(), group=context.tp_group)
+    return torch.cat(parts, dim=-1).transpose(0, 1)
+
+
+@HEADS
+@pytest.mark.parametrize("is_untied", [False, True], ids=["tied", "untied"])
+def test_a_model_trained_at_tp_2_has_the_logits_of_its_export(world, tmp_path, heads, is_untied):
+    config = model_config(
+        hidden_size=24,
+        num_attention_heads=4,
+        init_method_std=0.3,
+        untie_embeddings_and_output_weights=is_untied,
+        **heads,
+    )
+    ids = torch.randint(VOCAB_SIZE, (2, 12), generator=torch.Generator().manual_seed(1))
+    ours = world(2).run(train_nothing, tmp_path / "run", config, ids)[0]
+    export(tmp_path / "run", tmp_path / "export")
+    with torch.no_grad():
+        theirs = load(tmp_path / "export")(ids).logits
+    assert theirs.shape == (2, 12, VOCAB_SIZE)
+    assert theirs.std() > 0.5
+    torch.testing.assert_close(theirs, ours[..., :VOCAB_SIZE], rtol=1e-5, atol=1e-5)
+
+
+@HEADS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_verification_accepts_what_was_exported(tmp_path, heads, dtype):
+    make_run(tmp_path / "run", **heads)
+    export(tmp_path / "run", tmp_path / "export", dtype)
+    assert verify_gpt_bigcode(Source.open(tmp_path / "run"), tmp_path / "export", dtype) < 1e-5
+
+
+def test_verification_refuses_another_model(tmp_path):
+    weights = make_run(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "export")
+    source = Source.open(tmp_path / "run")
+    tensors = {f"model.{name}": tensor.clone() for name, tensor in weights.items()}
+    tensors["model.layers.1.self_attention.key_value.bias"][7] += 1e-2
+    save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=source.reader.config)
+    with pytest.raises(CheckpointError, match="is not the model"):
+        verify_gpt_bigcode(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+
+
+def test_our_logits_leave_no_process_group(tmp_path):
+    make_run(tmp_path)
+    source = Source.open(tmp_path)
+    ids = torch.arange(5)[None]
+    first = our_logits(source.reader, source.config.model, ids, torch.float32)
+    assert first.shape == (1, 5, VOCAB_SIZE)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_sharded_export_equals_an_unsharded_one(tmp_path):
+    make_run(tmp_path / "run")
+    one = export(tmp_path / "run", tmp_path / "one")
+    many = export(tmp_path / "run", tmp_path / "many", max_shard_bytes=4000)
+    assert one.num_weight_files == 1
+    assert many.num_weight_files > 3
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    names = {file.name for file in (tmp_path / "many").glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == names
+    assert f"model-00001-of-{len(names):05d}.safetensors" in names
+    assert index["metadata"]["total_size"] == many.num_bytes == one.num_bytes
+    expected, loaded = load(tmp_path / "one").state_dict(), load(tmp_path / "many").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in expected.items())
+
+
+def test_the_dtype_is_that_of_the_files_and_of_the_config(tmp_path):
+    weights = make_run(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "export", torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", torch_dtype="auto")
+    assert isinstance(loaded, GPTBigCodeForCausalLM)
+    assert loaded.dtype == torch.bfloat16
+    expected = weights["embedding.word_embeddings.weight"][:VOCAB_SIZE].bfloat16()
+    assert torch.equal(loaded.transformer.wte.weight, expected)
+
+
+def test_values_beyond_fp16_are_refused(tmp_path):
+    weights = make_run(tmp_path / "run")
+    weights["final_layernorm.bias"][0] = 1e5
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+    config = Source.open(tmp_path / "run").reader.config
+    save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=config)
+    with pytest.raises(ConfigError, match=r"final_layernorm\.bias has values beyond .* bf16"):
+        export(tmp_path / "run", tmp_path / "export", torch.float16)
+
+
+def test_the_config_says_what_the_model_was(tmp_path):
+    make_run(tmp_path / "run", hidden_dropout=0.2, attention_dropout=0.3, layernorm_epsilon=1e-4)
+    export(tmp_path / "run", tmp_path / "export")
+    config = load(tmp_path / "export").config
+    expected = {
+        "vocab_size": VOCAB_SIZE,
+        "n_positions": 12,
+        "n_inner": 26,
+        "multi_query": True,
+        "activation_function": "gelu_pytorch_tanh",
+        "resid_pdrop": 0.2,
+        "embd_pdrop": 0.2,
+        "attn_pdrop": 0.3,
+        "layer_norm_epsilon": 1e-4,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "architectures": ["GPTBigCodeForCausalLM"],
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    generation = GenerationConfig.from_pretrained(tmp_path / "export")
+    assert (generation.eos_token_id, generation.pad_token_id) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_layers": 3}, "lacks model.layers.2"),
+        ({"num_layers": 1}, r"has model.layers.1.*no place"),
+        ({"max_position_embeddings": 20}, "position_embeddings.weight is"),
+        ({"ffn_hidden_size": 13}, "needs 15 rows of"),
+        ({"vocab_size": 500}, "500 in 288 rows"),
+        ({"num_layers": "two"}, "config.json"),
+        ({"colour": 3}, "colour"),
+    ],
+)
+def test_a_configuration_of_another_model_is_an_error(tmp_path, changes, words):
+    make_run(tmp_path / "run")
+    change_config(tmp_path / "run", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        export(tmp_path / "run", tmp_path / "export")
+
+
+def test_an_export_is_known_by_its_config(tmp_path):
+    make_run(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "export")
+    assert is_export(tmp_path / "export")
+    assert not is_export(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"model": {}}')
+    assert not is_export(tmp_path / "run")
