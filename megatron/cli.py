@@ -115,7 +115,7 @@ def _options(section: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def add_section(parser: argparse.ArgumentParser, section: type, title: str | None = None) -> None:
-    """Add a flag for every field of a section (a dataclass of `megatron.config`)."""
+    """Add a flag for every field of a section (a dataclass of `megatron.options`)."""
     group = parser.add_argument_group(
         title or section.__name__, (section.__doc__ or "").split("\n")[0]
     )

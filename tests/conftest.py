@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.training.corpus import Corpus, make_corpus
 from tests.world import Worlds
 
 
@@ -13,3 +14,9 @@ def world() -> Iterator[Worlds]:
     worlds = Worlds()
     yield worlds
     worlds.close()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A small real corpus on disk, with its tokenizer."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.checkpoint.safetensors_file import BLOCK_BYTES, SafetensorsWriter, TensorSpec
-from megatron.config import ModelConfig
 from megatron.convert.hf_tokenizer import write_tokenizer
 from megatron.convert.mapping import MappedTensor, Rows, is_multi_query, map_gpt_bigcode
 from megatron.convert.model_card import model_card
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
+from megatron.options import ModelConfig
 
 MODEL_TYPE = "gpt_bigcode"
 INDEX_FILE = "model.safetensors.index.json"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron.config import ModelConfig
 from megatron.errors import ConfigError
+from megatron.options import ModelConfig
 
 
 @dataclass(frozen=True)

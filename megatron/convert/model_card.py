@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from megatron.config import DataConfig
 from megatron.convert.hf_tokenizer import end_of_document
 from megatron.convert.source import Source
+from megatron.options import DataConfig
 from megatron.tokenizer.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, FIM_TOKENS
 
 _HEAD = """\

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from megatron.checkpoint.reader import CheckpointReader
-from megatron.config import ModelConfig, ParallelConfig
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
+from megatron.options import ModelConfig, ParallelConfig
 from megatron.parallel.context import ParallelContext
 
 TOLERANCE = 1e-5  # of fp32 logits, relative to the largest where that is above 1

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 
-from megatron.config import option, require
 from megatron.data.document_reader import (
     BadRecord,
     Chunk,
@@ -37,6 +36,7 @@ from megatron.data.ordered_map import ordered_map
 from megatron.data.permutation import Permutation
 from megatron.errors import DataError
 from megatron.logging import get_logger
+from megatron.options import option, require
 from megatron.tokenizer.interface import Tokenizer
 
 logger = get_logger(__name__)

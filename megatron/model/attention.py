@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.config import ModelConfig
 from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.dropout import site_keys
 from megatron.kernels.registry import Kernels
 from megatron.model.mlp import output_initial
+from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.layers import (
     ColumnParallelLinear,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate
 
-from megatron.config import ModelConfig
+from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.layers import VocabParallelEmbedding
 from megatron.parallel.parameter import Normal, ParameterFactory, local_tensor

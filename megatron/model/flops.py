@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron.config import ModelConfig
+from megatron.options import ModelConfig
 
 
 def num_matrix_parameters(config: ModelConfig) -> int:

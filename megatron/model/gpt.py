@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import Shard
 
-from megatron.config import ModelConfig
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.model.attention import DropoutKeys
 from megatron.model.embedding import Embedding
 from megatron.model.transformer import LayerNorm, TransformerLayer, recompute_chunks, run_layers
+from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.cross_entropy import vocab_parallel_cross_entropy

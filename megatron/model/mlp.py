@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from megatron.config import ModelConfig
 from megatron.kernels.registry import Kernels
+from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.parallel.parameter import Normal, ParameterFactory

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Replicate
 from torch.utils.checkpoint import checkpoint
 
-from megatron.config import ModelConfig
 from megatron.kernels.dropout import Dropout, site_keys
 from megatron.kernels.registry import Kernels
 from megatron.model.attention import DropoutKeys, SelfAttention
 from megatron.model.mlp import MLP
+from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
 from megatron.parallel.random import derive_key

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from megatron.config import OptimizerConfig
+from megatron.options import OptimizerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

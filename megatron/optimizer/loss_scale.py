@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron.config import PrecisionConfig
+from megatron.options import PrecisionConfig
 
 
 @dataclass

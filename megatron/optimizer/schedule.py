@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron.config import OptimizerConfig, TrainingConfig
+from megatron.options import OptimizerConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from megatron.config import ParallelConfig
 from megatron.errors import ConfigError
+from megatron.options import ParallelConfig
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 

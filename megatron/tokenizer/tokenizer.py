@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron.config import TokenizerConfig
 from megatron.errors import ConfigError, DataError
+from megatron.options import TokenizerConfig
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.json_tokenizer import (
     JsonTokenizer,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron.config import Config, pad_vocab_size
+from megatron.config import Config
 from megatron.data.build import Datasets, build_datasets
+from megatron.options import pad_vocab_size
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
 

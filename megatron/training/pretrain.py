@@ -11,9 +11,9 @@ from torch import nn
 from megatron import logging as megatron_logging
 from megatron.config import Config
 from megatron.data.loader import BatchLoader, Dataset
+from megatron.kernels.registry import Kernels
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
-from megatron.kernels.registry import Kernels
 from megatron.model.gpt import GPTModel, choose_model_kernels
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale

@@ -20,11 +20,12 @@ from megatron.checkpoint.layout import (
 )
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
-from megatron.config import CheckpointConfig, Config, OptimizerConfig, from_json, to_json
+from megatron.config import Config, from_json, to_json
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
+from megatron.options import CheckpointConfig, OptimizerConfig
 from megatron.training.metrics import Interval
 
 logger = get_logger(__name__)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.save import save_checkpoint
-from megatron.config import Config, DataConfig, ModelConfig, TokenizerConfig, to_json
+from megatron.config import Config, to_json
+from megatron.options import DataConfig, ModelConfig, TokenizerConfig
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
 

@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPTBigCodeForCausalLM
 
 from megatron.checkpoint.save import save_checkpoint
-from megatron.config import Config, ParallelConfig, to_json
+from megatron.config import Config, to_json
 from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode, is_export
 from megatron.convert.source import Source
 from megatron.convert.verification import our_logits, verify_gpt_bigcode
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
+from megatron.options import ParallelConfig
 from megatron.parallel.context import ParallelContext
 from tests.convert.runs import (
     MULTI_HEAD,

@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from megatron.config import TokenizerConfig
 from megatron.convert.hf_tokenizer import write_tokenizer
+from megatron.options import TokenizerConfig
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 from megatron.tokenizer.tokenizer import build_tokenizer
 from tests.convert.runs import TEXTS, VOCAB_SIZE, write_tokenizer_files

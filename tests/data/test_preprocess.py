@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from megatron.config import TokenizerConfig
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import Permutation
 from megatron.data.preprocess import NUM_NAMED, PreprocessConfig, preprocess
 from megatron.errors import ConfigError, DataError
+from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.tokenizer.train import train_tokenizer
 

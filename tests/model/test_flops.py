@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron.config import ModelConfig
 from megatron.model.flops import flops_per_token, num_parameters
+from megatron.options import ModelConfig
 from tests.model.tiny import make_context, make_model, tiny_config
 
 # layers, hidden, heads; 10^9 parameters; GFLOP a token at 8192, full and causal attention

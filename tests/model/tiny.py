@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from megatron.config import ModelConfig, ParallelConfig
 from megatron.model.gpt import GPTModel
+from megatron.options import ModelConfig, ParallelConfig
 from megatron.parallel.context import ParallelContext
 
 VOCAB_SIZE = 50

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from megatron.config import OptimizerConfig, TrainingConfig
 from megatron.optimizer.schedule import Schedule
+from megatron.options import OptimizerConfig, TrainingConfig
 from megatron.training.batch_schedule import BatchSchedule
 from tests.megatron_core import run_megatron_core
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from megatron.config import OptimizerConfig, PrecisionConfig, TrainingConfig
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.clip import clip_factor, gradient_square_sum
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
+from megatron.options import OptimizerConfig, PrecisionConfig, TrainingConfig
 from megatron.training.batch_schedule import BatchSchedule
 
 OPTIMIZER = OptimizerConfig(lr=0.01, weight_decay=0.1, adam_beta2=0.95)

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import tokenizers
 
-from megatron.config import TokenizerConfig
 from megatron.errors import DataError
+from megatron.options import TokenizerConfig
 from megatron.tokenizer.json_tokenizer import JsonTokenizer, add_special_tokens
 from megatron.tokenizer.special_tokens import EOD, FIM_TOKENS, STARCODER_SPECIAL_TOKENS
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer

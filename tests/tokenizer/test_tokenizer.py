@@ -4,8 +4,8 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from megatron.config import TokenizerConfig
 from megatron.errors import ConfigError, DataError
+from megatron.options import TokenizerConfig
 from megatron.tokenizer.special_tokens import EOD, FIM_TOKENS
 from megatron.tokenizer.tokenizer import build_tokenizer
 from tests.tokenizer.conftest import CODE, hard_texts

@@ -13,7 +13,7 @@ from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.run_state import resume_config
 from megatron.training.train import train
-from tests.training.conftest import Corpus
+from tests.training.corpus import Corpus
 
 NUM_STEPS = 20
 

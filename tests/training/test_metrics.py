@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron.config import CheckpointConfig, Config
+from megatron.config import Config
+from megatron.options import CheckpointConfig
 from megatron.training.metrics import (
     Interval,
     MetricsWriter,

@@ -1,0 +1,483 @@
+"""Every option of a run: typed, frozen, one field a flag.
+
+The flags are made from the fields by `megatron.cli`; the checks of one section stand beside its fields,
+those that span sections are `Config`'s. Nothing here is written back after construction, and nothing
+below this layer sees more than the section it needs. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron.errors import ConfigError
+
+
+def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
+    """Declare one field: its default, its help text, and its flag where the name does not give it."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "flag": flag, "metavar": metavar}
+    )
+
+
+def derived(default: Any = None) -> Any:
+    """Declare a field that no flag sets: whoever builds the section fills it (see its comment)."""
+    return dataclasses.field(default=default, metadata={"derived": True})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def pad_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
+    """Round the vocabulary up as Megatron does: to a multiple of divisible_by x tensor_parallel_size."""
+    multiple = divisible_by * tensor_parallel_size
+    return -(-vocab_size // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network. Defaults are StarCoder's where the paper has one (StarCoder §5)."""
+
+    num_layers: int = option(0, "transformer layers")
+    hidden_size: int = option(0, "width of the residual stream")
+    ffn_hidden_size: int | None = option(None, "width of the MLP (default 4 x hidden size)")
+    num_attention_heads: int = option(0, "query heads")
+    kv_channels: int | None = option(None, "width of a head (default hidden size / heads)")
+    attention_head_type: Literal["multihead", "multiquery"] = option(
+        "multihead", "one key/value head for each query head, or one for all of them"
+    )
+    num_query_groups: int | None = option(
+        None, "key/value heads, each shared by heads/groups query heads (grouped attention)"
+    )
+    group_query_attention: bool = option(False, "with --num-query-groups, as in Megatron-LM")
+    max_position_embeddings: int = option(0, "learned positions; at least the sequence length")
+    layernorm_epsilon: float = option(1e-5, "added to the variance in LayerNorm")
+    hidden_dropout: float = option(0.1, "dropout after embedding, attention and MLP")
+    attention_dropout: float = option(0.1, "dropout of attention probabilities")
+    init_method_std: float = option(0.02, "std of initial weights; outputs use std/sqrt(2 layers)")
+    untie_embeddings_and_output_weights: bool = option(False, "give the LM head its own weight")
+    disable_bias_linear: bool = option(False, "no bias in linear layers")
+    recompute_granularity: Literal["selective", "full"] | None = option(
+        None, "recompute in backward: attention only, or whole layers"
+    )
+    recompute_method: Literal["uniform", "block"] | None = option(
+        None,
+        "with full: every layer in chunks (uniform), or only the first ones of a stage (block)",
+    )
+    recompute_num_layers: int | None = option(
+        None, "with full: layers a chunk (uniform), or layers recomputed (block)"
+    )
+    attention_backend: Literal["auto", "flash", "sdpa", "explicit"] = option(
+        "auto", "attention kernel; auto takes the fastest that can run and logs why"
+    )
+    make_vocab_size_divisible_by: int = option(
+        128, "vocabulary is padded to this times the tensor parallel size"
+    )
+    vocab_size: int = derived(0)  # tokens of the tokenizer; set by whoever loads it
+    padded_vocab_size: int = derived(0)  # rows of the embedding; pad_vocab_size()
+
+    @property
+    def head_dim(self) -> int:
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def query_groups(self) -> int:
+        """Key/value heads: 1 for multi-query, one for each head for multi-head attention."""
+        if self.num_query_groups is not None:
+            return self.num_query_groups
+        return 1 if self.attention_head_type == "multiquery" else self.num_attention_heads
+
+    def check(self) -> None:
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            value = getattr(self, name)
+            require(
+                value > 0,
+                f"--{name.replace('_', '-')} is {value or 'not set'}; give a whole number above 0",
+            )
+        require(
+            self.kv_channels is not None or self.hidden_size % self.num_attention_heads == 0,
+            f"--hidden-size {self.hidden_size} is not divisible by --num-attention-heads "
+            f"{self.num_attention_heads}; change one of them or give --kv-channels",
+        )
+        require(
+            self.num_attention_heads % self.query_groups == 0,
+            f"--num-query-groups {self.query_groups} does not divide --num-attention-heads "
+            f"{self.num_attention_heads}",
+        )
+        require(
+            self.attention_head_type == "multihead" or self.num_query_groups in (None, 1),
+            f"--attention-head-type multiquery has one key/value head, and --num-query-groups asks "
+            f"for {self.num_query_groups}; leave one of them out",
+        )
+        require(
+            not self.group_query_attention or self.num_query_groups is not None,
+            "--group-query-attention needs --num-query-groups",
+        )
+        for name in ("hidden_dropout", "attention_dropout"):
+            value = getattr(self, name)
+            require(
+                0.0 <= value < 1.0,
+                f"--{name.replace('_', '-')} is {value}; allowed is 0 up to, not including, 1",
+            )
+        require(
+            self.recompute_granularity == "full"
+            or (self.recompute_method is None and self.recompute_num_layers is None),
+            "--recompute-method and --recompute-num-layers need --recompute-granularity full",
+        )
+
+    def check_tensor_parallel(self, tp_size: int) -> None:
+        """Raise ConfigError unless heads and MLP split evenly over tp_size processes."""
+        for flag, size in (
+            ("--num-attention-heads", self.num_attention_heads),
+            ("--ffn-hidden-size", self.ffn_size),
+        ):
+            require(
+                size % tp_size == 0,
+                f"--tensor-model-parallel-size {tp_size} does not divide {flag} {size}; "
+                f"change one of them",
+            )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is laid over processes. Data parallel size follows from the world size."""
+
+    tensor_model_parallel_size: int = option(1, "processes that share each layer")
+    pipeline_model_parallel_size: int = option(1, "processes that share the stack of layers")
+    num_layers_per_virtual_pipeline_stage: int | None = option(
+        None, "interleave the pipeline: layers of one chunk"
+    )
+    sequence_parallel: bool = option(
+        False, "shard LayerNorm, dropout and residuals over the sequence within a tensor group"
+    )
+    use_distributed_optimizer: bool = option(
+        False, "shard optimizer state and gradients over data parallel processes"
+    )
+    distributed_backend: Literal["auto", "gloo", "nccl"] = option(
+        "auto", "nccl with a GPU for each process, gloo without"
+    )
+    distributed_timeout_minutes: float = option(10.0, "a collective that waits longer fails")
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Processes that hold the same part of the model; ConfigError if the layout does not fit."""
+        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        require(tp >= 1 and pp >= 1, f"tensor ({tp}) and pipeline ({pp}) parallel sizes start at 1")
+        require(
+            world_size >= tp * pp,
+            f"--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} needs "
+            f"{tp * pp} processes and there are {world_size}; start more (torchrun "
+            f"--nproc-per-node) or lower one of them",
+        )
+        require(
+            world_size % (tp * pp) == 0,
+            f"{world_size} processes cannot be split into groups of {tp * pp} "
+            f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp}); "
+            f"use a multiple of {tp * pp}",
+        )
+        return world_size // (tp * pp)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Arithmetic. Master weights, gradient reduction and optimizer state are always fp32."""
+
+    bf16: bool = option(False, "compute in bfloat16")
+    fp16: bool = option(False, "compute in float16 with a loss scale")
+    loss_scale: float | None = option(None, "fixed fp16 loss scale (default: dynamic)")
+    initial_loss_scale: float = option(2.0**32, "first dynamic loss scale")
+    min_loss_scale: float = option(1.0, "lowest dynamic loss scale")
+    loss_scale_window: int = option(1000, "steps without overflow before the scale doubles")
+    hysteresis: int = option(2, "overflows in a row before the scale halves")
+    accumulate_allreduce_grads_in_fp32: bool = option(
+        False, "always so here; accepted for Megatron's command lines"
+    )
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "bfloat16", "float16"]:
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+    def check(self) -> None:
+        require(not (self.bf16 and self.fp16), "--bf16 and --fp16 exclude each other; keep one")
+        require(
+            self.fp16 or self.loss_scale is None,
+            "--loss-scale needs --fp16; bf16 and fp32 do not overflow",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedules. Defaults of Adam and clipping are StarCoder's (§5.3)."""
+
+    optimizer: Literal["adam"] = option("adam", "AdamW, decoupled weight decay")
+    lr: float | None = option(None, "highest learning rate")
+    min_lr: float = option(0.0, "learning rate after the decay")
+    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = option(
+        "linear", "shape of the decay; WSD keeps lr and decays at the end"
+    )
+    lr_decay_iters: int | None = option(None, "iterations to min-lr (default: train-iters)")
+    lr_decay_samples: int | None = option(None, "samples to min-lr (default: train-samples)")
+    lr_warmup_fraction: float | None = option(None, "warmup as a fraction of the decay")
+    lr_warmup_iters: int = option(0, "iterations of linear warmup")
+    lr_warmup_samples: int = option(0, "samples of linear warmup")
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential"] = option(
+        "exponential", "shape of the last part of WSD"
+    )
+    lr_wsd_decay_iters: int | None = option(None, "iterations of the last part of WSD")
+    lr_wsd_decay_samples: int | None = option(None, "samples of the last part of WSD")
+    weight_decay: float = option(0.01, "decay of matrices; biases and norms have none")
+    start_weight_decay: float | None = option(None, "first value, with --weight-decay-incr-style")
+    end_weight_decay: float | None = option(None, "last value, with --weight-decay-incr-style")
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option(
+        "constant", "how weight decay moves from start to end"
+    )
+    adam_beta1: float = option(0.9, "decay of the first moment")
+    adam_beta2: float = option(0.999, "decay of the second moment")
+    adam_eps: float = option(1e-8, "added to the root of the second moment")
+    clip_grad: float = option(1.0, "largest global gradient norm; 0 turns clipping off")
+
+    def check(self) -> None:
+        require(self.lr is not None and self.lr > 0, f"--lr is {self.lr}; give a number above 0")
+        assert self.lr is not None
+        require(
+            0.0 <= self.min_lr <= self.lr,
+            f"--min-lr {self.min_lr} is above --lr {self.lr} or negative",
+        )
+        require(
+            self.lr_warmup_fraction is None or 0.0 <= self.lr_warmup_fraction <= 1.0,
+            f"--lr-warmup-fraction is {self.lr_warmup_fraction}; allowed is 0 to 1",
+        )
+        require(
+            self.lr_warmup_fraction is None
+            or (self.lr_warmup_iters == 0 and self.lr_warmup_samples == 0),
+            "--lr-warmup-fraction clashes with --lr-warmup-iters/--lr-warmup-samples; keep one",
+        )
+        require(
+            self.lr_decay_style != "WSD"
+            or self.lr_wsd_decay_iters is not None
+            or self.lr_wsd_decay_samples is not None,
+            "--lr-decay-style WSD needs --lr-wsd-decay-iters (or -samples)",
+        )
+        bounds = (self.start_weight_decay, self.end_weight_decay)
+        require(
+            (self.weight_decay_incr_style == "constant") == (bounds == (None, None))
+            and (None not in bounds or bounds == (None, None)),
+            "--start-weight-decay and --end-weight-decay go together with "
+            "--weight-decay-incr-style linear or cosine",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Batches, length of the run, and what happens at which interval."""
+
+    micro_batch_size: int = option(1, "sequences a process handles at once")
+    global_batch_size: int | None = option(
+        None, "sequences a step (default: micro batch x data parallel size)"
+    )
+    rampup_batch_size: tuple[int, ...] | None = option(
+        None, "start, increment, samples: grow the global batch", metavar="N"
+    )
+    train_iters: int | None = option(None, "steps of the run")
+    train_samples: int | None = option(None, "sequences of the run, instead of steps")
+    eval_interval: int = option(1000, "steps between validations")
+    eval_iters: int = option(100, "batches of one validation; 0 turns it off")
+    exit_interval: int | None = option(None, "save and leave after a multiple of this many steps")
+    exit_duration_in_mins: float | None = option(None, "save and leave after this many minutes")
+    exit_signal_handler: bool = option(
+        False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"
+    )
+    seed: int = option(1234, "every random number derives from it")
+
+    def check(self) -> None:
+        require(
+            (self.train_iters is None) != (self.train_samples is None),
+            "give the length of the run once: --train-iters or --train-samples",
+        )
+        for name in ("train_iters", "train_samples", "global_batch_size", "micro_batch_size"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0,
+                f"--{name.replace('_', '-')} is {value}; give a whole number above 0",
+            )
+        require(self.eval_iters >= 0, f"--eval-iters is {self.eval_iters}; 0 or more")
+        require(self.eval_interval > 0, f"--eval-interval is {self.eval_interval}; 1 or more")
+        if self.rampup_batch_size is not None:
+            require(
+                len(self.rampup_batch_size) == 3,
+                "--rampup-batch-size takes three numbers: start, increment, samples",
+            )
+            require(
+                self.train_samples is not None,
+                "--rampup-batch-size counts samples: use --train-samples, not --train-iters",
+            )
+            require(
+                self.global_batch_size is not None,
+                "--rampup-batch-size needs --global-batch-size, the batch it grows to",
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, in which proportions, and how samples are made of it."""
+
+    seq_length: int = option(0, "tokens of a sequence")
+    data_path: tuple[str, ...] = option(
+        (), "one prefix, or weight prefix weight prefix …; shared by --split", metavar="W PREFIX"
+    )
+    split: str | None = option(None, "train, validation, test parts of --data-path, as 969,30,1")
+    train_data_path: tuple[str, ...] = option(
+        (), "as --data-path, training only", metavar="W PREFIX"
+    )
+    valid_data_path: tuple[str, ...] = option(
+        (), "as --data-path, validation only", metavar="W PREFIX"
+    )
+    test_data_path: tuple[str, ...] = option((), "as --data-path, test only", metavar="W PREFIX")
+    train_weighted_split_paths: tuple[str, ...] = option(
+        (), '"NAME: W START:END PREFIX, W START:END PREFIX"', metavar="GROUP"
+    )
+    valid_weighted_split_paths: tuple[str, ...] = option(
+        (), "one or more such groups, each validated by its name", metavar="GROUP"
+    )
+    test_weighted_split_paths: tuple[str, ...] = option(
+        (), "one or more such groups", metavar="GROUP"
+    )
+    train_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
+    valid_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
+    test_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
+    num_workers: int = option(2, "loader processes for training data; 0 loads in the main one")
+    valid_num_workers: int = option(0, "loader processes for validation data")
+    dataloader_type: Literal["single"] = option(
+        "single", "samples in the order of their index, which is already a permutation"
+    )
+    eod_mask_loss: bool = option(False, "no loss on end-of-document tokens")
+    fim_rate: float = option(0.0, "part of the documents that are made fill-in-the-middle")
+    fim_spm_rate: float = option(0.5, "part of those in suffix-prefix-middle order")
+    fim_split_sample: str | None = option(
+        None, "token that separates the files of a repository; FIM then works file by file"
+    )
+    fragment_fim_rate: float = option(0.5, "with --fim-split-sample: part of the files permuted")
+
+    def check(self) -> None:
+        require(self.seq_length > 0, "--seq-length is not set; give the tokens of a sequence")
+        for name in ("fim_rate", "fim_spm_rate", "fragment_fim_rate"):
+            value = getattr(self, name)
+            require(
+                0.0 <= value <= 1.0,
+                f"--{name.replace('_', '-')} is {value}; allowed is 0 to 1",
+            )
+        modes = [
+            "--data-path" if self.data_path else "",
+            "--train-data-path" if self.train_data_path else "",
+            "--train-weighted-split-paths"
+            if self.train_weighted_split_paths or self.train_weighted_split_paths_path
+            else "",
+        ]
+        given = [mode for mode in modes if mode]
+        require(bool(given), "no training data: give --data-path PREFIX (without .bin)")
+        require(
+            len(given) == 1,
+            f"{' and '.join(given)} both name training data; keep one",
+        )
+        require(
+            self.split is None or bool(self.data_path),
+            "--split cuts --data-path; the other data options name each set themselves",
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer, from which files."""
+
+    tokenizer_type: Literal[
+        "TokenizerFromFile",
+        "TokenizerFromFileWithFIM",
+        "HuggingFaceTokenizer",
+        "GPT2BPETokenizer",
+        "GPT2BPETokenizerWithFIM",
+        "SentencePieceTokenizer",
+        "NullTokenizer",
+    ] = option("TokenizerFromFile", "how text becomes ids")
+    tokenizer_file: str | None = option(None, "tokenizer.json, for TokenizerFromFile")
+    tokenizer_model: str | None = option(
+        None, "a local folder (HuggingFaceTokenizer) or a .model file (SentencePieceTokenizer)"
+    )
+    vocab_file: str | None = option(None, "vocab.json, for GPT2BPETokenizer")
+    merge_file: str | None = option(None, "merges.txt, for GPT2BPETokenizer")
+    vocab_size: int | None = option(None, "number of ids, for NullTokenizer")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a run is kept and what a start takes from an earlier one."""
+
+    save: str | None = option(None, "folder of the run: checkpoints, metrics, configuration")
+    load: str | None = option(None, "folder to continue from; usually that of --save")
+    save_interval: int | None = option(None, "steps between checkpoints")
+    finetune: bool = option(False, "take the weights only and start at iteration 0")
+    no_load_optim: bool = option(False, "start the optimizer afresh")
+    no_load_rng: bool = option(False, "take the seed of the command line, not the checkpoint's")
+    no_save_optim: bool = option(False, "write weights only; such a checkpoint cannot resume")
+    override_opt_param_scheduler: bool = option(
+        False, "schedule from the flags", flag="--override-opt_param-scheduler"
+    )
+    use_checkpoint_opt_param_scheduler: bool = option(
+        False, "schedule from the checkpoint", flag="--use-checkpoint-opt_param-scheduler"
+    )
+    exit_on_missing_checkpoint: bool = option(
+        False, "an empty --load is an error rather than a fresh start"
+    )
+
+    def check(self) -> None:
+        require(
+            self.save_interval is None or self.save_interval > 0,
+            f"--save-interval is {self.save_interval}; give a whole number above 0",
+        )
+        require(
+            self.save_interval is None or self.save is not None,
+            "--save-interval needs --save, the folder to write to",
+        )
+        require(
+            not (self.override_opt_param_scheduler and self.use_checkpoint_opt_param_scheduler),
+            "--override-opt_param-scheduler and --use-checkpoint-opt_param-scheduler "
+            "exclude each other; keep one",
+        )
+        require(
+            not self.finetune or self.load is not None,
+            "--finetune needs --load, the folder with the weights",
+        )
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where progress is written, besides the terminal and metrics.jsonl under --save."""
+
+    log_interval: int = option(100, "steps between lines")
+    tensorboard_dir: str | None = option(None, "TensorBoard events (default: SAVE/tensorboard)")
+    wandb_entity_name: str | None = option(None, "Weights & Biases entity")
+    wandb_project_name: str | None = option(None, "Weights & Biases project")
+    structured_logs: bool = option(False, "also one JSON-lines log file for each process")
+    structured_logs_dir: str | None = option(None, "folder of those files (default: SAVE/logs)")
+
+    def check(self) -> None:
+        require(self.log_interval > 0, f"--log-interval is {self.log_interval}; 1 or more")
+        require(
+            (self.wandb_entity_name is None) == (self.wandb_project_name is None),
+            "--wandb-entity-name and --wandb-project-name go together",
+        )
