@@ -8,7 +8,7 @@ env:
 	@bash tools/make_env.sh
 
 test: env
-	$(PYTHON_IN_ENV) -m pytest -m "not gpu" $(ARGS)
+	$(PYTHON_IN_ENV) -m pytest $(ARGS)
 
 test-gpu: env
 	$(PYTHON_IN_ENV) -m pytest -m gpu -rs $(ARGS)

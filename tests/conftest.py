@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.training.corpus import Corpus, make_corpus
 from tests.world import Worlds
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked gpu, with its reason, where there is none."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

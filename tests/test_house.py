@@ -1,0 +1,199 @@
+"""The rules of the house that a machine can check: who imports whom, who reads the environment, what is pinned."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A package may import from the rows above its own and from itself, never from a sibling in its row.
+LAYERS = (
+    {"config", "options", "cli", "errors", "logging"},
+    {"kernels", "tokenizer"},
+    {"parallel", "data"},
+    {"model"},
+    {"checkpoint", "optimizer"},
+    {"training", "inference", "evaluation", "convert", "planning"},
+)
+BOTTOM = LAYERS[0]
+# These two see less than their row would allow.
+NARROW = {
+    "curation": BOTTOM | {"tokenizer", "data"},
+    "attribution": BOTTOM | {"tokenizer", "data"},
+}
+CATCHES_EXCEPTION = {"megatron/tokenizer/json_tokenizer.py"}  # tokenizers raises nothing narrower
+READS_ENVIRONMENT = {"megatron/parallel/context.py"}  # the launcher's topology
+
+MEGATRON = sorted((ROOT / "megatron").rglob("*.py"))
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+SCRIPTS = sorted([*ROOT.glob("examples/*.sh"), *ROOT.glob("tools/*.sh"), ROOT / ".ci/run"])
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def package_of(module: str) -> str:
+    """`megatron.data.fim` -> `data`."""
+    return module.split(".")[1]
+
+
+def allowed(package: str) -> set[str]:
+    """The packages of megatron/ that a package may import."""
+    if package in NARROW:
+        return NARROW[package] | {package}
+    row = next(number for number, names in enumerate(LAYERS) if package in names)
+    siblings = BOTTOM if row == 0 else {package}  # the bottom row is one layer
+    return set().union(*LAYERS[:row], siblings)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of every import, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
+            assert node.module is not None
+            for alias in node.names:
+                assert alias.name != "*", f"{path}:{node.lineno} imports a star"
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def environment_reads(source: str) -> list[int]:
+    """Lines that touch os.environ or os.getenv under any spelling of os."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "os"
+            and any(alias.name in ("environ", "getenv") for alias in node.names)
+        )
+    ]
+
+
+@pytest.mark.parametrize("path", MEGATRON, ids=relative)
+def test_packages_import_only_from_layers_below(path: Path) -> None:
+    parts = path.relative_to(ROOT / "megatron").with_suffix("").parts
+    if parts == ("__init__",):
+        assert not [name for _, name in imports(path) if name.startswith("megatron")]
+        return
+    for line, name in imports(path):
+        if name.split(".")[0] in ("tools", "tests", "examples"):
+            pytest.fail(f"{relative(path)}:{line} imports {name}, which stands above the library")
+        if name.startswith("megatron."):
+            assert package_of(name) in allowed(parts[0]), (
+                f"{relative(path)}:{line} imports {name}; {parts[0]} may import from "
+                f"{', '.join(sorted(allowed(parts[0])))}"
+            )
+
+
+def test_every_package_has_a_layer() -> None:
+    present = {
+        path.stem
+        for path in (ROOT / "megatron").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert present - {"__init__"} <= set().union(*LAYERS) | set(NARROW)
+
+
+def test_layers_forbid_what_they_should() -> None:
+    assert "model" not in allowed("parallel")
+    assert "data" not in allowed("parallel")
+    assert "tokenizer" in allowed("data")
+    assert "training" not in allowed("convert")
+    assert "parallel" not in allowed("curation")
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=relative)
+def test_tools_import_the_library_and_not_each_other(path: Path) -> None:
+    others = {tool.stem for tool in TOOLS}
+    for line, name in imports(path):
+        assert name.split(".")[0] not in {"tools", "tests", *others}, (
+            f"{relative(path)}:{line} imports {name}; move what two tools share into megatron/"
+        )
+
+
+@pytest.mark.parametrize("path", MEGATRON, ids=relative)
+def test_library_reads_no_environment(path: Path) -> None:
+    if relative(path) not in READS_ENVIRONMENT:
+        assert environment_reads(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import os\nos.environ['A']", "import os as o\no.getenv('A')", "from os import environ"],
+)
+def test_environment_reads_are_seen_under_any_spelling(source: str) -> None:
+    assert environment_reads(source)
+
+
+@pytest.mark.parametrize("path", MEGATRON, ids=relative)
+def test_library_neither_swallows_errors_nor_exits(path: Path) -> None:
+    is_command_line = relative(path) == "megatron/cli.py"  # run_tool turns errors into exit codes
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = "everything" if node.type is None else ast.unparse(node.type)
+            is_broad = bool(re.search(r"everything|\b(Base)?Exception\b", caught))
+            assert not is_broad or relative(path) in CATCHES_EXCEPTION, (
+                f"{relative(path)}:{node.lineno} catches {caught}; name the errors it can handle"
+            )
+        if isinstance(node, ast.Call) and not is_command_line:
+            called = ast.unparse(node.func)
+            assert called not in ("exit", "quit", "sys.exit", "os._exit"), (
+                f"{relative(path)}:{node.lineno} calls {called}; raise an error of megatron.errors"
+            )
+
+
+@pytest.mark.parametrize("path", MEGATRON + TOOLS, ids=relative)
+def test_modules_say_what_they_are(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_requirements_are_pinned(name: str) -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    for line in filter(None, lines):
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*(;.*)?", line), line
+
+
+def test_install_requirements_are_among_the_pinned() -> None:
+    setup = (ROOT / "setup.py").read_text()
+    block = re.search(r"install_requires=\[(.*?)\]", setup, re.DOTALL)
+    assert block is not None
+    needed = set(re.findall(r'"([A-Za-z0-9_-]+)', block.group(1))) - {"torch"}
+    pinned = set(re.findall(r"^([A-Za-z0-9_-]+)==", (ROOT / "requirements.txt").read_text(), re.M))
+    assert needed and needed <= pinned
+
+
+def test_every_c_plus_plus_source_is_built() -> None:
+    setup = (ROOT / "setup.py").read_text()
+    for source in (ROOT / "csrc").glob("*.cpp"):
+        assert f'"csrc/{source.name}"' in setup
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_shell_scripts_parse_and_stop_at_errors(path: Path) -> None:
+    result = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "set -euo pipefail" in path.read_text()
+
+
+def test_shell_scripts_pass_shellcheck() -> None:
+    shellcheck = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=Path(sys.executable).parent
+    )
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run([shellcheck, *map(str, SCRIPTS)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
