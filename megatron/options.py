@@ -40,7 +40,7 @@ def pad_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the network. Defaults are StarCoder's where the paper has one (StarCoder §5)."""
+    """The shape of the network. Defaults are Megatron's."""
 
     num_layers: int = option(0, "transformer layers")
     hidden_size: int = option(0, "width of the residual stream")
@@ -223,7 +223,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedules. Defaults of Adam and clipping are StarCoder's (§5.3)."""
+    """AdamW, its schedules and clipping. Defaults are Megatron's."""
 
     optimizer: Literal["adam"] = option("adam", "AdamW, decoupled weight decay")
     lr: float | None = option(None, "highest learning rate")

@@ -1,6 +1,6 @@
 """GPT as one pipeline stage holds it: token ids or hidden states in, hidden states, logits or losses out.
 
-Learned positions, pre-LayerNorm, biases, tanh GELU, tied embeddings (StarCoder §5.1). Written for any dtype: it
+Learned positions, pre-LayerNorm, biases, tanh GELU, tied embeddings (StarCoder §5.4). Written for any dtype: it
 computes in that of its parameters. Knows tensor parallelism through its layers; nothing of data parallelism (who
 wraps it with `fully_shard`) or of pipeline schedules (who carries its output to the next stage).
 """
