@@ -1,0 +1,185 @@
+"""From the data options to the datasets of a run: train, and the named sets for validation and test.
+
+Opening costs the same for any size of data, so every process does it for itself. Knows nothing of batches or torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from megatron.data.blended_dataset import BlendedDataset
+from megatron.data.fim import FillInTheMiddle
+from megatron.data.gpt_dataset import Dataset, GPTDataset
+from megatron.data.indexed_dataset import IndexedDataset, idx_path
+from megatron.data.split import SourceGroup, read_data_options
+from megatron.errors import DataError
+from megatron.logging import get_logger
+from megatron.options import DataConfig
+from megatron.tokenizer.interface import Tokenizer
+
+logger = get_logger(__name__)
+
+NUM_CHECKED_TOKENS = 1 << 16  # at either end of a file
+NUM_CHECKED_DOCUMENTS = 16
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run reads. Each set is endless: sample numbers go on into later epochs."""
+
+    train: Dataset
+    valid: dict[str, Dataset]
+    test: dict[str, Dataset]
+
+
+def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Datasets:
+    """Open every file that the options name and make the sets of it.
+
+    Raises ConfigError for options that clash and DataError for data that is missing, damaged, too short or made
+    with another tokenizer. Logs a line for each source of each set.
+    """
+    plan = read_data_options(config)
+    builder = _Builder(config, tokenizer, seed)
+    train = builder.build(plan.train)
+    assert train is not None  # never by default
+    valid = {group.name: builder.build(group) for group in plan.valid}
+    test = {group.name: builder.build(group) for group in plan.test}
+    return Datasets(train, _present(valid), _present(test))
+
+
+class _Builder:
+    """Makes sets that share what is open: a file that serves three sets is mapped once."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, seed: int) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._files: dict[str, IndexedDataset] = {}
+        self._fim = None
+        if config.fim_rate > 0:
+            self._fim = FillInTheMiddle(
+                tokenizer,
+                rate=config.fim_rate,
+                spm_rate=config.fim_spm_rate,
+                split_token=config.fim_split_sample,
+                fragment_rate=config.fragment_fim_rate,
+            )
+
+    def build(self, group: SourceGroup) -> Dataset | None:
+        """Make one set; None if it is there by default only and its documents do not fill a sample."""
+        datasets: list[GPTDataset] = []
+        weights: list[Fraction] = []
+        for source, name in zip(group.sources, _source_names(group), strict=True):
+            indexed = self._open(source.prefix)
+            documents = source.part.documents(indexed.num_documents)
+            if group.is_by_default and self._is_too_short(indexed, documents):
+                logger.info(
+                    "%s: %d documents of %s are less than one sample; left out, since no --split asks for them",
+                    name,
+                    len(documents),
+                    source.prefix,
+                )
+                continue
+            datasets.append(self._dataset(indexed, documents, name))
+            weights.append(source.weight)
+        _log_sources(datasets, weights)
+        if len(datasets) < 2:
+            return datasets[0] if datasets else None
+        return BlendedDataset(datasets, weights, group.name)
+
+    def _dataset(self, indexed: IndexedDataset, documents: range, name: str) -> GPTDataset:
+        return GPTDataset(
+            indexed,
+            documents,
+            seq_length=self._config.seq_length,
+            seed=self._seed,
+            name=name,
+            fim=self._fim,
+            eod_without_loss=self._tokenizer.eod if self._config.eod_mask_loss else None,
+        )
+
+    def _is_too_short(self, indexed: IndexedDataset, documents: range) -> bool:
+        start, stop = map(indexed.document_start, (documents.start, documents.stop))
+        return stop - start <= self._config.seq_length
+
+    def _open(self, prefix: str) -> IndexedDataset:
+        if prefix not in self._files:
+            if not idx_path(prefix).exists():
+                raise DataError(
+                    f"there is no dataset {prefix}: {idx_path(prefix)} does not exist{_hint(prefix)}"
+                )
+            indexed = IndexedDataset(prefix)
+            _check_ids(indexed, self._tokenizer)
+            _check_ends(indexed, self._tokenizer)
+            self._files[prefix] = indexed
+        return self._files[prefix]
+
+
+def _check_ids(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
+    """Raise DataError if the first or last ids of a file are beyond the vocabulary."""
+    for ids in (indexed.tokens[:NUM_CHECKED_TOKENS], indexed.tokens[-NUM_CHECKED_TOKENS:]):
+        if len(ids) and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
+            raise DataError(
+                f"{indexed.prefix} holds ids {ids.min()} to {ids.max()}, and the tokenizer {tokenizer.name} has "
+                f"0 to {tokenizer.vocab_size - 1}: it was made with another one; give the tokenizer that "
+                "tools/preprocess_data.py was given"
+            )
+
+
+def _check_ends(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
+    """Warn if none of the first documents ends with the end-of-document token."""
+    for document in range(min(NUM_CHECKED_DOCUMENTS, indexed.num_documents)):
+        start, stop = indexed.document_start(document), indexed.document_start(document + 1)
+        if stop > start and indexed.tokens[stop - 1] == tokenizer.eod:
+            return
+    logger.info(
+        "%s: its documents do not end with the end-of-document token (id %d): the model cannot learn to stop, and "
+        "fill-in-the-middle takes all of a sample as one document; preprocess with --append-eod",
+        indexed.prefix,
+        tokenizer.eod,
+    )
+
+
+def _hint(prefix: str) -> str:
+    """Name datasets whose prefix starts like the one that is missing: --output-prefix is only part of it."""
+    path = Path(prefix)
+    found = []
+    if path.parent.is_dir():
+        found = sorted(
+            str(path.with_name(file.stem))
+            for file in path.parent.iterdir()
+            if file.suffix == ".idx" and file.name.startswith(path.name)
+        )
+    if not found:
+        return "; a dataset is given by its prefix, the path without .bin and .idx"
+    return f"; did you mean {' or '.join(found[:3])}?"
+
+
+def _source_names(group: SourceGroup) -> list[str]:
+    """Name each source of a set by its file, so that draws do not depend on the folder it lies in."""
+    names, seen = [], Counter[str]()
+    for source in group.sources:
+        name = f"{group.name}/{Path(source.prefix).name}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def _log_sources(datasets: Sequence[GPTDataset], weights: Sequence[Fraction]) -> None:
+    for dataset, weight in zip(datasets, weights, strict=True):
+        logger.info(
+            "%s: weight %.4f, %s documents, %s tokens, %s samples an epoch",
+            dataset.name,
+            weight / sum(weights),
+            f"{dataset.num_documents:,}",
+            f"{dataset.num_tokens:,}",
+            f"{dataset.samples_per_epoch:,}",
+        )
+
+
+def _present(sets: dict[str, Dataset | None]) -> dict[str, Dataset]:
+    return {name: dataset for name, dataset in sets.items() if dataset is not None}
