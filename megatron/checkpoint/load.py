@@ -99,7 +99,7 @@ class _Planner(dcp.DefaultLoadPlanner):
         asked = {name for plan in global_plan for name in plan.planner_data}
         groups = {_group(name) for name in asked}
         unexpected = [name for name in self._stored if _group(name) in groups and name not in asked]
-        if False:
+        if unexpected:
             raise CheckpointError(
                 f"{self._folder} has {_some(unexpected)}, which this run does not have; "
                 f"give the model options of the run that wrote it"
