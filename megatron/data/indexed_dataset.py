@@ -16,6 +16,7 @@ tokenizers, samples or torch.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import fcntl
 import mmap
 import os
@@ -295,9 +296,10 @@ class IndexedDatasetBuilder:
             self._close()
 
     def _close(self) -> None:
-        for file in (self._bin, self._sizes, self._document_items):
-            file.close()
         self._is_open = False
+        for file in (self._bin, self._sizes, self._document_items):
+            with contextlib.suppress(OSError):  # an aborted one may hold what a full disk refuses
+                file.close()
 
     def _narrow(self, ids: IdArray) -> IdArray:
         """Convert ids to the file's type; DataError if one does not fit."""

@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 import struct
@@ -136,6 +137,7 @@ def test_every_changed_byte_of_header_and_end_entries_is_an_error_at_opening(tmp
     last_size, last_pointer = 34 + 4 * (n - 1), 34 + 4 * n + 8 * (n - 1)
     ends = [*range(last_size, last_size + 4), *range(last_pointer, last_pointer + 8)]
     ends += [*range(34 + 12 * n, 34 + 12 * n + 8), *range(len(whole) - 8, len(whole))]
+    ends += range(34 + 4 * n, 34 + 4 * n + 8)  # the first pointer
     for position in [*range(34), *ends]:
         for flip in (1, 0x80):
             damaged = bytearray(whole)
@@ -158,6 +160,13 @@ def test_verify_finds_every_changed_byte_of_the_index(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DataError):
             IndexedDataset(tmp_path / "a").verify()
+
+
+def test_verify_finds_a_negative_size_with_matching_pointers(tmp_path):
+    (tmp_path / "a.bin").write_bytes(bytes(12))
+    (tmp_path / "a.idx").write_bytes(packed_index([3, -1, 4], 8, 2, [0, 1, 2, 3]))
+    with pytest.raises(DataError, match="item 1 has size -1"):
+        IndexedDataset(tmp_path / "a").verify()
 
 
 @pytest.mark.parametrize(
@@ -250,3 +259,8 @@ def test_offsets_beyond_two_to_the_31_are_exact(tmp_path):
     assert dataset.document_offsets().tolist() == [0, size, 2 * size, 3 * size]
     assert dataset.get(2, size - 1).tolist() == [9]
     assert dataset.document_at(3 * size - 1) == 2
+    with IndexedDatasetBuilder(tmp_path / "b", "<u2") as builder:
+        builder._sizes.write(dataset.sizes.tobytes())
+        index = io.BytesIO()
+        builder._write_pointers(index)
+    assert index.getvalue() == struct.pack("<3q", 0, 2 * size, 4 * size)

@@ -106,6 +106,24 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, 
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_disk_that_fills_is_one_line_and_leaves_nothing(corpus, tmp_path):
+    (tmp_path / "long.jsonl").write_text((json.dumps({"content": PROGRAM}) + "\n") * 2000)
+    arguments = ["--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out"]
+    arguments += ["--json-keys", "content", "--tokenizer-file", corpus / "tokenizer.json"]
+    limit = 'ulimit -f 50; exec "$@"'  # no file over 50 kB, which fails as a full disk does
+    command = [sys.executable, ROOT / "tools/preprocess_data.py", *arguments]
+    result = subprocess.run(
+        ["bash", "-c", limit, "-", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "not complete" in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
