@@ -14,7 +14,11 @@ from megatron.options import DataConfig, ModelConfig, TokenizerConfig
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
 
-TEXTS = ["def add(a, b):\n    return a + b\n", "int main() { return 1234; }\n  // it 's a test .\n"]
+TEXTS = [
+    "def add(a, b):\n    return a + b\n",
+    "int main() { return 1234; }\n  // it 's a test .\n",
+    "        \n        \n        ",  # runs of spaces become tokens
+]
 VOCAB_SIZE = 280
 ITERATION = 20
 MULTI_QUERY = {"attention_head_type": "multiquery"}
