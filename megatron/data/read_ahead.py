@@ -1,0 +1,127 @@
+"""Samples read by processes of their own, while the caller does something else.
+
+A worker is a fresh process, not a copy of the caller: it holds none of its locks, sockets or devices. It gets the
+dataset once, then lists of numbers, and ends when its pipe does, so it outlives its parent by one list at most.
+This file does without torch, which would cost each worker seconds to start. Knows nothing of batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron.data.gpt_dataset import Dataset
+from megatron.errors import DataError, MegatronError
+
+CLOSE_SECONDS = 10.0
+FINALIZE_PRIORITY = (
+    100  # before multiprocessing waits for its processes, which do not heed its signal
+)
+
+# tokens int64 [n, s], labels int64 [n, s], loss mask fp32 [n, s]
+Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def read_samples(dataset: Dataset, numbers: Sequence[int]) -> Arrays:
+    """Read samples by number, one a row."""
+    samples = [dataset[number] for number in numbers]
+    return (
+        np.stack([sample["tokens"] for sample in samples]),
+        np.stack([sample["labels"] for sample in samples]),
+        np.stack([sample["loss_mask"] for sample in samples]),
+    )
+
+
+class ReadAhead:
+    """Workers that read one list of samples at a time, each its part of it."""
+
+    def __init__(self, dataset: Dataset, num_workers: int) -> None:
+        """Start num_workers processes; they end with `close`, with this object, or with this process."""
+        self._workers = [_Worker(dataset) for _ in range(num_workers)]
+        self._asked: list[_Worker] = []
+        self.close = Finalize(self, _close, (self._workers,), exitpriority=FINALIZE_PRIORITY)
+
+    def ask(self, numbers: Sequence[int]) -> None:
+        """Have samples read; `take` gives them. What was asked for before and not taken is dropped."""
+        self._replies()
+        parts = np.array_split(np.asarray(numbers), min(len(self._workers), len(numbers)))
+        for worker, part in zip(self._workers, parts, strict=False):
+            worker.ask(part.tolist())
+            self._asked.append(worker)
+
+    def take(self) -> Arrays:
+        """Give the samples that were asked for, in order.
+
+        Raises a MegatronError that reading raised, and DataError if a worker died.
+        """
+        parts: list[Arrays] = []
+        for reply in self._replies():
+            if isinstance(reply, MegatronError):
+                raise reply
+            parts.append(reply)
+        tokens, labels, loss_mask = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return tokens, labels, loss_mask
+
+    def _replies(self) -> list[Arrays | MegatronError]:
+        """Wait for every worker that was asked, so that none is a list behind."""
+        asked, self._asked = self._asked, []
+        return [worker.reply() for worker in asked]
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, dataset), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, numbers: list[int]) -> None:
+        with contextlib.suppress(ConnectionError):  # it died: `reply` says so
+            self.connection.send(numbers)
+
+    def reply(self) -> Arrays | MegatronError:
+        try:
+            reply: Arrays | MegatronError = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return DataError(
+                f"a loader process died (exit code {self.process.exitcode}); what it said stands above. -9 is often "
+                "a lack of memory: try a smaller --num-workers, or 0 to read in the main process"
+            )
+        return reply
+
+
+def _serve(connection: Connection, dataset: Dataset) -> None:
+    """Read what the parent asks for until the pipe ends."""
+    # Ctrl-C and a scheduler's warning reach every process of the job; when to leave is the parent's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        while True:
+            numbers = connection.recv()
+            try:
+                reply: Arrays | MegatronError = read_samples(dataset, numbers)
+            except MegatronError as error:
+                reply = error
+            connection.send(reply)
+    except (EOFError, ConnectionError):
+        return  # the parent is gone
+
+
+def _close(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.connection.close()
+    for worker in workers:
+        worker.process.join(CLOSE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
