@@ -112,6 +112,23 @@ def test_undoing_gives_the_bytes_back_at_every_cut_through_characters(tokenizer)
                 check_window(tokenizer, window, *fim(window, keyed_word(key)))
 
 
+@pytest.mark.parametrize("text", ["é1", "日1本", "🙂12🙂", "ab🙂cd日"])
+def test_document_cut_inside_characters_at_its_ends_is_transformed_all_the_same(tokenizer, text):
+    pieces = [bytes([byte]) for byte in text.encode()]
+    token_of = {tokenizer.token_bytes(token): token for token in range(tokenizer.vocab_size)}
+    ids = [token_of[piece] for piece in pieces]  # one id a byte
+    fim = FillInTheMiddle(tokenizer, rate=1.0)
+    for start in range(4):
+        for stop in range(max(start + 1, len(ids) - 3), len(ids) + 1):
+            has_character = bool(b"".join(pieces[start:stop]).decode(errors="ignore"))
+            window = np.array([*ids[start:stop], EOD, *[EOD] * 40], np.int64)
+            for key in range(5):
+                result, _ = fim(window, keyed_word(key))
+                document = split(result.tolist(), EOD)[0]
+                assert to_bytes(tokenizer, undo(document)) == b"".join(pieces[start:stop])
+                assert (PREFIX in document) == has_character
+
+
 def test_parts_are_encoded_as_the_package_encodes_them(tokenizer, tokenizer_file, corpus):
     package = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     package.encode_special_tokens = True
@@ -324,6 +341,17 @@ def test_repository_is_permuted_file_by_file(tokenizer):
     sigma = (num_keys * 0.25 * 0.75) ** 0.5
     assert np.all(np.abs(transformed[[0, 1, 3, 4]] - num_keys / 4) < 5 * sigma)
     assert abs(together - num_keys / 8) < 5 * sigma
+
+
+def test_repository_keeps_its_end_and_what_follows_it(tokenizer):
+    code = tokenizer.tokenize("import re\n")
+    fim = FillInTheMiddle(tokenizer, rate=1.0, split_token="<filename>", fragment_rate=0.5)
+    for ids in (repository(tokenizer), [*repository(tokenizer), FILENAME], [FILENAME, FILENAME]):
+        window = np.array([*ids, EOD, *code, EOD, *[EOD] * 60], np.int64)
+        for key in range(20):
+            documents = split(fim(window, keyed_word(key))[0].tolist(), EOD)
+            assert documents[0].count(FILENAME) == ids.count(FILENAME)
+            assert to_bytes(tokenizer, undo(documents[1])) == b"import re\n"
 
 
 def test_document_without_the_split_token_is_permuted_as_a_whole(tokenizer):
