@@ -366,7 +366,7 @@ class DataConfig:
     dataloader_type: Literal["single"] = option(
         "single", "samples in the order of their index, which is already a permutation"
     )
-    eod_mask_loss: bool = option(False, "no loss on end-of-document tokens")
+    eod_mask_loss: bool = option(False, "no loss where the model reads an end-of-document token")
     fim_rate: float = option(0.0, "part of the documents that are made fill-in-the-middle")
     fim_spm_rate: float = option(0.5, "part of those in suffix-prefix-middle order")
     fim_split_sample: str | None = option(
