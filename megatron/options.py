@@ -382,6 +382,9 @@ class DataConfig:
                 0.0 <= value <= 1.0,
                 f"--{name.replace('_', '-')} is {value}; allowed is 0 to 1",
             )
+        for name in ("num_workers", "valid_num_workers"):
+            value = getattr(self, name)
+            require(value >= 0, f"--{name.replace('_', '-')} is {value}; 0 or more")
         modes = [
             "--data-path" if self.data_path else "",
             "--train-data-path" if self.train_data_path else "",
