@@ -37,7 +37,9 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-BLOCK_BYTES = 32 << 20  # read at once where values do not land in the target directly
+# Read at once where values cannot land in the target directly. Larger blocks are no faster: the allocator
+# gives them back to the system each time, and their pages are faulted in anew.
+BLOCK_BYTES = 8 << 20
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors package
 
 

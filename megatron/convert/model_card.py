@@ -103,7 +103,7 @@ def _training(source: Source) -> list[tuple[str, str]]:
     if isinstance(samples, int) and samples > 0:
         rows.append(("tokens seen", f"{samples * config.data.seq_length:,}"))
     rows.append(("trained in", config.precision.compute_dtype))
-    names = _data_names(config.data)
+    names = data_names(config.data)
     if names:
         rows.append(("data", ", ".join(names)))
     if config.data.fim_rate > 0:
@@ -118,13 +118,23 @@ def _training(source: Source) -> list[tuple[str, str]]:
     return rows
 
 
-def _data_names(data: DataConfig) -> list[str]:
+def data_names(data: DataConfig) -> list[str]:
     """Name the training sets without the folders of the machine that trained; weights are left out."""
     groups: Sequence[str] = (
         data.data_path or data.train_data_path or data.train_weighted_split_paths
     )
     words = [word.strip(",") for group in groups for word in group.split()]
-    return list(dict.fromkeys(Path(word).name for word in words if "/" in word or "_" in word))
+    # Weights are numbers; names of sets and ranges, as in "python: 0.3 0:0.97 PREFIX", have a colon.
+    prefixes = [word for word in words if ":" not in word and not _is_number(word)]
+    return list(dict.fromkeys(Path(prefix).name for prefix in prefixes))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _usage(source: Source) -> str:

@@ -3,8 +3,9 @@
 import torch
 import yaml
 
-from megatron.convert.model_card import model_card
+from megatron.convert.model_card import data_names, model_card
 from megatron.convert.source import Source
+from megatron.options import DataConfig
 from tests.convert.runs import make_run
 
 
@@ -40,6 +41,12 @@ def test_its_front_matter_is_yaml_with_a_licence_to_fill_in(tmp_path):
     front = yaml.safe_load(card_of(tmp_path).split("---\n")[1])
     assert front["license"] == "other"
     assert front["library_name"] == "transformers"
+
+
+def test_data_is_named_without_weights_and_ranges():
+    assert data_names(DataConfig(data_path=("1e3", "/a/py", "2", "c"))) == ["py", "c"]
+    group = "python: 0.3 0:0.97 /a/py_text, 0.7 0:0.97 /b/c_text"
+    assert data_names(DataConfig(train_weighted_split_paths=(group,))) == ["py_text", "c_text"]
 
 
 def test_infilling_is_explained_only_where_it_was_trained(tmp_path):
