@@ -28,7 +28,7 @@ NARROW = {
     "attribution": BOTTOM | {"tokenizer", "data"},
 }
 CATCHES_EXCEPTION = {"megatron/tokenizer/json_tokenizer.py"}  # tokenizers raises nothing narrower
-READS_ENVIRONMENT = {"megatron/parallel/context.py"}  # the launcher's topology
+READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology
 
 MEGATRON = sorted((ROOT / "megatron").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))

@@ -50,14 +50,14 @@ class World:
     def __init__(self, size: int) -> None:
         self.size = size
         context = mp.get_context("spawn")
-        folder = tempfile.mkdtemp(prefix="world_")
+        self._folder = tempfile.TemporaryDirectory(prefix="world_")
         self._connections: list[Connection] = []
         self._processes = []
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(rank, size, str(Path(folder) / "store"), theirs),
+                args=(rank, size, str(Path(self._folder.name) / "store"), theirs),
                 daemon=True,
             )
             process.start()
@@ -98,6 +98,7 @@ class World:
             else:
                 connection.send(None)
             process.join(timeout=30)
+        self._folder.cleanup()
 
 
 class Worlds:

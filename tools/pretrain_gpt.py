@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from megatron import cli
+from megatron import cli, logging
+from megatron.config import Config
+from megatron.errors import MegatronError
+from megatron.parallel.launch import Launch
+from megatron.training.inputs import open_inputs
+from megatron.training.summary import summarize
 
 EXAMPLES = """\
   one process:
@@ -33,18 +39,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_config(parser)
     args = cli.parse_known(parser, argv)
     config = cli.config_from(args)
+    launch = Launch.from_environment()
     if args.dry_run:
-        from megatron.training.dry_run import describe
+        launch = Launch(world_size=args.world_size or config.parallel.model_parallel_size)
+    logging.configure(launch.rank, json_dir=None if args.dry_run else _log_folder(config))
+    try:
+        inputs = open_inputs(config, launch.world_size)
+        if args.dry_run:
+            print(*summarize(inputs, launch.world_size), sep="\n")
+            print("all checks passed; nothing was started")
+            return 0
+        # torch takes seconds to import: a dry run and a user's mistake do not wait for it.
+        from megatron.training.pretrain import pretrain
 
-        print(describe(config, args.world_size))
-        return 0
+        return 0 if pretrain(inputs, launch) == "finished" else EXIT_STOPPED
+    except MegatronError:
+        if launch.local_rank == 0:
+            raise
+        return cli.EXIT_USER_ERROR  # the node's first process says it
 
-    # torch takes seconds to import: a dry run and a wrong flag do not wait for it.
-    from megatron.parallel.context import Launch
-    from megatron.training.pretrain import pretrain
 
-    outcome = pretrain(config, Launch.from_environment())
-    return 0 if outcome == "finished" else EXIT_STOPPED
+def _log_folder(config: Config) -> Path | None:
+    """Give the folder of --structured-logs."""
+    if not config.logging.structured_logs:
+        return None
+    return Path(config.logging.structured_logs_dir or Path(config.checkpoint.save or ".") / "logs")
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ class Batch:
     sample_ids: Tensor  # int64 [B], numbers of the samples in the run
 
     def to(self, device: torch.device) -> Batch:
-        """Copy the batch to a device."""
+        """Copy what a model computes with to a device; the numbers stay with the host, which derives keys of them."""
         return Batch(
-            self.tokens.to(device),
-            self.labels.to(device),
-            self.loss_mask.to(device),
-            self.sample_ids.to(device),
+            self.tokens.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.loss_mask.to(device, non_blocking=True),
+            self.sample_ids,
         )
 
 
@@ -58,14 +58,17 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | None,
         *,
         micro_batch_size: int,
         dp_rank: int = 0,
         dp_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        """Read from dataset, in num_workers processes or, if 0, in this one. Nothing starts before `batch`."""
+        """Read from dataset, in num_workers processes or, if 0, in this one. Nothing starts before `batch`.
+
+        Without a dataset (a stage in the middle of a pipeline) batches hold sample numbers and no tokens.
+        """
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._dp_rank, self._dp_size = dp_rank, dp_size
@@ -80,6 +83,9 @@ class BatchLoader:
         only not ready yet. Raises what reading raises, and DataError if a worker died.
         """
         numbers = self._numbers(consumed, global_batch_size)
+        if self._dataset is None:
+            nothing = torch.empty((len(numbers), 0), dtype=torch.int64)
+            return Batch(nothing, nothing, nothing.float(), torch.tensor(numbers))
         if self._num_workers == 0:
             arrays = read_samples(self._dataset, numbers)
         else:

@@ -2,13 +2,11 @@
 
 One `DeviceMesh` with the axes (pp, dp_replicate, dp_shard, tp), tp fastest as in Megatron: neighbours in a
 node share layers, the slowest axis carries the least traffic. The data parallel axis is two: gradients are
-averaged over both, optimizer state is sharded over dp_shard only. This is the one module below `tools/`
-that reads the environment (the launcher's topology).
+averaged over both, optimizer state is sharded over dp_shard only.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from megatron.errors import ConfigError
 from megatron.options import ParallelConfig
+from megatron.parallel.launch import Launch
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -108,26 +107,6 @@ class ParallelContext:
         return cls(mesh, device)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher (torchrun, srun) says about this process."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-
-    @classmethod
-    def from_environment(cls) -> Launch:
-        """Read torchrun's variables; a plain `python` start is a world of one."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        )
-
-
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:
     """Join the process group and give this process's device. Collective over the world.
 
@@ -145,7 +124,7 @@ def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.devi
         torch.cuda.set_device(device)
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
-    if launch.world_size == 1 and "MASTER_ADDR" not in os.environ:
+    if launch.world_size == 1 and not launch.has_rendezvous:
         store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:

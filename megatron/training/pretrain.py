@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron import logging as megatron_logging
 from megatron.config import Config
-from megatron.data.loader import BatchLoader, Dataset
+from megatron.data.gpt_dataset import Dataset
+from megatron.data.loader import BatchLoader
 from megatron.kernels.registry import Kernels
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
@@ -18,8 +18,9 @@ from megatron.model.gpt import GPTModel, choose_model_kernels
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
-from megatron.parallel.context import Launch, ParallelContext, initialize_distributed
+from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import shard_data_parallel
+from megatron.parallel.launch import Launch
 from megatron.parallel.pipeline import (
     BoundaryShape,
     Pipeline,
@@ -29,10 +30,11 @@ from megatron.parallel.pipeline import (
 )
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
-from megatron.training.inputs import Inputs, open_inputs
+from megatron.training.inputs import Inputs
 from megatron.training.metrics import MetricsWriter, Throughput, peak_flops
 from megatron.training.run_state import RunSaver, RunTensors, restore, resume_config
 from megatron.training.step import StepParts
+from megatron.training.summary import summarize
 from megatron.training.train import Outcome, Run, train
 
 logger = get_logger(__name__)
@@ -40,14 +42,14 @@ logger = get_logger(__name__)
 TIED_WEIGHT = "embedding.word_embeddings.weight"
 
 
-def pretrain(config: Config, launch: Launch) -> Outcome:
-    """Train a model from options to its last checkpoint. Every process of the launch calls it.
+def pretrain(inputs: Inputs, launch: Launch) -> Outcome:
+    """Train a model from its inputs to its last checkpoint. Every process of the launch calls it.
 
-    Raises ConfigError, DataError or CheckpointError before any process group exists where that is possible.
+    Raises CheckpointError or ConfigError, before any process group exists where that is possible.
     """
-    _configure_logging(config, launch)
-    inputs = open_inputs(config, launch.world_size)
     config, checkpoint = resume_config(inputs.config)
+    for line in summarize(inputs, launch.world_size):
+        logger.info(line)
 
     device = initialize_distributed(config.parallel, launch)
     try:
@@ -68,6 +70,8 @@ def build_run(
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_model_kernels(config.model, context.device, compute_dtype)
+    for choice in kernels.choices:
+        logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     stages = assign_stages(
         config.model.num_layers, context, config.parallel.num_layers_per_virtual_pipeline_stage
     )
@@ -130,8 +134,10 @@ def _build_stage(
 def _loader(
     config: Config, dataset: Dataset, context: ParallelContext, num_workers: int
 ) -> BatchLoader:
+    """Make the loader of one set; a stage in the middle of the pipeline reads nothing."""
+    is_end = context.pp_rank in (0, context.pp_size - 1)
     return BatchLoader(
-        dataset,
+        dataset if is_end else None,
         micro_batch_size=config.training.micro_batch_size,
         dp_rank=context.dp_rank,
         dp_size=context.dp_size,
@@ -194,15 +200,6 @@ def _throughput(config: Config, context: ParallelContext) -> Throughput:
         flops.causal,
         peak_flops(name, config.precision.compute_dtype),
     )
-
-
-def _configure_logging(config: Config, launch: Launch) -> None:
-    options = config.logging
-    folder = None
-    if options.structured_logs:
-        save = Path(config.checkpoint.save) / "logs" if config.checkpoint.save else Path("logs")
-        folder = Path(options.structured_logs_dir) if options.structured_logs_dir else save
-    megatron_logging.configure(launch.rank, json_dir=folder)
 
 
 def _keep_tokenizer(config: Config, inputs: Inputs) -> None:

@@ -69,7 +69,9 @@ MISTAKES = {
 
 def _assert_one_line(result: subprocess.CompletedProcess, part: str) -> None:
     assert result.returncode == 2, result.stderr
-    assert re.fullmatch(r"pretrain_gpt\.py: error: [^\n]+\n", result.stderr), result.stderr
+    logged, _, error = result.stderr.rpartition("pretrain_gpt.py: error: ")
+    assert error.count("\n") == 1, result.stderr
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in logged.splitlines())
     assert part in result.stderr
 
 

@@ -1,0 +1,28 @@
+"""What the launcher says about this process: the one file below `tools/` that reads the environment. No torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that torchrun or srun started; a plain `python` start is a world of one."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    has_rendezvous: bool = False  # MASTER_ADDR and MASTER_PORT say where the others are
+
+    @classmethod
+    def from_environment(cls) -> Launch:
+        """Read torchrun's variables."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            has_rendezvous="MASTER_ADDR" in os.environ,
+        )
