@@ -191,3 +191,10 @@ def test_no_process_outlives_a_run_however_it_ends(tmp_path, ending, code):
     assert process.returncode == code, process.stderr
     pids = [int(word) for word in process.stdout.split()]
     assert len(pids) == 2 and not any(map(is_running, pids))
+
+
+def test_without_a_dataset_batches_hold_numbers_only():
+    loader = BatchLoader(None, micro_batch_size=2, dp_rank=1, dp_size=2, num_workers=3)
+    batch = loader.batch(8, 8)
+    assert batch.sample_ids.tolist() == [10, 11, 14, 15]
+    assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == (4, 0)
