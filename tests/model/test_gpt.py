@@ -11,7 +11,7 @@ def check_dropout_modes(rank):
     context = make_context(1)
     tokens, labels, _, sample_ids = tiny_batch()
     dropping = make_model(tiny_config(**DROPOUT), context)
-    plain = make_model(tiny_config(attention_backend="explicit"), context)
+    plain = make_model(tiny_config(), context)
     for model in (dropping, plain):
         randomize(model)
     expected = plain(tokens, labels=labels)

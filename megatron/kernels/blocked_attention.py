@@ -1,0 +1,131 @@
+"""Causal attention in blocks of queries, made for a CPU's caches and for few key/value heads.
+
+A block's scores never leave the cache, keys after it are not touched, and backward computes the probabilities
+again (as FlashAttention, arXiv 2205.14135, does in other proportions). The query heads of a group are rows of one
+product with their shared key head, which makes multi-query products large. Dropout is keyed, so it is the same
+in every layout; its bits are computed again in backward too. Softmax is in the input's dtype, its sums in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron.kernels.attention import AttentionDropout
+from megatron.kernels.dropout import drop_mask, head_keys, keep_scale
+
+
+def _fold(x: Tensor, num_groups: int) -> Tensor:
+    """Make the heads of a group rows: [s, b, n, d] -> [b*g, s*(n/g), d], in the order of positions."""
+    s, b, n, d = x.shape
+    x = x.view(s, b, num_groups, n // num_groups, d).permute(1, 2, 0, 3, 4)  # [b, g, s, n/g, d]
+    return x.reshape(b * num_groups, s * (n // num_groups), d)
+
+
+def _unfold(x: Tensor, seq_length: int, num_groups: int) -> Tensor:
+    """Undo `_fold`: [b*g, s*(n/g), d] -> [s, b, n, d]."""
+    x = x.view(x.size(0) // num_groups, num_groups, seq_length, -1, x.size(2))
+    return x.permute(2, 0, 1, 3, 4).flatten(2, 3)
+
+
+class _Blocks:
+    """The blocks of one call: which rows and keys meet, and with which probabilities."""
+
+    def __init__(
+        self, query: Tensor, num_groups: int, row_keys: Tensor | None, probability: float
+    ) -> None:
+        self.seq_length = query.size(0)
+        self.heads_per_group = query.size(2) // num_groups
+        self.probability = probability
+        self.row_keys = row_keys  # int64 [b*g, s*(n/g)]
+        # rows of a block: enough for a fast product, few enough that its scores stay in the cache
+        self.size = 32 if self.heads_per_group >= 4 else 64
+        future = torch.full((self.size, self.size), float("-inf"), dtype=query.dtype).triu_(1)
+        self.future = future.to(query.device).repeat_interleave(self.heads_per_group, dim=0)
+
+    def ranges(self) -> list[tuple[slice, slice]]:
+        """Give (rows, keys) of each block; the last keys of a block are those of its own positions."""
+        ends = range(self.size, self.seq_length + self.size, self.size)
+        r = self.heads_per_group
+        return [
+            (
+                slice((end - self.size) * r, min(end, self.seq_length) * r),
+                slice(0, min(end, self.seq_length)),
+            )
+            for end in ends
+        ]
+
+    def softmax(self, query: Tensor, key: Tensor) -> Tensor:
+        """Give the probabilities of a block before dropout, [b*g, rows, keys]."""
+        scores = torch.bmm(query, key.transpose(1, 2))
+        num_positions = query.size(1) // self.heads_per_group
+        scores[:, :, -num_positions:] += self.future[: query.size(1), :num_positions]
+        return torch.softmax(scores, dim=-1, out=scores)
+
+    def drop(self, x: Tensor, rows: slice) -> Tensor:
+        """Drop from a block and scale the rest, as a new tensor; x itself without dropout."""
+        if self.row_keys is None:
+            return x
+        dropped = drop_mask(self.row_keys[:, rows], x.size(2), self.probability)
+        return x.mul(keep_scale(self.probability)).masked_fill_(dropped, 0.0)
+
+
+class _BlockedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+    ) -> Tensor:
+        s, b, n, d = query.shape
+        g = key.size(2)
+        row_keys = None
+        if dropout is not None:
+            heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
+            row_keys = _fold(heads.unsqueeze(-1), g).squeeze(-1)
+        blocks = _Blocks(query, g, row_keys, 0.0 if dropout is None else dropout.probability)
+        queries = _fold(query * d**-0.5, g)
+        keys, values = _fold(key, g), _fold(value, g)  # [b*g, s, d]
+        out = torch.empty_like(queries)
+        for rows, columns in blocks.ranges():
+            probabilities = blocks.softmax(queries[:, rows], keys[:, columns])
+            out[:, rows] = torch.bmm(blocks.drop(probabilities, rows), values[:, columns])
+        ctx.save_for_backward(queries, keys, values)
+        ctx.blocks = blocks
+        ctx.shape = (s, b, g, d)
+        return _unfold(out, s, g).reshape(s, b, n * d).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        queries, keys, values = ctx.saved_tensors
+        blocks: _Blocks = ctx.blocks
+        s, b, g, d = ctx.shape
+        grad = _fold(grad.reshape(s, b, -1, d), g)
+        query_grad = torch.empty_like(queries)
+        # fp32 sums over blocks, whatever the dtype
+        key_grad = torch.zeros_like(keys, dtype=torch.float32)
+        value_grad = torch.zeros_like(values, dtype=torch.float32)
+        for rows, columns in blocks.ranges():
+            query, key = queries[:, rows], keys[:, columns]
+            probabilities = blocks.softmax(query, key)
+            kept = blocks.drop(probabilities, rows)
+            value_grad[:, columns] += torch.bmm(kept.transpose(1, 2), grad[:, rows])
+            kept_grad = torch.bmm(grad[:, rows], values[:, columns].transpose(1, 2))
+            score_grad = torch.ops.aten._softmax_backward_data(
+                blocks.drop(kept_grad, rows), probabilities, -1, probabilities.dtype
+            )
+            query_grad[:, rows] = torch.bmm(score_grad, key)
+            key_grad[:, columns] += torch.bmm(score_grad.transpose(1, 2), query)
+        return (
+            _unfold(query_grad.mul_(d**-0.5), s, g),
+            _unfold(key_grad.to(keys.dtype), s, g),
+            _unfold(value_grad.to(values.dtype), s, g),
+            None,
+        )
+
+
+def blocked_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+) -> Tensor:
+    """Attend block by block: query [s, b, n, d], key and value [s, b, g, d], g dividing n -> [s, b, n*d]."""
+    return _BlockedAttention.apply(query, key, value, dropout)
