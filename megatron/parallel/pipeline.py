@@ -29,10 +29,17 @@ from megatron.parallel.data_parallel import set_gradient_sync
 class Batch(Protocol):
     """This process's part of a step, micro-batch after micro-batch. B = micro-batches x micro-batch size."""
 
-    tokens: Tensor  # [B, s] int64
-    labels: Tensor  # [B, s] int64
-    loss_mask: Tensor  # [B, s] float32
-    sample_ids: Tensor  # [B] int64
+    @property
+    def tokens(self) -> Tensor: ...  # int64 [B, s]
+
+    @property
+    def labels(self) -> Tensor: ...  # int64 [B, s]
+
+    @property
+    def loss_mask(self) -> Tensor: ...  # fp32 [B, s]
+
+    @property
+    def sample_ids(self) -> Tensor: ...  # int64 [B]
 
 
 @dataclass(frozen=True)
