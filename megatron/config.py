@@ -108,13 +108,23 @@ class Config:
                 f"{training.micro_batch_size} x {dp_size} data parallel processes; "
                 f"use a multiple of {block}",
             )
-        num_micro = sizes[0] // block
+        self._check_micro_batches(min(sizes) // block, sizes[0] // block)
+
+    def _check_micro_batches(self, fewest: int, most: int) -> None:
+        """A pipeline needs enough micro-batches a step, from the first step of a ramp-up on."""
         num_stages = self.parallel.pipeline_model_parallel_size
         require(
+            fewest >= num_stages,
+            f"a pipeline of {num_stages} stages needs at least {num_stages} micro-batches a step "
+            f"and has {fewest}; raise --global-batch-size (or the first of --rampup-batch-size) or "
+            f"lower --micro-batch-size",
+        )
+        require(
             self.parallel.num_layers_per_virtual_pipeline_stage is None
-            or num_micro % num_stages == 0,
+            or (most % num_stages == 0 and self.training.rampup_batch_size is None),
             f"an interleaved pipeline of {num_stages} stages needs a multiple of {num_stages} "
-            f"micro-batches a step and has {num_micro}; change --global-batch-size",
+            f"micro-batches in every step and has {most}; change --global-batch-size, or leave out "
+            f"--num-layers-per-virtual-pipeline-stage or --rampup-batch-size",
         )
 
     def _check_schedule(self) -> None:

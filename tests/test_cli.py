@@ -165,6 +165,13 @@ def test_unusable_flag_says_what_to_use(flags, message):
         ("--min-lr 1", 1, ["--min-lr", "--lr"]),
         ("--lr-decay-style WSD", 1, ["--lr-wsd-decay-iters"]),
         ("--num-layers-per-virtual-pipeline-stage 1", 1, ["--pipeline-model-parallel-size"]),
+        ("--pipeline-model-parallel-size 2", 2, ["at least 2 micro-batches", "has 1"]),
+        (
+            "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "
+            "--global-batch-size 3",
+            2,
+            ["a multiple of 2 micro-batches", "has 3"],
+        ),
     ],
 )
 def test_clash_names_both_options(flags, world_size, names):
