@@ -35,7 +35,7 @@ class DropoutKeys:
 
     outside: Tensor  # int64 [s, b], or [s/t, b] with sequence parallel
     inside: Tensor  # int64 [s, b]
-    first_sample: int
+    first_sample: int | None  # with attention dropout: it seeds kernels that draw from a generator
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class SelfAttention(nn.Module):
     def _dropout(self, keys: DropoutKeys | None) -> AttentionDropout | None:
         if keys is None or self.dropout == 0.0:
             return None
+        assert keys.first_sample is not None
         return AttentionDropout(
             self.dropout,
             site_keys(keys.inside, self.site),

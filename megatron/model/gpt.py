@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import Shard
 
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
@@ -22,7 +21,7 @@ from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.parallel.layers import ColumnParallelLinear
-from megatron.parallel.parameter import Normal, ParameterFactory, local_tensor
+from megatron.parallel.parameter import Normal, ParameterFactory
 from megatron.parallel.random import derive_key
 
 
@@ -99,7 +98,7 @@ class GPTModel(nn.Module):
 
         x: ids int64 [b, s] on the first stage, else hidden states [s, b, h] ([s/t, b, h] with sequence parallel).
         sample_ids: int64 [b], the samples' numbers in the run: they key dropout, and only training with dropout
-        needs them. On the CPU, or reading the first one synchronises the device.
+        needs them. Best on the CPU: with attention dropout the first one is read, which synchronises a GPU.
         Returns hidden states; on the last stage losses fp32 [b, s] if labels [b, s] are given, else logits
         [s, b, v/t].
         """
@@ -128,7 +127,7 @@ class GPTModel(nn.Module):
         x = self.region.enter(x)
         if self.config.untie_embeddings_and_output_weights:
             return self.output_layer(x)
-        return F.linear(x, local_tensor(self.embedding.word_embeddings.weight, Shard(0)))
+        return F.linear(x, self.embedding.word_embeddings.local_weight())
 
     def _dropout_keys(self, x: Tensor, sample_ids: Tensor | None) -> DropoutKeys | None:
         """Give the tokens' coordinates, or None where nothing is dropped."""
@@ -145,4 +144,6 @@ class GPTModel(nn.Module):
         outside = inside
         if self.region.sequence_parallel:
             outside = inside.chunk(self.region.size)[self.region.rank]
-        return DropoutKeys(outside, inside, first_sample=int(sample_ids[0]))
+        has_attention_dropout = self.config.attention_dropout > 0.0
+        first_sample = int(sample_ids[0]) if has_attention_dropout else None
+        return DropoutKeys(outside, inside, first_sample)

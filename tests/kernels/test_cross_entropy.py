@@ -4,9 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.kernels.cross_entropy import gradient_, row_statistics
+from megatron.kernels.cross_entropy import _row_blocks, gradient_, row_statistics
 
-ROWS, COLUMNS = 90, 3000  # two blocks of rows and a piece
+ROWS, COLUMNS = 800, 3000  # two blocks of rows and a piece
+
+
+def test_the_sizes_here_make_several_blocks():
+    assert len(list(_row_blocks(torch.empty(ROWS, COLUMNS)))) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
