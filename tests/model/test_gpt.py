@@ -70,3 +70,30 @@ def check_std(rank):
 
 def test_initial_values_have_the_std_of_their_role(world):
     world(1).run(check_std)
+
+
+def check_sites(rank):
+    """Collect the row keys of every place that drops, in one forward pass."""
+    model = make_model(tiny_config(**DROPOUT), make_context(1))
+    tokens, labels, _, sample_ids = tiny_batch()
+    seen = []
+    for layer in model.layers.values():
+
+        def add(*args, function=layer.bias_dropout_residual):
+            seen.append(args[3].row_keys)
+            return function(*args)
+
+        def attend(*args, function=layer.self_attention.attend):
+            seen.append(args[3].row_keys)
+            return function(*args)
+
+        layer.bias_dropout_residual = add
+        layer.self_attention.attend = attend
+    model(tokens, labels=labels, sample_ids=sample_ids)
+    return torch.stack(seen)
+
+
+def test_every_site_token_and_layer_draws_its_own_bits(world):
+    (keys,) = world(1).run(check_sites)
+    assert len(keys) == 6  # two layers of three sites
+    assert len(keys.unique()) == keys.numel()
