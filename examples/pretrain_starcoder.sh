@@ -176,23 +176,29 @@ recipe_santacoder() { # SantaCoder (arXiv 2301.03988): 1.1 B parameters, 118 B t
     )
 }
 
-recipe_tiny() { # 4 M parameters, 1 M tokens: StarCoder's shape at a size that two cores train in minutes
+recipe_tiny() { # 3.8 M parameters, 0.66 M tokens: StarCoder's shape at a size that two cores train in minutes
     choose_tiny_layout
     recipe_gpus=$num_processes
     recipe_vocabulary=4096
     recipe=(
-        --num-layers 4 --hidden-size 256 --num-attention-heads 8
+        --num-layers 4
+        --hidden-size 256
+        --num-attention-heads 8
         --attention-head-type multiquery
-        --seq-length 512 --max-position-embeddings 512
-        --attention-dropout 0.0 --hidden-dropout 0.0 # a single pass over part of the corpus: nothing to overfit
-        --micro-batch-size "$tiny_micro_batch" --global-batch-size 8 # 4,096 tokens a step
+        --init-method-std 0.0625   # 1 / sqrt(hidden size), as in the published sizes
+        --seq-length 256
+        --max-position-embeddings 256
+        --attention-dropout 0.0    # it sees a tenth of its corpus once: nothing to overfit
+        --hidden-dropout 0.0
+        --micro-batch-size "$tiny_micro_batch"
+        --global-batch-size 4      # 1,024 tokens: so early in training, more steps beat larger ones
         --tensor-model-parallel-size "$tiny_tensor_parallel"
         --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
-        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20
-        --train-iters 240
+        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 40
+        --train-iters 640
         --fim-rate 0.5
-        --log-interval 10 --save-interval 60 --eval-interval 60 --eval-iters 4
-        --num-workers 0 # one core a process: a loader of its own would only take turns with it
+        --log-interval 20 --save-interval 80 --eval-interval 160 --eval-iters 12
+        --num-workers 0            # one core a process: a loader of its own would only take turns with it
     )
     ((num_gpus == 0)) || recipe+=(--bf16)
 }
@@ -207,14 +213,14 @@ count_gpus() {
     fi
 }
 
-choose_tiny_layout() { # a power of two, for it has to divide 8 sequences and 8 heads
+choose_tiny_layout() { # a power of two up to 8: pairs share the 8 heads, and pairs share 4 sequences
     local wanted=$num_processes
     num_processes=1
     while ((num_processes * 2 <= wanted && num_processes < 8)); do
         num_processes=$((num_processes * 2))
     done
     tiny_tensor_parallel=$((num_processes > 1 ? 2 : 1))
-    tiny_micro_batch=$((8 * tiny_tensor_parallel / num_processes))
+    tiny_micro_batch=$((4 * tiny_tensor_parallel / num_processes))
 }
 
 head_node() { # the address of the allocation's first node; its name need not resolve
@@ -298,31 +304,34 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
     )
 }
 
+size_of() { du -sh "$1" | cut -f1; }
+
 finish_tiny() {
     local folder=$run_dir/huggingface
     if [[ ! $folder/config.json -nt $save/latest_checkpointed_iteration.txt ]]; then
         say "exporting to Hugging Face"
         "$python" tools/convert_to_hf.py --load "$save" --save "$folder" --verify --overwrite
     fi
-    say "what it writes (it has read as much as fits on a floppy disk)"
+    say "what it writes after so little training"
     "$python" tools/sample_hf.py --model "$folder"
     say "losses on held-out files"
     "$python" tools/plot_loss.py --metrics "$save/metrics.jsonl" --output "$run_dir/loss.png"
+    say "made in $run_dir, in $((SECONDS / 60)) min $((SECONDS % 60)) s"
+    [[ ! -d $run_dir/corpus ]] || cat <<END
+corpus/          source of this machine, one file a line   $(size_of "$run_dir/corpus")
+tokenizer.json   byte-level BPE with StarCoder's sentinels $(size_of "$run_dir/tokenizer.json")
+data/            token files (.bin, .idx)                  $(size_of "$run_dir/data")
+END
     cat <<END
+checkpoints/     to resume from; metrics, TensorBoard      $(size_of "$save")
+huggingface/     from_pretrained() loads it                $(size_of "$folder")
+loss.png         the loss curve                            $(size_of "$run_dir/loss.png")
 
-== made in $run_dir
-corpus/         source files, one JSON object a line    $(du -sh "$run_dir/corpus" | cut -f1)
-tokenizer.json  byte-level BPE with StarCoder's sentinels
-data/           token files (.bin, .idx)                $(du -sh "$run_dir/data" | cut -f1)
-checkpoints/    resume from here; metrics.jsonl, TensorBoard events
-huggingface/    AutoModelForCausalLM.from_pretrained loads it
-loss.png        the loss curve
-
-== next
-watch it          .venv/bin/tensorboard --logdir ${save#"$root"/}/tensorboard
-train it longer   bash examples/pretrain_starcoder.sh --train-iters 1000 --lr-decay-iters 1000   (with RUN_DIR=runs/longer)
-your own code     README.md, "Your own data"
-a real size       MODEL=1b bash examples/pretrain_starcoder.sh --dry-run
+== what next
+look at it       .venv/bin/tensorboard --logdir '$save/tensorboard'
+train longer     RUN_DIR=runs/longer bash examples/pretrain_starcoder.sh --train-iters 5000
+your own code    README.md, "Your own data"
+a real size      MODEL=1b bash examples/pretrain_starcoder.sh --dry-run
 END
 }
 

@@ -33,7 +33,7 @@ def launch(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 # Parameters, layout and tokens a step as published (StarCoder §5.4, §5.6; launch files and cards of the others).
 PUBLISHED = {
-    "tiny": ("3,878,656", "2 processes = 1 pipeline x 1 data x 2 tensor", "4,096 tokens"),
+    "tiny": ("3,813,120", "2 processes = 1 pipeline x 1 data x 2 tensor", "1,024 tokens"),
     "1b": ("1,137,207,296", "128 processes = 1 pipeline x 128 data x 1 tensor", "1,048,576 tokens"),
     "3b": ("3,043,311,104", "256 processes = 1 pipeline x 256 data x 1 tensor", "2,097,152 tokens"),
     "7b": ("7,327,263,232", "512 processes = 1 pipeline x 256 data x 2 tensor", "4,194,304 tokens"),
@@ -70,7 +70,7 @@ def test_flags_after_the_name_win_and_nodes_are_counted() -> None:
         GPUS_PER_NODE="8",
     )
     assert result.returncode == 0, result.stderr
-    assert "4 layers of 6144" in result.stdout
+    assert "4 layers of width 6144" in result.stdout
     assert "32 processes = 4 pipeline x 2 data x 4 tensor" in result.stdout
     assert "5,120 samples" in result.stdout
 
