@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import ConfigError, MegatronError, TrainingError
+from megatron.options import flag_of
 
 Section = TypeVar("Section")
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -100,10 +102,6 @@ def _value_type(hint: Any) -> Any:
     return hint
 
 
-def _flag_of(field: dataclasses.Field[Any]) -> str:
-    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
-
-
 def _options(section: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     """List (field, type without None) of every field that has a flag."""
     hints = typing.get_type_hints(section)
@@ -137,7 +135,7 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
             settings["type"] = value_type
         if field.metadata["metavar"] and value_type is not bool:
             settings["metavar"] = field.metadata["metavar"]
-        group.add_argument(_flag_of(field), **settings)
+        group.add_argument(flag_of(field), **settings)
     names = {field.name for field, _ in _options(section)}
     for flag, (target, value, help_text) in ALIASES.items():
         if target in names:
@@ -261,7 +259,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
     except MegatronError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        code = EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -19,6 +19,7 @@ from megatron.options import (
     PrecisionConfig,
     TokenizerConfig,
     TrainingConfig,
+    check_bounds,
     require,
 )
 
@@ -39,6 +40,8 @@ class Config:
 
     def check(self, world_size: int) -> None:
         """Raise ConfigError unless a run of world_size processes can start with these options."""
+        for item in dataclasses.fields(self):
+            check_bounds(getattr(self, item.name))
         for section in (self.model, self.precision, self.optimizer, self.training, self.data):
             section.check()
         self.checkpoint.check()

@@ -18,3 +18,7 @@ class DataError(MegatronError):
 
 class CheckpointError(MegatronError):
     """A checkpoint that is missing, damaged or belongs to another run."""
+
+
+class TrainingError(MegatronError):
+    """A run that cannot go on though its input is right: its numbers went wrong. Exit code 1."""

@@ -8,17 +8,58 @@ below this layer sees more than the section it needs. Knows nothing of torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron.errors import ConfigError
 
 
-def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
-    """Declare one field: its default, its help text, and its flag where the name does not give it."""
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare one field: its default, its help text, its flag where the name does not give it, and its bounds."""
     return dataclasses.field(
-        default=default, metadata={"help": help, "flag": flag, "metavar": metavar}
+        default=default,
+        metadata={
+            "help": help,
+            "flag": flag,
+            "metavar": metavar,
+            "bounds": {"from": minimum, "above": above, "up to": maximum, "below": below},
+        },
     )
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    """Give the flag of a field: its name with dashes, unless it states another."""
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+def check_bounds(section: Any) -> None:
+    """Raise ConfigError if a number of a section lies outside the bounds its field declares."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        bounds = {k: v for k, v in field.metadata.get("bounds", {}).items() if v is not None}
+        if not bounds or value is None:
+            continue
+        holds = (
+            math.isfinite(value)
+            and value >= bounds.get("from", -math.inf)
+            and value > bounds.get("above", -math.inf)
+            and value <= bounds.get("up to", math.inf)
+            and value < bounds.get("below", math.inf)
+        )
+        allowed = ", ".join(f"{word} {bound:g}" for word, bound in bounds.items())
+        shown = "not set" if value == field.default == 0 else value
+        require(holds, f"{flag_of(field)} is {shown}; allowed: {allowed}")
 
 
 def derived(default: Any = None) -> Any:
@@ -42,23 +83,37 @@ def pad_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int
 class ModelConfig:
     """The shape of the network. Defaults are Megatron's."""
 
-    num_layers: int = option(0, "transformer layers")
-    hidden_size: int = option(0, "width of the residual stream")
-    ffn_hidden_size: int | None = option(None, "width of the MLP (default 4 x hidden size)")
-    num_attention_heads: int = option(0, "query heads")
-    kv_channels: int | None = option(None, "width of a head (default hidden size / heads)")
+    num_layers: int = option(0, "transformer layers", minimum=1)
+    hidden_size: int = option(0, "width of the residual stream", minimum=1)
+    ffn_hidden_size: int | None = option(
+        None, "width of the MLP (default 4 x hidden size)", minimum=1
+    )
+    num_attention_heads: int = option(0, "query heads", minimum=1)
+    kv_channels: int | None = option(
+        None, "width of a head (default hidden size / heads)", minimum=1
+    )
     attention_head_type: Literal["multihead", "multiquery"] = option(
         "multihead", "one key/value head for each query head, or one for all of them"
     )
     num_query_groups: int | None = option(
-        None, "key/value heads, each shared by heads/groups query heads (grouped attention)"
+        None,
+        "key/value heads, each shared by heads/groups query heads (grouped attention)",
+        minimum=1,
     )
     group_query_attention: bool = option(False, "with --num-query-groups, as in Megatron-LM")
-    max_position_embeddings: int = option(0, "learned positions; at least the sequence length")
-    layernorm_epsilon: float = option(1e-5, "added to the variance in LayerNorm")
-    hidden_dropout: float = option(0.1, "dropout after embedding, attention and MLP")
-    attention_dropout: float = option(0.1, "dropout of attention probabilities")
-    init_method_std: float = option(0.02, "std of initial weights; outputs use std/sqrt(2 layers)")
+    max_position_embeddings: int = option(
+        0, "learned positions; at least the sequence length", minimum=1
+    )
+    layernorm_epsilon: float = option(1e-5, "added to the variance in LayerNorm", above=0.0)
+    hidden_dropout: float = option(
+        0.1, "dropout after embedding, attention and MLP", minimum=0.0, below=1.0
+    )
+    attention_dropout: float = option(
+        0.1, "dropout of attention probabilities", minimum=0.0, below=1.0
+    )
+    init_method_std: float = option(
+        0.02, "std of initial weights; outputs use std/sqrt(2 layers)", above=0.0
+    )
     untie_embeddings_and_output_weights: bool = option(False, "give the LM head its own weight")
     disable_bias_linear: bool = option(False, "no bias in linear layers")
     recompute_granularity: Literal["selective", "full"] | None = option(
@@ -69,13 +124,13 @@ class ModelConfig:
         "with full: every layer in chunks (uniform), or only the first ones of a stage (block)",
     )
     recompute_num_layers: int | None = option(
-        None, "with full: layers a chunk (uniform), or layers recomputed (block)"
+        None, "with full: layers a chunk (uniform), or layers recomputed (block)", minimum=1
     )
     attention_backend: Literal["auto", "flash", "sdpa", "blocked", "explicit"] = option(
         "auto", "attention kernel; auto takes the fastest that can run and logs why"
     )
     make_vocab_size_divisible_by: int = option(
-        128, "vocabulary is padded to this times the tensor parallel size"
+        128, "vocabulary is padded to this times the tensor parallel size", minimum=1
     )
     vocab_size: int = derived(0)  # tokens of the tokenizer; set by whoever loads it
     padded_vocab_size: int = derived(0)  # rows of the embedding; pad_vocab_size()
@@ -96,17 +151,6 @@ class ModelConfig:
         return 1 if self.attention_head_type == "multiquery" else self.num_attention_heads
 
     def check(self) -> None:
-        for name in (
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            require(
-                value > 0,
-                f"--{name.replace('_', '-')} is {value or 'not set'}; give a whole number above 0",
-            )
         require(
             self.kv_channels is not None or self.hidden_size % self.num_attention_heads == 0,
             f"--hidden-size {self.hidden_size} is not divisible by --num-attention-heads "
@@ -126,12 +170,6 @@ class ModelConfig:
             not self.group_query_attention or self.num_query_groups is not None,
             "--group-query-attention needs --num-query-groups",
         )
-        for name in ("hidden_dropout", "attention_dropout"):
-            value = getattr(self, name)
-            require(
-                0.0 <= value < 1.0,
-                f"--{name.replace('_', '-')} is {value}; allowed is 0 up to, not including, 1",
-            )
         require(
             self.recompute_granularity == "full"
             or (self.recompute_method is None and self.recompute_num_layers is None),
@@ -155,10 +193,12 @@ class ModelConfig:
 class ParallelConfig:
     """How a run is laid over processes. Data parallel size follows from the world size."""
 
-    tensor_model_parallel_size: int = option(1, "processes that share each layer")
-    pipeline_model_parallel_size: int = option(1, "processes that share the stack of layers")
+    tensor_model_parallel_size: int = option(1, "processes that share each layer", minimum=1)
+    pipeline_model_parallel_size: int = option(
+        1, "processes that share the stack of layers", minimum=1
+    )
     num_layers_per_virtual_pipeline_stage: int | None = option(
-        None, "interleave the pipeline: layers of one chunk"
+        None, "interleave the pipeline: layers of one chunk", minimum=1
     )
     sequence_parallel: bool = option(
         False, "shard LayerNorm, dropout and residuals over the sequence within a tensor group"
@@ -169,7 +209,9 @@ class ParallelConfig:
     distributed_backend: Literal["auto", "gloo", "nccl"] = option(
         "auto", "nccl with a GPU for each process, gloo without"
     )
-    distributed_timeout_minutes: float = option(10.0, "a collective that waits longer fails")
+    distributed_timeout_minutes: float = option(
+        10.0, "a collective that waits longer fails", above=0.0
+    )
 
     @property
     def model_parallel_size(self) -> int:
@@ -178,7 +220,6 @@ class ParallelConfig:
     def data_parallel_size(self, world_size: int) -> int:
         """Processes that hold the same part of the model; ConfigError if the layout does not fit."""
         tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
-        require(tp >= 1 and pp >= 1, f"tensor ({tp}) and pipeline ({pp}) parallel sizes start at 1")
         require(
             world_size >= tp * pp,
             f"--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} needs "
@@ -196,15 +237,17 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Arithmetic. Master weights, gradient reduction and optimizer state are always fp32."""
+    """Arithmetic. Master weights, optimizer state and data parallel gradient sums are always fp32."""
 
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16 with a loss scale")
-    loss_scale: float | None = option(None, "fixed fp16 loss scale (default: dynamic)")
-    initial_loss_scale: float = option(2.0**32, "first dynamic loss scale")
-    min_loss_scale: float = option(1.0, "lowest dynamic loss scale")
-    loss_scale_window: int = option(1000, "steps without overflow before the scale doubles")
-    hysteresis: int = option(2, "overflows in a row before the scale halves")
+    loss_scale: float | None = option(None, "fixed fp16 loss scale (default: dynamic)", above=0.0)
+    initial_loss_scale: float = option(2.0**32, "first dynamic loss scale", above=0.0)
+    min_loss_scale: float = option(1.0, "lowest dynamic loss scale", above=0.0)
+    loss_scale_window: int = option(
+        1000, "steps without overflow before the scale doubles", minimum=1
+    )
+    hysteresis: int = option(2, "overflows in a row before the scale halves", minimum=1)
     accumulate_allreduce_grads_in_fp32: bool = option(
         False, "always so here; accepted for Megatron's command lines"
     )
@@ -226,43 +269,48 @@ class OptimizerConfig:
     """AdamW, its schedules and clipping. Defaults are Megatron's."""
 
     optimizer: Literal["adam"] = option("adam", "AdamW, decoupled weight decay")
-    lr: float | None = option(None, "highest learning rate")
-    min_lr: float = option(0.0, "learning rate after the decay")
+    lr: float | None = option(None, "highest learning rate", above=0.0)
+    min_lr: float = option(0.0, "learning rate after the decay", minimum=0.0)
     lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = option(
         "linear", "shape of the decay; WSD keeps lr and decays at the end"
     )
-    lr_decay_iters: int | None = option(None, "iterations to min-lr (default: train-iters)")
-    lr_decay_samples: int | None = option(None, "samples to min-lr (default: train-samples)")
-    lr_warmup_fraction: float | None = option(None, "warmup as a fraction of the decay")
-    lr_warmup_iters: int = option(0, "iterations of linear warmup")
-    lr_warmup_samples: int = option(0, "samples of linear warmup")
+    lr_decay_iters: int | None = option(
+        None, "iterations to min-lr (default: train-iters)", minimum=1
+    )
+    lr_decay_samples: int | None = option(
+        None, "samples to min-lr (default: train-samples)", minimum=1
+    )
+    lr_warmup_fraction: float | None = option(
+        None, "warmup as a fraction of the decay", minimum=0.0, maximum=1.0
+    )
+    lr_warmup_iters: int = option(0, "iterations of linear warmup", minimum=0)
+    lr_warmup_samples: int = option(0, "samples of linear warmup", minimum=0)
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential"] = option(
         "exponential", "shape of the last part of WSD"
     )
-    lr_wsd_decay_iters: int | None = option(None, "iterations of the last part of WSD")
-    lr_wsd_decay_samples: int | None = option(None, "samples of the last part of WSD")
-    weight_decay: float = option(0.01, "decay of matrices; biases and norms have none")
-    start_weight_decay: float | None = option(None, "first value, with --weight-decay-incr-style")
-    end_weight_decay: float | None = option(None, "last value, with --weight-decay-incr-style")
+    lr_wsd_decay_iters: int | None = option(None, "iterations of the last part of WSD", minimum=1)
+    lr_wsd_decay_samples: int | None = option(None, "samples of the last part of WSD", minimum=1)
+    weight_decay: float = option(0.01, "decay of matrices; biases and norms have none", minimum=0.0)
+    start_weight_decay: float | None = option(
+        None, "first value, with --weight-decay-incr-style", minimum=0.0
+    )
+    end_weight_decay: float | None = option(
+        None, "last value, with --weight-decay-incr-style", minimum=0.0
+    )
     weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option(
         "constant", "how weight decay moves from start to end"
     )
-    adam_beta1: float = option(0.9, "decay of the first moment")
-    adam_beta2: float = option(0.999, "decay of the second moment")
-    adam_eps: float = option(1e-8, "added to the root of the second moment")
-    clip_grad: float = option(1.0, "largest global gradient norm; 0 turns clipping off")
+    adam_beta1: float = option(0.9, "decay of the first moment", minimum=0.0, below=1.0)
+    adam_beta2: float = option(0.999, "decay of the second moment", minimum=0.0, below=1.0)
+    adam_eps: float = option(1e-8, "added to the root of the second moment", above=0.0)
+    clip_grad: float = option(
+        1.0, "largest global gradient norm; 0 turns clipping off", minimum=0.0
+    )
 
     def check(self) -> None:
-        require(self.lr is not None and self.lr > 0, f"--lr is {self.lr}; give a number above 0")
+        require(self.lr is not None, "--lr is not set; give the highest learning rate")
         assert self.lr is not None
-        require(
-            0.0 <= self.min_lr <= self.lr,
-            f"--min-lr {self.min_lr} is above --lr {self.lr} or negative",
-        )
-        require(
-            self.lr_warmup_fraction is None or 0.0 <= self.lr_warmup_fraction <= 1.0,
-            f"--lr-warmup-fraction is {self.lr_warmup_fraction}; allowed is 0 to 1",
-        )
+        require(self.min_lr <= self.lr, f"--min-lr {self.min_lr} is above --lr {self.lr}")
         require(
             self.lr_warmup_fraction is None
             or (self.lr_warmup_iters == 0 and self.lr_warmup_samples == 0),
@@ -287,19 +335,23 @@ class OptimizerConfig:
 class TrainingConfig:
     """Batches, length of the run, and what happens at which interval."""
 
-    micro_batch_size: int = option(1, "sequences a process handles at once")
+    micro_batch_size: int = option(1, "sequences a process handles at once", minimum=1)
     global_batch_size: int | None = option(
-        None, "sequences a step (default: micro batch x data parallel size)"
+        None, "sequences a step (default: micro batch x data parallel size)", minimum=1
     )
     rampup_batch_size: tuple[int, ...] | None = option(
         None, "start, increment, samples: grow the global batch", metavar="N"
     )
-    train_iters: int | None = option(None, "steps of the run")
-    train_samples: int | None = option(None, "sequences of the run, instead of steps")
-    eval_interval: int = option(1000, "steps between validations")
-    eval_iters: int = option(100, "batches of one validation; 0 turns it off")
-    exit_interval: int | None = option(None, "save and leave after a multiple of this many steps")
-    exit_duration_in_mins: float | None = option(None, "save and leave after this many minutes")
+    train_iters: int | None = option(None, "steps of the run", minimum=1)
+    train_samples: int | None = option(None, "sequences of the run, instead of steps", minimum=1)
+    eval_interval: int = option(1000, "steps between validations", minimum=1)
+    eval_iters: int = option(100, "batches of one validation; 0 turns it off", minimum=0)
+    exit_interval: int | None = option(
+        None, "save and leave after a multiple of this many steps", minimum=1
+    )
+    exit_duration_in_mins: float | None = option(
+        None, "save and leave after this many minutes", above=0.0
+    )
     exit_signal_handler: bool = option(
         False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"
     )
@@ -310,14 +362,6 @@ class TrainingConfig:
             (self.train_iters is None) != (self.train_samples is None),
             "give the length of the run once: --train-iters or --train-samples",
         )
-        for name in ("train_iters", "train_samples", "global_batch_size", "micro_batch_size"):
-            value = getattr(self, name)
-            require(
-                value is None or value > 0,
-                f"--{name.replace('_', '-')} is {value}; give a whole number above 0",
-            )
-        require(self.eval_iters >= 0, f"--eval-iters is {self.eval_iters}; 0 or more")
-        require(self.eval_interval > 0, f"--eval-interval is {self.eval_interval}; 1 or more")
         if self.rampup_batch_size is not None:
             require(
                 len(self.rampup_batch_size) == 3,
@@ -337,7 +381,7 @@ class TrainingConfig:
 class DataConfig:
     """What is read, in which proportions, and how samples are made of it."""
 
-    seq_length: int = option(0, "tokens of a sequence")
+    seq_length: int = option(0, "tokens of a sequence", minimum=1)
     data_path: tuple[str, ...] = option(
         (), "one prefix, or weight prefix weight prefix …; shared by --split", metavar="W PREFIX"
     )
@@ -361,30 +405,28 @@ class DataConfig:
     train_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
     valid_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
     test_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
-    num_workers: int = option(2, "loader processes for training data; 0 loads in the main one")
-    valid_num_workers: int = option(0, "loader processes for validation data")
+    num_workers: int = option(
+        2, "loader processes for training data; 0 loads in the main one", minimum=0
+    )
+    valid_num_workers: int = option(0, "loader processes for validation data", minimum=0)
     dataloader_type: Literal["single"] = option(
         "single", "samples in the order of their index, which is already a permutation"
     )
     eod_mask_loss: bool = option(False, "no loss where the model reads an end-of-document token")
-    fim_rate: float = option(0.0, "part of the documents that are made fill-in-the-middle")
-    fim_spm_rate: float = option(0.5, "part of those in suffix-prefix-middle order")
+    fim_rate: float = option(
+        0.0, "part of the documents that are made fill-in-the-middle", minimum=0.0, maximum=1.0
+    )
+    fim_spm_rate: float = option(
+        0.5, "part of those in suffix-prefix-middle order", minimum=0.0, maximum=1.0
+    )
     fim_split_sample: str | None = option(
         None, "token that separates the files of a repository; FIM then works file by file"
     )
-    fragment_fim_rate: float = option(0.5, "with --fim-split-sample: part of the files permuted")
+    fragment_fim_rate: float = option(
+        0.5, "with --fim-split-sample: part of the files permuted", minimum=0.0, maximum=1.0
+    )
 
     def check(self) -> None:
-        require(self.seq_length > 0, "--seq-length is not set; give the tokens of a sequence")
-        for name in ("fim_rate", "fim_spm_rate", "fragment_fim_rate"):
-            value = getattr(self, name)
-            require(
-                0.0 <= value <= 1.0,
-                f"--{name.replace('_', '-')} is {value}; allowed is 0 to 1",
-            )
-        for name in ("num_workers", "valid_num_workers"):
-            value = getattr(self, name)
-            require(value >= 0, f"--{name.replace('_', '-')} is {value}; 0 or more")
         modes = [
             "--data-path" if self.data_path else "",
             "--train-data-path" if self.train_data_path else "",
@@ -432,7 +474,7 @@ class CheckpointConfig:
 
     save: str | None = option(None, "folder of the run: checkpoints, metrics, configuration")
     load: str | None = option(None, "folder to continue from; usually that of --save")
-    save_interval: int | None = option(None, "steps between checkpoints")
+    save_interval: int | None = option(None, "steps between checkpoints", minimum=1)
     finetune: bool = option(False, "take the weights only and start at iteration 0")
     no_load_optim: bool = option(False, "start the optimizer afresh")
     no_load_rng: bool = option(False, "take the seed of the command line, not the checkpoint's")
@@ -449,10 +491,6 @@ class CheckpointConfig:
 
     def check(self) -> None:
         require(
-            self.save_interval is None or self.save_interval > 0,
-            f"--save-interval is {self.save_interval}; give a whole number above 0",
-        )
-        require(
             self.save_interval is None or self.save is not None,
             "--save-interval needs --save, the folder to write to",
         )
@@ -465,13 +503,17 @@ class CheckpointConfig:
             not self.finetune or self.load is not None,
             "--finetune needs --load, the folder with the weights",
         )
+        require(
+            not (self.finetune and self.use_checkpoint_opt_param_scheduler),
+            "--finetune starts a schedule of its own; leave out --use-checkpoint-opt_param-scheduler",
+        )
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
     """Where progress is written, besides the terminal and metrics.jsonl under --save."""
 
-    log_interval: int = option(100, "steps between lines")
+    log_interval: int = option(100, "steps between lines", minimum=1)
     tensorboard_dir: str | None = option(None, "TensorBoard events (default: SAVE/tensorboard)")
     wandb_entity_name: str | None = option(None, "Weights & Biases entity")
     wandb_project_name: str | None = option(None, "Weights & Biases project")
@@ -479,8 +521,11 @@ class LoggingConfig:
     structured_logs_dir: str | None = option(None, "folder of those files (default: SAVE/logs)")
 
     def check(self) -> None:
-        require(self.log_interval > 0, f"--log-interval is {self.log_interval}; 1 or more")
         require(
             (self.wandb_entity_name is None) == (self.wandb_project_name is None),
             "--wandb-entity-name and --wandb-project-name go together",
+        )
+        require(
+            self.structured_logs or self.structured_logs_dir is None,
+            "--structured-logs-dir needs --structured-logs",
         )

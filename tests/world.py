@@ -33,7 +33,10 @@ def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> Non
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
     while True:
-        message = connection.recv()
+        try:
+            message = connection.recv()
+        except EOFError:  # the test session died
+            break
         if message is None:
             break
         function, args = message
@@ -58,7 +61,7 @@ class World:
             process = context.Process(
                 target=_serve,
                 args=(rank, size, str(Path(self._folder.name) / "store"), theirs),
-                daemon=True,
+                daemon=False,  # a daemon may not have loader processes of its own
             )
             process.start()
             theirs.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron import cli, logging
 from megatron.config import Config
-from megatron.errors import MegatronError
+from megatron.errors import ConfigError, MegatronError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
 from megatron.training.summary import summarize
@@ -21,8 +21,8 @@ EXAMPLES = """\
   check a launch of 16 processes on a laptop, starting nothing:
     python tools/pretrain_gpt.py --dry-run --world-size 16 <the same flags>
 
-exit codes: 0 finished; 75 saved and left when asked (signal, --exit-*): the same command continues;
-2 an option, a file or a checkpoint is wrong; 1 anything else"""
+exit codes: 0 finished; 75 left early because it was asked to (signal, --exit-*), having saved if there
+is --save: the same command continues; 2 an option, a file or a checkpoint is wrong; 1 anything else"""
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: come again
 
@@ -39,24 +39,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_config(parser)
     args = cli.parse_known(parser, argv)
     config = cli.config_from(args)
-    launch = Launch.from_environment()
     if args.dry_run:
-        launch = Launch(world_size=args.world_size or config.parallel.model_parallel_size)
-    logging.configure(launch.rank, json_dir=None if args.dry_run else _log_folder(config))
+        world_size = args.world_size or config.parallel.model_parallel_size
+        logging.configure()
+        print(*summarize(open_inputs(config, world_size), world_size), sep="\n")
+        print("all checks passed; nothing was started")
+        return 0
+    if args.world_size is not None:
+        raise ConfigError(
+            "--world-size goes with --dry-run; torchrun says how many processes there are"
+        )
+    launch = Launch.from_environment()
     try:
+        logging.configure(launch.rank)
         inputs = open_inputs(config, launch.world_size)
-        if args.dry_run:
-            print(*summarize(inputs, launch.world_size), sep="\n")
-            print("all checks passed; nothing was started")
-            return 0
+        logging.configure(launch.rank, json_dir=_log_folder(config))
         # torch takes seconds to import: a dry run and a user's mistake do not wait for it.
-        from megatron.training.pretrain import pretrain
+        from megatron.training.pretrain import plan_start, pretrain
 
-        return 0 if pretrain(inputs, launch) == "finished" else EXIT_STOPPED
+        start = plan_start(inputs, launch.world_size)
     except MegatronError:
         if launch.local_rank == 0:
             raise
-        return cli.EXIT_USER_ERROR  # the node's first process says it
+        return cli.EXIT_USER_ERROR  # the node's first process sees the same and says it
+    return 0 if pretrain(inputs, start, launch) == "finished" else EXIT_STOPPED
 
 
 def _log_folder(config: Config) -> Path | None:

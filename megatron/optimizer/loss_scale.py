@@ -25,13 +25,18 @@ class LossScale:
         if not config.fp16:
             return cls(1.0, False, 1.0, 0, 0)
         return cls(
-            scale=config.loss_scale or config.initial_loss_scale,
+            scale=config.initial_loss_scale if config.loss_scale is None else config.loss_scale,
             is_dynamic=config.loss_scale is None,
             minimum=config.min_loss_scale,
             window=config.loss_scale_window,
             hysteresis=config.hysteresis,
             remaining_hysteresis=config.hysteresis,
         )
+
+    @property
+    def is_lowest(self) -> bool:
+        """Say that the scale will not go down: a fixed one, or a dynamic one at its minimum."""
+        return not self.is_dynamic or self.scale <= self.minimum
 
     def update(self, found_overflow: bool) -> None:
         """Account for one step."""

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron.errors import ConfigError
 from megatron.options import ParallelConfig
@@ -27,6 +28,7 @@ class ParallelContext:
 
     mesh: DeviceMesh
     device: torch.device
+    timeout: timedelta = timedelta(minutes=10)  # of a collective
 
     def _size(self, axis: str) -> int:
         return self.mesh.size(AXES.index(axis))
@@ -104,7 +106,10 @@ class ParallelContext:
             ),
             mesh_dim_names=AXES,
         )
-        return cls(mesh, device)
+        timeout = timedelta(minutes=config.distributed_timeout_minutes)
+        for axis in AXES:  # init_device_mesh gives its groups torch's own timeout
+            _set_pg_timeout(timeout, mesh.get_group(axis))
+        return cls(mesh, device, timeout)
 
 
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:

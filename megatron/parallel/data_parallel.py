@@ -43,3 +43,5 @@ def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last_micro_batch)
         model.set_is_last_backward(is_last_micro_batch)
+        # Otherwise every micro-batch would gather the parameters anew.
+        model.set_reshard_after_backward(is_last_micro_batch)

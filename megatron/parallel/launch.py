@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from megatron.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that torchrun or srun started; a plain `python` start is a world of one."""
+    """This process among those that torchrun started; a plain `python` start is a world of one."""
 
     rank: int = 0
     local_rank: int = 0
@@ -18,11 +20,16 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch:
-        """Read torchrun's variables."""
+        """Read torchrun's variables. ConfigError for several tasks of srun that torchrun did not start."""
+        if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise ConfigError(
+                "srun started several processes without torchrun: each would train alone into the same "
+                "folder; use srun with one task a node that calls torchrun (examples/*.slurm)"
+            )
         return cls(
             rank=int(os.environ.get("RANK", "0")),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-            has_rendezvous="MASTER_ADDR" in os.environ,
+            has_rendezvous={"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ),
         )

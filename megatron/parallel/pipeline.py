@@ -91,6 +91,7 @@ class Pipeline:
         context: ParallelContext,
         shape: BoundaryShape,
     ) -> None:
+        """Take the stages of this process and their modules. Collective over pp."""
         self._stages = stages
         self._modules = modules
         self._context = context
@@ -99,6 +100,10 @@ class Pipeline:
         self._loss_factor = 1.0
         self._is_first = stages[0].is_first
         self._is_last = stages[-1].is_last
+        if context.pp_size > 1:
+            # NCCL makes a group's communicator in its first call, which all of the group have to join; the
+            # schedule's first call is between neighbours only.
+            dist.all_reduce(torch.zeros(1, device=context.device), group=context.pp_group)
 
     def forward_backward(self, batch: Batch, loss_factor: float) -> Tensor:
         """Accumulate the gradients of loss_factor x the sum of the batch's token losses.
@@ -207,7 +212,7 @@ class TiedEmbedding:
         """Make the group of each first and last stage. Collective over the world."""
         ranks = context.mesh.mesh
         ends = torch.stack([ranks[0], ranks[-1]], dim=-1).reshape(-1, 2).tolist()
-        self._group, _ = dist.new_subgroups_by_enumeration(ends)
+        self._group, _ = dist.new_subgroups_by_enumeration(ends, timeout=context.timeout)
         self._is_end = context.pp_rank in (0, context.pp_size - 1)
 
     def sum_gradients(self, weight: nn.Parameter) -> None:

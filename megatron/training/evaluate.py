@@ -39,3 +39,8 @@ class Validation:
             total, num_tokens = sums.tolist()
             losses[name] = total / num_tokens if num_tokens else float("nan")
         return losses
+
+    def close(self) -> None:
+        """End the loaders' processes."""
+        for loader in self.loaders.values():
+            loader.close()

@@ -5,10 +5,14 @@ Most mistakes show here, in a second, on a laptop: `--dry-run` ends after this. 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 from megatron.config import Config
 from megatron.data.build import Datasets, build_datasets
+from megatron.errors import ConfigError
 from megatron.options import pad_vocab_size
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
@@ -25,6 +29,7 @@ class Inputs:
 def open_inputs(config: Config, world_size: int) -> Inputs:
     """Check every option and open every input. Raises ConfigError or DataError; changes nothing."""
     config.check(world_size)
+    _check_outputs(config)
     tokenizer = build_tokenizer(config.tokenizer)
     model = replace(
         config.model,
@@ -37,3 +42,24 @@ def open_inputs(config: Config, world_size: int) -> Inputs:
     )
     datasets = build_datasets(config.data, tokenizer, seed=config.training.seed)
     return Inputs(replace(config, model=model), tokenizer, datasets)
+
+
+def _check_outputs(config: Config) -> None:
+    """Raise ConfigError unless every place that the run writes to can be written. Creates nothing."""
+    folders = {
+        "--save": config.checkpoint.save,
+        "--tensorboard-dir": config.logging.tensorboard_dir,
+        "--structured-logs-dir": config.logging.structured_logs_dir,
+    }
+    for flag, folder in folders.items():
+        if folder is None:
+            continue
+        existing = next(
+            path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()
+        )
+        if not existing.is_dir():
+            raise ConfigError(f"{flag} {folder}: {existing} is a file; give a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ConfigError(f"{flag} {folder}: no permission to write in {existing}")
+    if config.logging.wandb_project_name is not None and find_spec("wandb") is None:
+        raise ConfigError("--wandb-project-name needs the wandb package: pip install wandb")

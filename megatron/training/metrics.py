@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron.config import Config
-from megatron.errors import ConfigError
 from megatron.logging import get_logger
 
 logger = get_logger(__name__)
@@ -41,48 +41,6 @@ class Interval:
     @property
     def mean_loss(self) -> float:
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """What turns tokens a second into FLOP/s, per GPU (or per CPU process)."""
-
-    world_size: int
-    flops_per_token_full: float
-    flops_per_token_causal: float
-    peak_flops: float | None  # of one device in the compute dtype; None where it is not known
-
-    def fields(self, tokens: int, seconds: float) -> dict[str, float | None]:
-        """Give the speed fields of a metrics line."""
-        rate = tokens / seconds
-        rate_per_gpu = rate / self.world_size
-        full = rate_per_gpu * self.flops_per_token_full
-        causal = rate_per_gpu * self.flops_per_token_causal
-        return {
-            "tokens_per_second": rate,
-            "tokens_per_second_per_gpu": rate_per_gpu,
-            "tflops_per_gpu_full": full / 1e12,
-            "tflops_per_gpu_causal": causal / 1e12,
-            "mfu_full": full / self.peak_flops if self.peak_flops else None,
-            "mfu_causal": causal / self.peak_flops if self.peak_flops else None,
-        }
-
-
-# Dense bf16/fp16 tensor-core peak of one device in FLOP/s, from the vendor's data sheets.
-PEAK_FLOPS = {
-    "V100": 125e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-
-
-def peak_flops(device_name: str, compute_dtype: str) -> float | None:
-    """Give the peak of a named device, None when it or the dtype is not in the table."""
-    if compute_dtype == "float32":
-        return None
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def _json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +80,7 @@ class MetricsWriter:
             truncate_metrics(path, start_iteration if start_iteration > 0 else -1)
             self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _open_tensorboard(config, save, start_iteration)
-        self._wandb = _open_wandb(config)
+        self._wandb = _open_wandb(config, save)
 
     def training(self, values: Mapping[str, Any], *, total_iterations: int) -> None:
         """Write one training line; values are the fields of metrics.jsonl."""
@@ -186,23 +144,27 @@ def _open_tensorboard(config: Config, save: Path | None, start_iteration: int) -
     return SummaryWriter(folder, purge_step=start_iteration + 1 if start_iteration else None)
 
 
-def _open_wandb(config: Config) -> Any:
+def _open_wandb(config: Config, save: Path | None) -> Any:
     """Start a Weights & Biases run if one is asked for."""
     if config.logging.wandb_project_name is None:
         return None
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError(
-            "--wandb-project-name needs the wandb package: pip install wandb"
-        ) from None
-    name = Path(config.checkpoint.save).name if config.checkpoint.save else None
+    import wandb  # `open_inputs` saw that it is installed
+
     return wandb.init(
         entity=config.logging.wandb_entity_name,
         project=config.logging.wandb_project_name,
-        name=name,
+        name=save.name if save else None,
+        id=_wandb_id(save) if save else None,
         resume="allow",
     )
+
+
+def _wandb_id(save: Path) -> str:
+    """Give the run's id, kept beside its checkpoints so that a resume continues the same curves."""
+    path = save / "wandb_id.txt"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def format_duration(seconds: float) -> str:

@@ -31,10 +31,11 @@ from megatron.parallel.pipeline import (
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
-from megatron.training.metrics import MetricsWriter, Throughput, peak_flops
-from megatron.training.run_state import RunSaver, RunTensors, restore, resume_config
+from megatron.training.metrics import MetricsWriter
+from megatron.training.run_state import RunSaver, RunTensors, Start, find_start, restore
 from megatron.training.step import StepParts
 from megatron.training.summary import summarize
+from megatron.training.throughput import Throughput, peak_flops
 from megatron.training.train import Outcome, Run, train
 
 logger = get_logger(__name__)
@@ -42,32 +43,31 @@ logger = get_logger(__name__)
 TIED_WEIGHT = "embedding.word_embeddings.weight"
 
 
-def pretrain(inputs: Inputs, launch: Launch) -> Outcome:
-    """Train a model from its inputs to its last checkpoint. Every process of the launch calls it.
+def plan_start(inputs: Inputs, world_size: int) -> Start:
+    """Resolve the schedule and find the checkpoint to start from. Raises CheckpointError; no collective."""
+    config = inputs.config
+    batch_size = config.global_batch_size(config.parallel.data_parallel_size(world_size))
+    return find_start(config, Schedule.create(config.optimizer, config.training, batch_size))
 
-    Raises CheckpointError or ConfigError, before any process group exists where that is possible.
-    """
-    config, checkpoint = resume_config(inputs.config)
+
+def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
+    """Train a model from its inputs to its last checkpoint. Every process of the launch calls it."""
     for line in summarize(inputs, launch.world_size):
         logger.info(line)
-
-    device = initialize_distributed(config.parallel, launch)
-    try:
-        context = ParallelContext.create(config.parallel, launch.world_size, device)
-        run = build_run(config, inputs, context, checkpoint)
-        outcome = train(run)
-        if run.writer is not None:
-            run.writer.close()
-        dist.barrier()  # nobody leaves while another still reads from it
-    finally:
-        dist.destroy_process_group()
+    device = initialize_distributed(inputs.config.parallel, launch)
+    context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
+    run = build_run(inputs, start, context)
+    outcome = train(run)
+    run.close()
+    dist.barrier()  # nobody leaves while another still reads from it
+    # Not after an error: peers may wait in a collective, and ending the groups could wait for them.
+    dist.destroy_process_group()
     return outcome
 
 
-def build_run(
-    config: Config, inputs: Inputs, context: ParallelContext, checkpoint: Path | None
-) -> Run:
+def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
+    config = inputs.config
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_model_kernels(config.model, context.device, compute_dtype)
     for choice in kernels.choices:
@@ -84,36 +84,46 @@ def build_run(
         name: parameter for module in modules for name, parameter in module.named_parameters()
     }
 
-    optimizer = AdamW(parameters, config.optimizer)
-    loss_scale = LossScale.create(config.precision)
-    tensors = RunTensors(parameters, optimizer, loss_scale)
-    progress = restore(checkpoint, tensors, config.checkpoint)
+    tensors = RunTensors(
+        parameters,
+        AdamW(parameters, config.optimizer),
+        LossScale.create(config.precision),
+        start.schedule,
+    )
+    progress = restore(start, tensors)
 
     global_batch_size = config.global_batch_size(context.dp_size)
     writer = None
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
         _keep_tokenizer(config, inputs)
+    datasets = inputs.datasets
+    tests = {name if name == "test" else f"test/{name}": one for name, one in datasets.test.items()}
     return Run(
         config=config,
         parts=_step_parts(config, context, stages, modules, tensors),
-        loader=_loader(config, inputs.datasets.train, context, config.data.num_workers),
+        loader=_loader(config, datasets.train, context, config.data.num_workers),
         batches=BatchSchedule.create(config.training, global_batch_size),
-        validation=Validation(
-            {
-                name: _loader(config, dataset, context, config.data.valid_num_workers)
-                for name, dataset in inputs.datasets.valid.items()
-            }
-            if config.training.eval_iters
-            else {},
-            config.training.eval_iters,
-            global_batch_size,
-        ),
+        validation=_validation(config, datasets.valid, context),
+        test=_validation(config, tests, context),
         progress=progress,
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         throughput=_throughput(config, context),
         writer=writer,
     )
+
+
+def _validation(
+    config: Config, datasets: dict[str, Dataset], context: ParallelContext
+) -> Validation:
+    """Prepare the validation of some sets; of none with --eval-iters 0."""
+    num_batches = config.training.eval_iters
+    loaders = {
+        name: _loader(config, dataset, context, config.data.valid_num_workers)
+        for name, dataset in datasets.items()
+        if num_batches > 0
+    }
+    return Validation(loaders, num_batches, config.global_batch_size(context.dp_size))
 
 
 def _build_stage(
@@ -178,9 +188,7 @@ def _step_parts(
             ),
         ),
         optimizer=tensors.optimizer,
-        schedule=Schedule.create(
-            config.optimizer, config.training, config.global_batch_size(context.dp_size)
-        ),
+        schedule=tensors.schedule,
         loss_scale=tensors.loss_scale,
         parameters=[p for name, p in tensors.parameters.items() if name not in copies],
         tied_weight=tied_weight,

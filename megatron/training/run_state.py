@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.checkpoint.layout import (
@@ -25,16 +26,10 @@ from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
-from megatron.options import CheckpointConfig, OptimizerConfig
+from megatron.optimizer.schedule import Schedule
 from megatron.training.metrics import Interval
 
 logger = get_logger(__name__)
-
-SCHEDULE_FIELDS = tuple(
-    name
-    for name in (item.name for item in dataclasses.fields(OptimizerConfig))
-    if name == "lr" or name == "min_lr" or name.startswith("lr_") or "weight_decay" in name
-)
 
 
 @dataclass
@@ -58,6 +53,7 @@ class RunTensors:
     parameters: dict[str, nn.Parameter]
     optimizer: AdamW
     loss_scale: LossScale
+    schedule: Schedule
 
     def weights(self) -> dict[str, Tensor]:
         return {f"model.{name}": parameter for name, parameter in self.parameters.items()}
@@ -90,6 +86,7 @@ class RunSaver:
             "consumed_samples": progress.consumed_samples,
             "optimizer_steps": self._tensors.optimizer.num_steps,
             "loss_scale": self._tensors.loss_scale.state(),
+            "schedule": dataclasses.asdict(self._tensors.schedule),
             "interval": dataclasses.asdict(progress.interval),
         }
         path = save_checkpoint(
@@ -103,41 +100,82 @@ class RunSaver:
         logger.info(f"saved {path}")
 
 
-def resume_config(config: Config) -> tuple[Config, Path | None]:
-    """Find the checkpoint of --load and check that it belongs to this run. No collective, no torch tensors.
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: at zero, at its own checkpoint, or (fine-tuning) with the weights of another."""
 
-    Returns the config, its schedule taken from the checkpoint with --use-checkpoint-opt_param-scheduler, and the
-    checkpoint's folder, None for a fresh start. Raises CheckpointError when the two do not fit.
+    folder: Path | None  # the checkpoint to read
+    state: dict[str, Any]  # its state.json
+    schedule: Schedule
+    takes_optimizer: bool
+    takes_progress: bool
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(iteration, consumed samples) of the checkpoint, (-1, -1) without one."""
+        if self.folder is None:
+            return (-1, -1)
+        return (self.state["iteration"], self.state["consumed_samples"])
+
+
+def find_start(config: Config, schedule: Schedule) -> Start:
+    """Find what --load and --save ask to start from, and check that it belongs to this run. No collective.
+
+    A run that saved something goes on from there, also if it began with the weights of another (--finetune, or a
+    --load that is not its --save): the same command continues. Raises CheckpointError when the two do not fit.
     """
     options = config.checkpoint
-    if options.load is None:
-        return config, None
-    iteration = latest_iteration(Path(options.load))
-    if iteration is None:
+    own = _latest(options.save)
+    if own is not None and options.load is None:
+        raise CheckpointError(
+            f"--save {options.save} already holds a run ({own.name}); add --load {options.save} to "
+            f"continue it, or give another folder"
+        )
+    folder = own or _latest(options.load)
+    if folder is None:
         if options.finetune or options.exit_on_missing_checkpoint:
             raise CheckpointError(
                 f"--load {options.load} holds no checkpoint (no latest_checkpointed_iteration.txt); "
                 f"give the folder that a run had as --save"
             )
-        logger.info(f"no checkpoint in {options.load}: starting from random weights")
-        return config, None
-    path = checkpoint_folder(Path(options.load), iteration)
-    saved = from_json(read_config(path))
-    _check_same(config, saved, "model", _model_fields(config), path)
-    if options.finetune:
-        return config, path
+        if options.load is not None:
+            logger.info(f"no checkpoint in {options.load}: starting from random weights")
+        return Start(None, {}, schedule, takes_optimizer=False, takes_progress=False)
+    saved, state = from_json(read_config(folder)), read_state(folder)
+    _check_same(config, saved, "model", _model_fields(config), folder)
+    if own is None and options.finetune:
+        return Start(folder, state, schedule, takes_optimizer=False, takes_progress=False)
+    _check_same(config, saved, "data", SAMPLE_FIELDS, folder)
     if not options.no_load_rng and saved.training.seed != config.training.seed:
         raise CheckpointError(
-            f"{path} was trained with --seed {saved.training.seed}, this run has "
+            f"{folder} was trained with --seed {saved.training.seed}, this run has "
             f"{config.training.seed}: the order of its samples would change. Give the old seed, or "
             f"--no-load-rng to go on with the new one"
         )
+    stored = Schedule(**state["schedule"])
     if options.use_checkpoint_opt_param_scheduler:
-        old = {name: getattr(saved.optimizer, name) for name in SCHEDULE_FIELDS}
-        config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **old))
+        schedule = stored
     elif not options.override_opt_param_scheduler:
-        _check_same(config, saved, "optimizer", SCHEDULE_FIELDS, path)
-    return config, path
+        _check_schedule(schedule, stored, folder)
+    takes_optimizer = own is not None or not options.no_load_optim
+    return Start(folder, state, schedule, takes_optimizer, takes_progress=True)
+
+
+def _latest(root: str | None) -> Path | None:
+    """Give the newest checkpoint under a run's folder."""
+    iteration = None if root is None else latest_iteration(Path(root))
+    return None if root is None or iteration is None else checkpoint_folder(Path(root), iteration)
+
+
+# What decides which tokens a sample number stands for, besides the data itself.
+SAMPLE_FIELDS = (
+    "seq_length",
+    "fim_rate",
+    "fim_spm_rate",
+    "fim_split_sample",
+    "fragment_fim_rate",
+    "eod_mask_loss",
+)
 
 
 def _model_fields(config: Config) -> tuple[str, ...]:
@@ -153,47 +191,67 @@ def _model_fields(config: Config) -> tuple[str, ...]:
         "make_vocab_size_divisible_by",
         "padded_vocab_size",
         "group_query_attention",
-        "attention_head_type",  # query_groups says it
+        # said by query_groups, ffn_size and head_dim, which compare what they come to
+        "attention_head_type",
+        "num_query_groups",
+        "ffn_hidden_size",
+        "kv_channels",
     }
     names = (item.name for item in dataclasses.fields(config.model))
     return (*(name for name in names if name not in free), "query_groups", "ffn_size", "head_dim")
 
 
 def _check_same(
-    config: Config, saved: Config, section: str, names: tuple[str, ...], path: Path
+    config: Config, saved: Config, section: str, names: tuple[str, ...], folder: Path
 ) -> None:
     """Raise CheckpointError naming the first field in which the two configurations differ."""
     ours, theirs = getattr(config, section), getattr(saved, section)
-    derived = {"num_query_groups", "ffn_hidden_size", "kv_channels"}
     for name in names:
-        if name in derived or getattr(ours, name) == getattr(theirs, name):
-            continue
-        hint = (
-            "give the old value, --override-opt_param-scheduler or "
-            "--use-checkpoint-opt_param-scheduler"
-            if section == "optimizer"
-            else "give the old value, or another --save and --load for a new run"
-        )
+        if getattr(ours, name) != getattr(theirs, name):
+            raise CheckpointError(
+                f"{folder} has {name} = {getattr(theirs, name)}, this run {getattr(ours, name)}; "
+                f"give the old value, or another --save for a new run"
+            )
+
+
+def _check_schedule(ours: Schedule, stored: Schedule, folder: Path) -> None:
+    """Raise CheckpointError naming the first part of the schedule that differs."""
+    for item in dataclasses.fields(Schedule):
+        if getattr(ours, item.name) != getattr(stored, item.name):
+            raise CheckpointError(
+                f"{folder} has {item.name} = {getattr(stored, item.name)} in its schedule, this run "
+                f"{getattr(ours, item.name)}; give the old options, --override-opt_param-scheduler "
+                f"for the new schedule or --use-checkpoint-opt_param-scheduler for the old"
+            )
+
+
+def restore(start: Start, tensors: RunTensors) -> Progress:
+    """Load the checkpoint into the run's tensors in place. Collective over the world.
+
+    Raises CheckpointError on every process if they found different checkpoints, as with a folder that is not shared.
+    """
+    places: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
+    dist.all_gather_object(places, start.place)
+    if len(set(places)) > 1:
         raise CheckpointError(
-            f"{path} has {name} = {getattr(theirs, name)}, this run {getattr(ours, name)}; {hint}"
+            f"the processes found checkpoints of different iterations ({sorted(set(places))}, -1 for "
+            f"none): --save and --load have to be on storage that all nodes share"
         )
-
-
-def restore(path: Path | None, tensors: RunTensors, options: CheckpointConfig) -> Progress:
-    """Load a checkpoint into the run's tensors in place. Collective over the world."""
-    if path is None:
+    if start.folder is None:
         return Progress()
     wanted = tensors.weights()
-    state = read_state(path)
-    with_optimizer = not (options.finetune or options.no_load_optim)
-    if with_optimizer:
+    if start.takes_optimizer:
         wanted |= tensors.optimizer.tensors()
-    load_checkpoint(path, wanted)
-    if with_optimizer:
-        tensors.optimizer.num_steps = state["optimizer_steps"]
-        tensors.loss_scale.load_state(state["loss_scale"])
-    if options.finetune:
-        logger.info(f"weights from {path}; iteration, samples and optimizer start afresh")
+    load_checkpoint(start.folder, wanted)
+    if start.takes_optimizer:
+        tensors.optimizer.num_steps = start.state["optimizer_steps"]
+        tensors.loss_scale.load_state(start.state["loss_scale"])
+    if not start.takes_progress:
+        logger.info(f"weights from {start.folder}; iteration, samples and optimizer start afresh")
         return Progress()
-    logger.info(f"continuing {path} at {state['consumed_samples']} samples")
-    return Progress(state["iteration"], state["consumed_samples"], Interval(**state["interval"]))
+    logger.info(f"continuing {start.folder} at {start.state['consumed_samples']} samples")
+    return Progress(
+        start.state["iteration"],
+        start.state["consumed_samples"],
+        Interval(**start.state["interval"]),
+    )

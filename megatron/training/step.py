@@ -27,7 +27,8 @@ class StepResult:
     loss: float  # mean over the tokens that carry loss, nats
     gradient_norm: float  # before clipping
     learning_rate: float
-    is_skipped: bool  # gradients were not finite: weights are as before
+    is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
+    is_lost: bool  # skipped, and no lower loss scale can help
     should_stop: bool  # some process was asked to
 
 
@@ -83,8 +84,10 @@ def train_step(
             weight_decay=parts.schedule.weight_decay(consumed_samples),
             gradient_factor=correction * clip_factor(norm, parts.clip_grad),
         )
-    parts.loss_scale.update(found_overflow=is_skipped)
-    return StepResult(loss, norm, learning_rate, is_skipped, num_stops > 0)
+    is_lost = is_skipped and num_tokens > 0 and parts.loss_scale.is_lowest
+    if num_tokens > 0:
+        parts.loss_scale.update(found_overflow=is_skipped)
+    return StepResult(loss, norm, learning_rate, is_skipped, is_lost, num_stops > 0)
 
 
 def _reduce(

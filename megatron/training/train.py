@@ -8,13 +8,15 @@ from typing import Literal
 
 from megatron.config import Config
 from megatron.data.loader import BatchLoader
+from megatron.errors import TrainingError
 from megatron.logging import get_logger
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
-from megatron.training.metrics import Interval, MetricsWriter, Throughput
+from megatron.training.metrics import Interval, MetricsWriter
 from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
 from megatron.training.step import StepParts, StepResult, train_step
+from megatron.training.throughput import Throughput
 
 logger = get_logger(__name__)
 
@@ -48,10 +50,19 @@ class Run:
     loader: BatchLoader
     batches: BatchSchedule
     validation: Validation
+    test: Validation  # read once, at the end
     progress: Progress
     saver: RunSaver
     throughput: Throughput
     writer: MetricsWriter | None  # rank 0 only
+
+    def close(self) -> None:
+        """End loader processes and close the logs."""
+        self.loader.close()
+        self.validation.close()
+        self.test.close()
+        if self.writer is not None:
+            self.writer.close()
 
     @property
     def is_complete(self) -> bool:
@@ -78,10 +89,10 @@ def train(run: Run) -> Outcome:
     Collective over the world: every process leaves at the same step.
     """
     training, progress = run.config.training, run.progress
-    clock, started = Clock(), time.monotonic()
+    clock, started, num_lost = Clock(), time.monotonic(), 0
     with StopSignals() as signals:
         if progress.iteration == 0:
-            _validate(run)
+            _validate(run, run.validation)
         while not run.is_complete:
             is_overtime = (
                 training.exit_duration_in_mins is not None
@@ -93,20 +104,46 @@ def train(run: Run) -> Outcome:
             clock.stop(size * run.parts.seq_length)
             progress.advance(size)
             progress.interval.add(result.loss, result.is_skipped)
+            num_lost = num_lost + 1 if result.is_lost else 0
+            _check_health(num_lost, progress.iteration)
             if progress.iteration % run.config.logging.log_interval == 0 or run.is_complete:
                 _log(run, result, clock)
                 progress.interval, clock = Interval(), Clock()
             if progress.iteration % training.eval_interval == 0 or run.is_complete:
-                _validate(run)
+                _validate(run, run.validation)
             should_leave = result.should_stop or (
                 training.exit_interval is not None
                 and progress.iteration % training.exit_interval == 0
             )
             run.saver.save_if_due(progress, is_last=run.is_complete or should_leave)
-            if should_leave and not run.is_complete:
-                logger.info(f"left after step {progress.iteration}; the same command continues")
+            if run.is_complete:
+                _validate(run, run.test)
+            elif should_leave:
+                logger.info(f"left after step {progress.iteration}; {_how_to_continue(run.config)}")
                 return "stopped"
     return "finished"
+
+
+MAX_LOST_STEPS = 20  # in a row; a divergence does not heal, and every step of it costs data
+
+
+def _check_health(num_lost: int, iteration: int) -> None:
+    """Raise TrainingError, on every process alike, when step after step is lost."""
+    if num_lost >= MAX_LOST_STEPS:
+        raise TrainingError(
+            f"the gradients of the last {num_lost} steps, up to step {iteration}, were not finite: "
+            f"the weights did not change in them. Restart from an earlier checkpoint with a lower "
+            f"--lr or another --seed (--no-load-rng), and look at the data of these steps"
+        )
+
+
+def _how_to_continue(config: Config) -> str:
+    options = config.checkpoint
+    if options.save is None:
+        return "nothing was saved: there is no --save"
+    if options.load is None:
+        return f"add --load {options.save} to continue"
+    return "the same command continues"
 
 
 def _step(run: Run, size: int, *, wants_stop: bool) -> StepResult:
@@ -128,8 +165,8 @@ def _step(run: Run, size: int, *, wants_stop: bool) -> StepResult:
     return result
 
 
-def _validate(run: Run) -> None:
-    losses = run.validation.run(run.parts.pipeline, run.parts.context)
+def _validate(run: Run, validation: Validation) -> None:
+    losses = validation.run(run.parts.pipeline, run.parts.context)
     if run.writer is not None and losses:
         run.writer.validation(run.progress.iteration, losses)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from megatron.errors import ConfigError
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.clip import clip_factor, gradient_square_sum
 from megatron.optimizer.loss_scale import LossScale
@@ -166,6 +167,11 @@ def test_warmup_fraction_is_of_the_decay():
     schedule = _schedule("linear", lr_warmup_iters=0, lr_warmup_fraction=0.5, lr_decay_iters=100)
     assert schedule.learning_rate(100) == 0.5
     assert schedule.learning_rate(200) == 1.0
+
+
+def test_warmup_longer_than_the_decay_is_refused():
+    with pytest.raises(ConfigError, match="warmup of 440"):
+        _schedule("linear", lr_warmup_iters=110)
 
 
 def test_weight_decay_grows_from_start_to_end():

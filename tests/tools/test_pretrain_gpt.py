@@ -63,6 +63,8 @@ MISTAKES = {
     "missing yaml": ("--config nothing.yaml", "nothing.yaml"),
     "missing paths file": ("--train-weighted-split-paths-path nothing.txt", "nothing.txt"),
     "unknown flag": ("--hiden-size 32", "did you mean --hidden-size"),
+    "no package": ("--wandb-entity-name a --wandb-project-name b", "pip install wandb"),
+    "file as folder": ("--tensorboard-dir setup.py/a", "setup.py is a file"),
     "fixed attention": ("--attention-backend slow", "invalid choice"),
 }
 
@@ -99,6 +101,11 @@ def test_damaged_input_of_a_real_start_is_one_line(corpus, tmp_path):
     copy = _copy(corpus, tmp_path / "copy")
     _truncate(copy.valid.with_suffix(".idx"), 40)
     _assert_one_line(_run(*flags_of(copy, tmp_path / "run").split()), "valid.idx")
+
+
+def test_world_size_without_dry_run_is_refused(corpus, tmp_path):
+    result = _run("--world-size", "2", *flags_of(corpus, tmp_path / "run").split())
+    _assert_one_line(result, "--world-size goes with --dry-run")
 
 
 def test_dry_run_describes_and_starts_nothing(corpus, tmp_path):

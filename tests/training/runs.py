@@ -10,8 +10,7 @@ from megatron import cli
 from megatron.config import Config
 from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
-from megatron.training.pretrain import build_run
-from megatron.training.run_state import resume_config
+from megatron.training.pretrain import build_run, plan_start
 from megatron.training.train import train
 from tests.training.corpus import Corpus
 
@@ -41,12 +40,11 @@ def train_here(rank: int, flags: str) -> str:
     """Build and train on the process group this process is in; give the outcome."""
     world_size = dist.get_world_size()
     inputs = open_inputs(parse(flags), world_size)
-    config, checkpoint = resume_config(inputs.config)
-    context = ParallelContext.create(config.parallel, world_size, torch.device("cpu"))
-    run = build_run(config, inputs, context, checkpoint)
+    start = plan_start(inputs, world_size)
+    context = ParallelContext.create(inputs.config.parallel, world_size, torch.device("cpu"))
+    run = build_run(inputs, start, context)
     outcome = train(run)
-    if run.writer is not None:
-        run.writer.close()
+    run.close()
     return outcome
 
 

@@ -11,11 +11,10 @@ from megatron.options import CheckpointConfig
 from megatron.training.metrics import (
     Interval,
     MetricsWriter,
-    Throughput,
     format_duration,
-    peak_flops,
     truncate_metrics,
 )
+from megatron.training.throughput import Throughput, peak_flops
 
 LINE = {
     "consumed_samples": 8,

@@ -1,5 +1,6 @@
 """A run that stops and starts again is bitwise the run that never stopped; what does not fit is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,18 @@ import torch
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError
-from megatron.training.run_state import resume_config
+from megatron.optimizer.schedule import Schedule
+from megatron.training.inputs import open_inputs
+from megatron.training.pretrain import plan_start
+from megatron.training.run_state import RunTensors, Start, restore
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 LAYOUT = "--tensor-model-parallel-size 2 --hidden-dropout 0.1 --attention-dropout 0.1"
 CASES = {
     "tensor parallel with dropout": LAYOUT,
-    "bf16, distributed optimizer": "--bf16 --use-distributed-optimizer",
+    "bf16, distributed optimizer, workers": "--bf16 --use-distributed-optimizer --num-workers 2",
     "fp16 with a loss scale": "--fp16 --initial-loss-scale 1048576 --loss-scale-window 3",
-    "pipeline": "--pipeline-model-parallel-size 2",
+    "pipeline with dropout": "--pipeline-model-parallel-size 2 --hidden-dropout 0.1",
     "grown batch": "--rampup-batch-size 4 2 24",
 }
 
@@ -75,61 +79,91 @@ def test_a_complete_run_starts_and_ends_without_a_step(world, corpus, trained):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
+def _start(flags: str) -> Start:
+    return plan_start(open_inputs(parse(flags), 1), 1)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ("--hidden-size 64", "hidden_size = 32, this run 64"),
         ("--attention-head-type multihead", "query_groups = 1, this run 4"),
         ("--seed 7", "--seed 1234"),
-        ("--lr 0.5", "lr = 0.01, this run 0.5; give the old value, --override-opt_param"),
+        ("--lr 0.5", "lr = 0.01 in its schedule, this run 0.5; give the old options, --override"),
+        ("--train-iters 8", "decay_samples = 32 in its schedule, this run 64"),
+        ("--fim-rate 0", "fim_rate = 0.5, this run 0.0"),
+        ("--seq-length 16", "seq_length = 32, this run 16"),
     ],
 )
 def test_a_run_that_does_not_fit_its_checkpoint_is_refused(corpus, trained, extra, message):
-    config = _with_vocabulary(parse(flags_of(corpus, trained, extra)))
     with pytest.raises(CheckpointError, match=message):
-        resume_config(config)
+        _start(flags_of(corpus, trained, f"--train-iters 4 {extra}"))
 
 
 @pytest.mark.parametrize(
-    "extra",
+    ("extra", "lr"),
     [
-        "--seed 7 --no-load-rng",
-        "--lr 0.5 --override-opt_param-scheduler",
-        "--lr 0.5 --seed 7 --finetune",
+        ("--seed 7 --no-load-rng", 0.01),
+        ("--lr 0.5 --train-iters 8 --override-opt_param-scheduler", 0.5),
+        ("--lr 0.5 --train-iters 8 --use-checkpoint-opt_param-scheduler", 0.01),
     ],
 )
-def test_a_flag_allows_the_difference(corpus, trained, extra):
-    config = _with_vocabulary(
-        parse(flags_of(corpus, trained, extra + " --override-opt_param-scheduler"))
-    )
-    resumed, path = resume_config(config)
-    assert path == trained / "iter_0000004"
-    assert resumed.optimizer.lr == config.optimizer.lr
+def test_a_flag_allows_the_difference(corpus, trained, extra, lr):
+    start = _start(flags_of(corpus, trained, f"--train-iters 4 {extra}"))
+    assert start.folder == trained / "iter_0000004"
+    assert start.schedule.lr == lr
+    assert start.takes_optimizer and start.takes_progress
 
 
-def test_the_schedule_can_come_from_the_checkpoint(corpus, trained):
-    flags = flags_of(corpus, trained, "--lr 0.5 --use-checkpoint-opt_param-scheduler")
-    resumed, _ = resume_config(_with_vocabulary(parse(flags)))
-    assert resumed.optimizer.lr == 0.01
-
-
-def test_finetune_takes_weights_and_starts_at_zero(world, corpus, trained, tmp_path):
-    flags = flags_of(corpus, tmp_path, f"--train-iters 2 --lr 5e-3 --load {trained} --finetune")
-    assert world(1).run(train_here, flags) == ["finished"]
-    _, validation = read_metrics(tmp_path)
+def test_finetune_takes_weights_starts_at_zero_and_continues_itself(
+    world, corpus, trained, tmp_path
+):
+    extra = f"--train-iters 4 --lr 5e-3 --load {trained} --finetune --no-load-optim"
+    flags = flags_of(corpus, tmp_path / "parts", extra)
+    assert world(1).run(train_here, f"{flags} --exit-interval 2") == ["stopped"]
+    _, validation = read_metrics(tmp_path / "parts")
     _, before = read_metrics(trained)
     assert validation[0] == before[4]
-    assert sorted(read_metrics(tmp_path)[0]) == [1, 2]
+    assert world(1).run(train_here, flags) == ["finished"]
+    whole = flags_of(corpus, tmp_path / "whole", extra)
+    assert world(1).run(train_here, whole) == ["finished"]
+    assert _numbers(tmp_path / "parts") == _numbers(tmp_path / "whole")
+
+
+def test_a_run_is_never_overwritten_by_a_fresh_one(corpus, trained):
+    before = (trained / "metrics.jsonl").read_text()
+    flags = flags_of(corpus, trained, "--train-iters 4").replace(f"--load {trained}", "")
+    with pytest.raises(CheckpointError, match=r"already holds a run \(iter_0000004\); add --load"):
+        _start(flags)
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_began_elsewhere_goes_on_from_its_own_folder(corpus, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "own")
+    flags = flags_of(corpus, tmp_path / "own", f"--train-iters 4 --load {trained}")
+    assert _start(flags).folder == tmp_path / "own" / "iter_0000004"
 
 
 @pytest.mark.parametrize("flag", ["--exit-on-missing-checkpoint", "--finetune"])
 def test_a_missing_checkpoint_is_an_error_when_asked_for(corpus, tmp_path, flag):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        resume_config(parse(flags_of(corpus, tmp_path, flag)))
-    assert resume_config(parse(flags_of(corpus, tmp_path)))[1] is None
+        _start(flags_of(corpus, tmp_path, flag))
+    assert _start(flags_of(corpus, tmp_path)).folder is None
 
 
-def _with_vocabulary(config):
-    from megatron.training.inputs import open_inputs
+def _restore_on_separate_disks(rank: int, folder: str) -> str:
+    start = Start(
+        Path(folder) if rank == 0 else None,
+        {"iteration": 4, "consumed_samples": 8} if rank == 0 else {},
+        Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0),
+        takes_optimizer=False,
+        takes_progress=True,
+    )
+    with pytest.raises(CheckpointError, match="storage that all nodes share") as error:
+        restore(start, RunTensors({}, None, None, start.schedule))
+    return str(error.value)
 
-    return open_inputs(config, 1).config
+
+def test_processes_that_found_different_checkpoints_all_say_so(world, trained):
+    messages = world(2).run(_restore_on_separate_disks, str(trained / "iter_0000004"))
+    assert messages[0] == messages[1]

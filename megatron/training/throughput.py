@@ -1,0 +1,47 @@
+"""Tokens a second, and what they come to in FLOP/s and in parts of a device's peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What turns tokens a second into FLOP/s, per GPU (or per CPU process)."""
+
+    world_size: int
+    flops_per_token_full: float
+    flops_per_token_causal: float
+    peak_flops: float | None  # of one device in the compute dtype; None where it is not known
+
+    def fields(self, tokens: int, seconds: float) -> dict[str, float | None]:
+        """Give the speed fields of a metrics line."""
+        rate = tokens / seconds
+        rate_per_gpu = rate / self.world_size
+        full = rate_per_gpu * self.flops_per_token_full
+        causal = rate_per_gpu * self.flops_per_token_causal
+        return {
+            "tokens_per_second": rate,
+            "tokens_per_second_per_gpu": rate_per_gpu,
+            "tflops_per_gpu_full": full / 1e12,
+            "tflops_per_gpu_causal": causal / 1e12,
+            "mfu_full": full / self.peak_flops if self.peak_flops else None,
+            "mfu_causal": causal / self.peak_flops if self.peak_flops else None,
+        }
+
+
+# Dense bf16/fp16 tensor-core peak of one device in FLOP/s, from the vendor's data sheets.
+PEAK_FLOPS = {
+    "V100": 125e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(device_name: str, compute_dtype: str) -> float | None:
+    """Give the peak of a named device, None when it or the dtype is not in the table."""
+    if compute_dtype == "float32":
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
