@@ -176,7 +176,7 @@ recipe_santacoder() { # SantaCoder (arXiv 2301.03988): 1.1 B parameters, 118 B t
     )
 }
 
-recipe_tiny() { # 3.8 M parameters, 0.66 M tokens: StarCoder's shape at a size that two cores train in minutes
+recipe_tiny() { # 3.8 M parameters, 0.5 M tokens: StarCoder's shape at a size that two cores train in minutes
     choose_tiny_layout
     recipe_gpus=$num_processes
     recipe_vocabulary=4096
@@ -195,7 +195,7 @@ recipe_tiny() { # 3.8 M parameters, 0.66 M tokens: StarCoder's shape at a size t
         --tensor-model-parallel-size "$tiny_tensor_parallel"
         --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
         --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 40
-        --train-iters 640
+        --train-iters 480
         --fim-rate 0.5
         --log-interval 20 --save-interval 80 --eval-interval 160 --eval-iters 12
         --num-workers 0            # one core a process: a loader of its own would only take turns with it
@@ -231,7 +231,7 @@ head_node() { # the address of the allocation's first node; its name need not re
 }
 
 make_launcher() {
-    launcher=("$python" -m torch.distributed.run --nproc-per-node "$num_processes")
+    launcher=("$python" tools/launch.py --nproc-per-node "$num_processes")
     if ((num_nodes == 1)); then
         launcher+=(--standalone)
         return

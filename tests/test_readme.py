@@ -1,0 +1,70 @@
+"""README's commands: the files they name exist, and the tools and the Makefile know what they are given."""
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """The lines of README's shell blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+@functools.cache
+def flags_of(tool: str) -> set[str]:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / tool), "--help"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"--[a-z][a-z0-9_-]*", result.stdout))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_can_be_typed(command: str) -> None:
+    words = shlex.split(command)
+    tools = [word for word in words if word.startswith(("tools/", "examples/"))]
+    for tool in tools:
+        assert (ROOT / tool).is_file(), f"{tool} does not exist"
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    if tools and tools[0].endswith(".py"):
+        given = words[words.index(tools[0]) + 1 :]
+    elif tools:  # what follows the example's name is for training
+        given = words[words.index(tools[0]) + 1 :]
+        tools = ["tools/pretrain_gpt.py"]
+    else:
+        return
+    for word in given:
+        if word.startswith("--"):
+            assert word in flags_of(tools[0]) | {"--help"}
+
+
+def test_every_tool_is_in_the_table() -> None:
+    for path in (ROOT / "tools").iterdir():
+        if path.suffix in (".py", ".sh"):
+            assert f"`tools/{path.name}`" in README, f"README's table lacks tools/{path.name}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
+        assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_folders_named_exist() -> None:
+    block = README.split("## Where things are")[1].split("```")[1]
+    for word in re.findall(r"^(\S+/)", block, re.MULTILINE):
+        assert (ROOT / word).is_dir(), word
