@@ -31,6 +31,7 @@ save=${SAVE:-$run_dir/checkpoints}
 data_path=${DATA_PATH:-}
 tokenizer_file=${TOKENIZER_FILE:-}
 num_nodes=${NNODES:-${SLURM_NNODES:-1}}
+node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
 python=${TRAIN_PYTHON:-$root/.venv/bin/python}
 
 die() {
@@ -194,7 +195,7 @@ recipe_tiny() { # 3.8 M parameters, 0.5 M tokens: StarCoder's shape at a size th
         --global-batch-size 4      # 1,024 tokens: so early in training, more steps beat larger ones
         --tensor-model-parallel-size "$tiny_tensor_parallel"
         --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
-        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 40
+        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-fraction 0.0625
         --train-iters 480
         --fim-rate 0.5
         --log-interval 20 --save-interval 80 --eval-interval 160 --eval-iters 12
@@ -231,12 +232,12 @@ head_node() { # the address of the allocation's first node; its name need not re
 }
 
 make_launcher() {
-    launcher=("$python" tools/launch.py --nproc-per-node "$num_processes")
+    launcher=("$python" "$root"/tools/launch.py --nproc-per-node "$num_processes")
     if ((num_nodes == 1)); then
         launcher+=(--standalone)
         return
     fi
-    local node_rank=${NODE_RANK:-${SLURM_NODEID:-}} address=${MASTER_ADDR:-}
+    local address=${MASTER_ADDR:-}
     [[ -n $node_rank ]] || die "NNODES is $num_nodes and NODE_RANK is not set; give 0 to $((num_nodes - 1))"
     [[ -n $address || -n ${SLURM_JOB_NODELIST:-} ]] ||
         die "NNODES is $num_nodes and MASTER_ADDR is not set; give the address of node 0"
@@ -276,12 +277,12 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
     mkdir -p "$tokens"
     if [[ ! -d $corpus ]]; then
         say "collecting source code on this machine"
-        "$python" tools/collect_source.py --output "$corpus" --languages "${languages[@]}" \
+        "$python" "$root"/tools/collect_source.py --output "$corpus" --languages "${languages[@]}" \
             --max-mb $((24 / ${#languages[@]}))
     fi
     if [[ ! -f $tokenizer_file ]]; then
         say "training a tokenizer"
-        "$python" tools/train_tokenizer.py --input "$corpus"/*_train.jsonl \
+        "$python" "$root"/tools/train_tokenizer.py --input "$corpus"/*_train.jsonl \
             --vocab-size "$recipe_vocabulary" --max-bytes 8000000 --output "$tokenizer_file"
     fi
     local train_paths=() valid_groups=()
@@ -290,7 +291,7 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
             local prefix=$tokens/${language}_$part
             if [[ ! -f ${prefix}_text_document.bin || ! -f ${prefix}_text_document.idx ]]; then
                 say "tokenizing $language, $part"
-                "$python" tools/preprocess_data.py --input "$corpus/${language}_$part.jsonl" \
+                "$python" "$root"/tools/preprocess_data.py --input "$corpus/${language}_$part.jsonl" \
                     --output-prefix "$prefix" --tokenizer-type TokenizerFromFile \
                     --tokenizer-file "$tokenizer_file" --append-eod --shuffle --workers "$num_cores"
             fi
@@ -310,12 +311,12 @@ finish_tiny() {
     local folder=$run_dir/huggingface
     if [[ ! $folder/config.json -nt $save/latest_checkpointed_iteration.txt ]]; then
         say "exporting to Hugging Face"
-        "$python" tools/convert_to_hf.py --load "$save" --save "$folder" --verify --overwrite
+        "$python" "$root"/tools/convert_to_hf.py --load "$save" --save "$folder" --verify --overwrite
     fi
     say "what it writes after so little training"
-    "$python" tools/sample_hf.py --model "$folder"
+    "$python" "$root"/tools/sample_hf.py --model "$folder"
     say "losses on held-out files"
-    "$python" tools/plot_loss.py --metrics "$save/metrics.jsonl" --output "$run_dir/loss.png"
+    "$python" "$root"/tools/plot_loss.py --metrics "$save/metrics.jsonl" --output "$run_dir/loss.png"
     say "made in $run_dir, in $((SECONDS / 60)) min $((SECONDS % 60)) s"
     [[ ! -d $run_dir/corpus ]] || cat <<END
 corpus/          source of this machine, one file a line   $(size_of "$run_dir/corpus")
@@ -338,7 +339,7 @@ END
 # ------------------------------------------------------------------------------------------------- main
 
 dry_run() { # dry_run FLAGS...: every check of a launch in a second, and one line where something is wrong
-    "$python" tools/pretrain_gpt.py "${recipe[@]}" --world-size "$world_size" "$@" --dry-run
+    "$python" "$root"/tools/pretrain_gpt.py "${recipe[@]}" --world-size "$world_size" "$@" --dry-run
 }
 
 dry_run_without_data() { # a few tokens stand in for what this machine lacks; the other checks remain
@@ -370,10 +371,9 @@ declare -F "recipe_$model" >/dev/null ||
 if ((num_nodes > 1)) && [[ -n ${SLURM_JOB_ID:-} && -z ${SLURM_STEP_ID:-} ]]; then
     exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL bash "${BASH_SOURCE[0]}" "$@"
 fi
-cd "$root"
 trap 'stop 130' INT
 trap 'stop 143' TERM
-[[ -n ${TRAIN_PYTHON:-} ]] || bash tools/make_env.sh
+[[ -n ${TRAIN_PYTHON:-} ]] || bash "$root"/tools/make_env.sh
 
 num_cores=$(getconf _NPROCESSORS_ONLN)
 num_gpus=$(count_gpus)
@@ -417,7 +417,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > num_processes ? num_cor
 # torchrun's patience with processes that save because they were told to leave; its own default is 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}
 if [[ $model != tiny ]]; then
-    exec "${launcher[@]}" tools/pretrain_gpt.py "${recipe[@]}" "$@"
+    exec "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@"
 fi
-run "${launcher[@]}" tools/pretrain_gpt.py "${recipe[@]}" "$@"
-finish_tiny
+run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@"
+[[ ${node_rank:-0} != 0 ]] || finish_tiny

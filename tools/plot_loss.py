@@ -71,9 +71,7 @@ def draw(runs: Sequence[Curves], output: Path) -> None:
         if run.train:
             axes.plot(*_points(run.train), linewidth=1, alpha=0.6, label=f"{prefix}training")
         for name, losses in run.validation.items():
-            axes.plot(
-                *_points(losses), marker="o", markersize=4, label=f"{prefix}validation, {name}"
-            )
+            axes.plot(*_points(losses), marker="o", markersize=4, label=f"{prefix}{name}, held out")
     axes.set_xlabel("iteration")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(visible=True, alpha=0.3)
@@ -99,10 +97,11 @@ def describe(run: Curves) -> list[str]:
     lines = []
     for name, losses in (run.validation or {"training": run.train}).items():
         first, last = min(losses), max(losses)
-        lines.append(
-            f"{name:<12}{losses[first]:8.3f} at iteration {first} -> {losses[last]:.3f} at {last} "
-            f"({losses[last] - losses[first]:+.3f} nats)"
-        )
+        line = f"{name:<12}{losses[first]:8.3f} at iteration {first}"
+        if last > first:
+            change = losses[last] - losses[first]
+            line += f" -> {losses[last]:.3f} at {last} ({change:+.3f} nats)"
+        lines.append(line)
     return lines
 
 
