@@ -6,8 +6,10 @@ Knows nothing of command lines, which `megatron.cli` reads, nor of torch.
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from megatron.options import (
     CheckpointConfig,
@@ -162,17 +164,36 @@ def to_json(config: Config) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> Config:
     """Rebuild a config that `to_json` gave, through a file or not. Fields it lacks take defaults.
 
-    Raises ConfigError for a section or field this version does not know.
+    Raises ConfigError for a section or field this version does not know, and for a value of another type.
     """
     sections = {}
-    known_sections = {field.name: field for field in dataclasses.fields(Config)}
+    known_sections = {item.name for item in dataclasses.fields(Config)}
     for name, content in values.items():
         require(name in known_sections, f"the saved configuration has an unknown section {name!r}")
         section_class = type(getattr(Config(), name))
-        known = {field.name for field in dataclasses.fields(section_class)}
-        unknown = sorted(set(content) - known)
-        require(not unknown, f"the saved configuration has unknown options {unknown} in {name!r}")
+        hints = typing.get_type_hints(section_class)
+        for key, value in content.items():
+            require(
+                key in hints, f"the saved configuration has an unknown option {key!r} in {name!r}"
+            )
+            require(_has_type(value, hints[key]), f"the saved configuration has {key} = {value!r}")
         sections[name] = section_class(
             **{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
         )
     return Config(**sections)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Say whether a JSON value fits a field's type hint."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_has_type(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_has_type(v, args[0]) for v in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -244,3 +244,21 @@ def test_every_flag_has_a_help_text():
     cli.add_config(parser)
     assert all(action.help for action in parser._actions)
     assert "--override-opt_param-scheduler" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "num_layers", "two"),
+        ("model", "num_layers", True),
+        ("model", "attention_backend", "slow"),
+        ("data", "data_path", "a"),
+        ("optimizer", "lr", [1.0]),
+        ("model", "colour", 3),
+    ],
+)
+def test_saved_configuration_of_another_type_is_refused(section, key, value):
+    values = to_json(Config())
+    values[section][key] = value
+    with pytest.raises(ConfigError, match=key):
+        from_json(values)

@@ -12,6 +12,7 @@ from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
 from megatron.errors import CheckpointError, ConfigError
+from megatron.options import check_bounds
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
 
@@ -57,6 +58,7 @@ def _config_of(reader: CheckpointReader) -> Config:
     path = reader.folder / "config.json"
     try:
         config = from_json(reader.config)
+        check_bounds(config.model)
         config.model.check()
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
