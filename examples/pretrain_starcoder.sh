@@ -189,7 +189,7 @@ recipe_tiny() { # 3.8 M parameters, 0.5 M tokens: StarCoder's shape at a size th
         --init-method-std 0.0625   # 1 / sqrt(hidden size), as in the published sizes
         --seq-length 256
         --max-position-embeddings 256
-        --attention-dropout 0.0    # it sees a tenth of its corpus once: nothing to overfit
+        --attention-dropout 0.0    # it sees a small part of its corpus once: nothing to overfit
         --hidden-dropout 0.0
         --micro-batch-size "$tiny_micro_batch"
         --global-batch-size 4      # 1,024 tokens: so early in training, more steps beat larger ones
