@@ -100,6 +100,7 @@ class World:
                 process.kill()
             else:
                 connection.send(None)
+        for process in self._processes:
             process.join(timeout=30)
         self._folder.cleanup()
 

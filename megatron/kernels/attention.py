@@ -41,10 +41,14 @@ def _seeded(device: torch.device, dropout: AttentionDropout | None) -> Iterator[
     if dropout is None:
         yield
         return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(dropout.seed)
+    is_cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index] if is_cuda else torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(dropout.seed)
+    try:
         yield
+    finally:
+        generator.set_state(state)
 
 
 def explicit_attention(

@@ -120,7 +120,8 @@ class GPTModel(nn.Module):
             vocab_size=self.config.vocab_size,
             group=self.region.group,
         )
-        return losses.t().contiguous()  # [s, b] -> [b, s]
+        # [s, b] -> [b, s]; never a view, as contiguous() gives for b = 1: fully_shard loses its hook on one
+        return losses.t().clone(memory_format=torch.contiguous_format)
 
     def _logits(self, x: Tensor) -> Tensor:
         """[s, b, h] or [s/t, b, h] -> [s, b, v/t]. Collective over tp."""
