@@ -13,6 +13,7 @@ from pathlib import Path
 from megatron.config import Config
 from megatron.data.build import Datasets, build_datasets
 from megatron.errors import ConfigError
+from megatron.optimizer.schedule import Schedule
 from megatron.options import pad_vocab_size
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
@@ -29,6 +30,8 @@ class Inputs:
 def open_inputs(config: Config, world_size: int) -> Inputs:
     """Check every option and open every input. Raises ConfigError or DataError; changes nothing."""
     config.check(world_size)
+    batch_size = config.global_batch_size(config.parallel.data_parallel_size(world_size))
+    Schedule.create(config.optimizer, config.training, batch_size)  # raises if it cannot be made
     _check_outputs(config)
     tokenizer = build_tokenizer(config.tokenizer)
     model = replace(

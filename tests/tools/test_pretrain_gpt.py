@@ -63,6 +63,7 @@ MISTAKES = {
     "missing yaml": ("--config nothing.yaml", "nothing.yaml"),
     "missing paths file": ("--train-weighted-split-paths-path nothing.txt", "nothing.txt"),
     "unknown flag": ("--hiden-size 32", "did you mean --hidden-size"),
+    "long warmup": ("--lr-warmup-iters 20", "a warmup of 160"),
     "no package": ("--wandb-entity-name a --wandb-project-name b", "pip install wandb"),
     "file as folder": ("--tensorboard-dir setup.py/a", "setup.py is a file"),
     "fixed attention": ("--attention-backend slow", "invalid choice"),
