@@ -45,11 +45,11 @@ def test_stopped_and_resumed_run_is_bitwise_the_same(world, corpus, tmp_path, ca
         text = flags_of(corpus, tmp_path / name, f"{CASES[case]} --log-interval 3 {extra}")
         if "rampup" in text:
             text = text.replace("--train-iters 20", "--train-samples 100")
-            text = text.replace("--lr-warmup-iters 2", "--lr-warmup-samples 10")
-        return text
+            return text.replace("--lr-warmup-iters 2", "--lr-warmup-samples 10")
+        return f"{text} --train-iters 12 --global-batch-size 4"
 
     assert world(2).run(train_here, flags("whole")) == ["finished"] * 2
-    assert world(2).run(train_here, flags("parts", "--exit-interval 7")) == ["stopped"] * 2
+    assert world(2).run(train_here, flags("parts", "--exit-interval 5")) == ["stopped"] * 2
     assert world(2).run(train_here, flags("parts")) == ["finished"] * 2
     assert _numbers(tmp_path / "parts") == _numbers(tmp_path / "whole")
     parts, whole = _tensors(tmp_path / "parts"), _tensors(tmp_path / "whole")
