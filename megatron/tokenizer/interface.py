@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# All ids of some texts back to back, int32 [ids], and how many are of each text, int64 [texts].
+EncodedBatch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 
 
 class Tokenizer(ABC):
@@ -38,6 +45,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Give the SHA-256, in hex, of all that decides which ids a text becomes."""
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> EncodedBatch:
+        """Encode texts, or their UTF-8, as `tokenize_batch` does, into arrays."""
+        decoded = [text.decode() if isinstance(text, bytes) else text for text in texts]
+        encoded = self.tokenize_batch(decoded)
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.fromiter(itertools.chain(*encoded), np.int32, sizes.sum()), sizes
 
     def tokenize(self, text: str) -> list[int]:
         """Encode one text; nothing is added at its ends."""
