@@ -6,7 +6,7 @@ e = i // n, so each window comes exactly once an epoch and any sample costs the 
 
 The windows of an epoch leave over fewer than seq_length tokens of the range. Where the first window starts is
 drawn anew each epoch, so that over epochs every token is seen and windows cut documents at other places.
-Knows nothing of blending, batches or torch.
+Tokens of excluded documents are skipped as if they were not in the file. Knows nothing of blending, batches or torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import Permutation, keyed_word
+from megatron.data.token_range import NO_RUNS, Runs, TokenRange
 from megatron.errors import DataError
 
 
@@ -51,24 +52,25 @@ class GPTDataset:
         name: str,
         fim: FillInTheMiddle | None = None,
         eod_without_loss: int | None = None,
+        excluded: Runs = NO_RUNS,
     ) -> None:
-        """Take a range of documents; `name` tells the draws of this dataset from those of others.
+        """Take a range of documents but the excluded; `name` tells the draws of this dataset from those of others.
 
         Positions that read the token `eod_without_loss` carry no loss (--eod-mask-loss). Raises DataError if the
         documents hold fewer than seq_length + 1 tokens.
         """
         self.name = name
-        self._indexed = indexed
+        self.tokens = TokenRange(indexed, documents, excluded)
         self._seq_length = seq_length
         self._seed = seed
         self._fim = fim
         self._eod_without_loss = eod_without_loss
-        self._start = indexed.document_start(documents.start)
-        self.num_documents = len(documents)
-        self.num_tokens = indexed.document_start(documents.stop) - self._start
+        self.num_documents, self.num_tokens = self.tokens.num_documents, self.tokens.num_tokens
         if self.num_tokens <= seq_length:
+            num_excluded = len(documents) - self.num_documents
+            without = f" without the {num_excluded} excluded ones" if num_excluded else ""
             raise DataError(
-                f"{name}: documents {documents.start} to {documents.stop} of {indexed.prefix} hold "
+                f"{name}: documents {documents.start} to {documents.stop} of {indexed.prefix}{without} hold "
                 f"{self.num_tokens} tokens, and one sample takes {seq_length + 1}; give more documents "
                 "or a smaller --seq-length"
             )
@@ -77,7 +79,7 @@ class GPTDataset:
     def __getitem__(self, index: int) -> Sample:
         """Give sample `index` >= 0; those from samples_per_epoch on belong to later epochs."""
         start = self.window_start(index)
-        window = self._indexed.tokens[start : start + self._seq_length + 1].astype(np.int64)
+        window = self.tokens.read(start, start + self._seq_length + 1)
         num_tokens = len(window)
         if self._fim is not None:
             window, num_tokens = self._fim(window, keyed_word(self._seed, self.name, "fim", index))
@@ -89,10 +91,10 @@ class GPTDataset:
         return Sample(tokens=tokens, labels=labels, loss_mask=loss_mask)
 
     def window_start(self, index: int) -> int:
-        """Give where the window of sample `index` starts in the token file."""
+        """Give where the window of sample `index` starts in `tokens`."""
         if index < 0:
             raise IndexError(f"sample {index} of {self.name}; samples start at 0")
         epoch, position = divmod(index, self.samples_per_epoch)
         origin = keyed_word(self._seed, self.name, "origin", epoch) % (self._num_left_over + 1)
         permutation = Permutation(self.samples_per_epoch, self._seed, self.name, epoch)
-        return self._start + origin + permutation[position] * self._seq_length
+        return origin + permutation[position] * self._seq_length
