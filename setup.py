@@ -6,6 +6,8 @@ with the lines that say what to install.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 from setuptools.errors import BaseError, CCompilerError
 
@@ -14,7 +16,11 @@ try:
 except ImportError:
     raise SystemExit("setup.py needs pybind11: pip install pybind11, or run: make env") from None
 
-EXTENSIONS = {"megatron.data._helpers": "csrc/data_helpers.cpp"}
+EXTENSIONS = {
+    "megatron.data._helpers": "csrc/data_helpers.cpp",
+    "megatron.tokenizer._byte_pair": "csrc/byte_pair_encoder.cpp",
+}
+HEADERS = sorted(map(str, Path("csrc").glob("*.h")))
 
 COMPILER_HINT = """
 csrc/ could not be compiled. The lines above say why; usually one of these is missing:
@@ -44,7 +50,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["megatron", "megatron.*"]),
     ext_modules=[
-        Pybind11Extension(name, [source], cxx_std=17, extra_compile_args=["-O3"])
+        Pybind11Extension(name, [source], depends=HEADERS, cxx_std=17, extra_compile_args=["-O3"])
         for name, source in EXTENSIONS.items()
     ],
     cmdclass={"build_ext": BuildExtensions},

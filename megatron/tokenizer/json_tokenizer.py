@@ -1,4 +1,4 @@
-"""Tokenizers defined by a `tokenizer.json`: byte-pair encoding through the `tokenizers` package.
+"""Tokenizers defined by a `tokenizer.json`: byte-pair encoding by csrc/, or through the `tokenizers` package.
 
 The definition is changed in two ways before it is used for encoding: sentinels are made unreachable from text, and
 whatever adds to or cuts the ids of a text (templates, truncation, padding, merge dropout) is taken out.
@@ -15,11 +15,18 @@ from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from megatron.errors import DataError
 from megatron.logging import get_logger
-from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.byte_pair import (
+    BYTE_OF_CHAR,
+    BytePairEncoder,
+    UnsupportedError,
+    make_encoder,
+)
+from megatron.tokenizer.interface import EncodedBatch, Tokenizer
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 logger = get_logger(__name__)
@@ -31,6 +38,11 @@ OUT_OF_REACH = "\n"
 COMPANION_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # A normaliser or an added prefix space changes one of these characters.
 PROBE = "x  =\t1\r\n\n\u00e9 e\u0301 \ufb01 \U0001f600 "
+# Both encoders are tried on this one: contractions in either case, runs of numbers and spaces, other scripts.
+SELF_CHECK = (
+    PROBE
+    + "I'm you'LL 's'T\u017f 12345 \u0661\u0662\u00b2 \u3000\u00a0\u6f22\u5b57 _a.b()\n\n  \n\tif(x):\r\n    "
+)
 
 
 class JsonTokenizer(Tokenizer):
@@ -46,8 +58,6 @@ class JsonTokenizer(Tokenizer):
         self.name = name
         self._folder = folder
         self._json = json.dumps(definition, ensure_ascii=False)
-        vocab: dict[str, int] = definition["model"]["vocab"]
-        added = {token["content"]: token["id"] for token in definition["added_tokens"]}
         specials = {
             token["content"]: token["id"]
             for token in sorted(definition["added_tokens"], key=lambda token: token["id"])
@@ -55,17 +65,14 @@ class JsonTokenizer(Tokenizer):
         }
         self.special_tokens = specials
         self.eod = specials[eod]
-        self.vocab_size = max([*vocab.values(), *added.values()]) + 1
-        self._encoder = _load(_definition_for_encoding(definition, specials.keys()), name)
-        self._encoder.encode_special_tokens = True  # do not look for them in text
+        for_encoding = _definition_for_encoding(definition, specials.keys())
+        self._package = _load(for_encoding, name)
+        self._package.encode_special_tokens = True  # do not look for them in text
         self._is_byte_level = _is_byte_level(definition)
-        to_bytes = _byte_level_bytes if self._is_byte_level else _byte_fallback_bytes
-        self._bytes = [b""] * self.vocab_size
-        for token, number in vocab.items():
-            self._bytes[number] = to_bytes(token)
-        for token, number in added.items():
-            self._bytes[number] = token.encode()
+        self._bytes = token_bytes_of(definition)
+        self.vocab_size = len(self._bytes)
         self._special_ids = frozenset(specials.values())
+        self._encoder = self._make_encoder(for_encoding)
         if self.detokenize(self.tokenize(PROBE)) != PROBE:
             logger.info(
                 "%s: this tokenizer does not give every text back as it was (a normaliser or an added space)",
@@ -77,19 +84,48 @@ class JsonTokenizer(Tokenizer):
         return _restore, (self.name, self._json, self.eod, self._folder)
 
     def tokenize(self, text: str) -> list[int]:
-        return self._encoder.encode(text, add_special_tokens=False).ids
+        if self._encoder is not None:
+            return self._encoder.encode_batch([text])[0].tolist()
+        return self._package.encode(text, add_special_tokens=False).ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        if self._encoder is not None:
+            ids, sizes = self._encoder.encode_batch(texts)
+            return [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])] if texts else []
+        encodings = self._package.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> EncodedBatch:
+        if self._encoder is not None:
+            return self._encoder.encode_batch(texts)
+        return super().encode_batch(texts)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         if self._is_byte_level:
             return b"".join([self._bytes[number] for number in ids]).decode("utf-8", "replace")
         # Joining bytes would miss what a decoder does at the ends, such as dropping the first space.
         spelling = {number: token for token, number in self.special_tokens.items()}
-        tokens = [spelling.get(number) or self._encoder.id_to_token(number) for number in ids]
-        return self._encoder.decoder.decode(tokens)
+        tokens = [spelling.get(number) or self._package.id_to_token(number) for number in ids]
+        return self._package.decoder.decode(tokens)
+
+    def _make_encoder(self, definition: Json) -> BytePairEncoder | None:
+        """Make the fast encoder; None, and a line that says why, where only the package serves this definition."""
+        try:
+            if not self._is_byte_level:
+                raise UnsupportedError("a model that is not byte-level")
+            encoder = make_encoder(definition, self._bytes)
+            expected = self._package.encode(SELF_CHECK, add_special_tokens=False).ids
+            if encoder.encode_batch([SELF_CHECK])[0].tolist() != expected:
+                raise UnsupportedError("ids that differ from those of the tokenizers package")
+        except UnsupportedError as error:
+            logger.info(
+                "%s: encoding through the tokenizers package, about thirty times slower than csrc/, which does not "
+                "serve %s",
+                self.name,
+                error,
+            )
+            return None
+        return encoder
 
     def token_bytes(self, token: int) -> bytes:
         return b"" if token in self._special_ids else self._bytes[token]
@@ -115,6 +151,14 @@ def _restore(name: str, definition: str, eod: int, folder: Path | None) -> JsonT
     return JsonTokenizer(name, parsed, eod=spelling[eod], folder=folder)
 
 
+def token_bytes_of(definition: Json) -> list[bytes]:
+    """Give the bytes that each id decodes to; added tokens, sentinels among them, to their spelling."""
+    to_bytes = _byte_level_bytes if _is_byte_level(definition) else _byte_fallback_bytes
+    spelled = {number: to_bytes(token) for token, number in definition["model"]["vocab"].items()}
+    spelled |= {token["id"]: token["content"].encode() for token in definition["added_tokens"]}
+    return [spelled.get(number, b"") for number in range(max(spelled) + 1)]
+
+
 def read_definition(path: Path) -> Json:
     """Read a tokenizer.json and check what the rest relies on; merges come back as pairs."""
     definition = read_json(path)
@@ -132,7 +176,7 @@ def read_definition(path: Path) -> Json:
     ]
     definition["added_tokens"] = definition.get("added_tokens") or []
     if _is_byte_level(definition):
-        missing = [char for char in _BYTE_OF_CHAR if char not in model["vocab"]]
+        missing = [char for char in BYTE_OF_CHAR if char not in model["vocab"]]
     elif model.get("byte_fallback") and not model.get("ignore_merges"):
         missing = [f"<0x{b:02X}>" for b in range(256) if f"<0x{b:02X}>" not in model["vocab"]]
     else:
@@ -263,20 +307,9 @@ def _is_byte_level(definition: Json) -> bool:
     return any(part.get("type") == "ByteLevel" for part in [stage, *stage.get("pretokenizers", [])])
 
 
-def _byte_of_char() -> dict[str, int]:
-    """Invert GPT-2's spelling of bytes: printable Latin-1 as itself, the other 68 from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelled = {chr(byte): byte for byte in printable}
-    return spelled | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _byte_of_char()
-
-
 def _byte_level_bytes(token: str) -> bytes:
-    if all(char in _BYTE_OF_CHAR for char in token):
-        return bytes(_BYTE_OF_CHAR[char] for char in token)
+    if all(char in BYTE_OF_CHAR for char in token):
+        return bytes(BYTE_OF_CHAR[char] for char in token)
     return token.encode()
 
 

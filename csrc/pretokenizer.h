@@ -1,0 +1,207 @@
+// Cuts text into the pieces that byte-pair encoding never merges across, as the regular expressions of GPT-2 and of
+// cl100k (Llama 3, Qwen 2) do, with one pass over the bytes and a table of character classes in place of a matcher.
+//
+//   gpt2    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+//   cl100k  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,m}| ?[^\s\p{L}\p{N}]+[\r\n]*
+//           |\s*[\r\n]+|\s+(?!\S)|\s+
+//
+// With digits_alone, text is cut before and after every digit first (StarCoder), and the expression sees each part by
+// itself: a digit is then a wall that no piece crosses, and white space before it is white space at the end of a text.
+//
+// No expression looks back, so where a piece ends depends on where it starts and on what follows, and on nothing else.
+// Text is valid UTF-8.
+
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "unicode_classes.h"
+
+enum Class : uint8_t { kOther, kLetter, kNumber, kSpace, kWall, kMultibyte };
+
+struct Character {
+    Class kind;
+    uint8_t size;  // bytes
+};
+
+// The class of every character: a byte below 0x80 in one look-up, any other in three.
+class CharacterClasses {
+public:
+    explicit CharacterClasses(bool digits_alone) : pages_(1) {
+        paint(unicode::kLetters, kLetter);
+        paint(unicode::kNumbers, kNumber);
+        paint(unicode::kSpaces, kSpace);
+        if (digits_alone) paint(unicode::kDigits, kWall);
+        for (size_t byte = 0; byte < 256; ++byte) {
+            ascii_[byte] = byte < 0x80 ? of(static_cast<uint32_t>(byte)) : kMultibyte;
+        }
+    }
+
+    // kMultibyte for a byte that is not a character by itself.
+    Class of_byte(uint8_t byte) const { return ascii_[byte]; }
+
+    Character at(const uint8_t* p) const {
+        if (*p < 0x80) return {ascii_[*p], 1};
+        if (*p < 0xE0) return {of((p[0] & 0x1Fu) << 6 | (p[1] & 0x3Fu)), 2};
+        if (*p < 0xF0) return {of((p[0] & 0x0Fu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu)), 3};
+        return {of((p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu)), 4};
+    }
+
+private:
+    using Page = std::array<Class, 256>;
+
+    Class of(uint32_t code) const { return pages_[page_of_[code >> 8]][code & 255]; }
+
+    template <size_t n>
+    void paint(const unicode::Range (&ranges)[n], Class kind) {
+        for (const unicode::Range& range : ranges) {
+            for (uint32_t code = range.first; code <= range.last; ++code) {
+                uint16_t& page = page_of_[code >> 8];
+                if (page == 0) {  // page 0 is the blank one
+                    page = static_cast<uint16_t>(pages_.size());
+                    pages_.emplace_back();
+                }
+                pages_[page][code & 255] = kind;
+            }
+        }
+    }
+
+    std::array<Class, 256> ascii_{};
+    std::array<uint16_t, 0x1100> page_of_{};
+    std::vector<Page> pages_;
+};
+
+class PreTokenizer {
+public:
+    PreTokenizer(bool is_cl100k, size_t max_digits, bool digits_alone)
+        : classes_(digits_alone), is_cl100k_(is_cl100k), max_digits_(max_digits) {}
+
+    // Calls emit(begin, end) for each piece of [p, end) in order; together they are all of it.
+    template <typename Emit>
+    void split(const uint8_t* p, const uint8_t* end, Emit&& emit) const {
+        if (is_cl100k_) {
+            while (p < end) {
+                const uint8_t* next = next_cl100k(p, end);
+                emit(p, next);
+                p = next;
+            }
+        } else {
+            while (p < end) {
+                const uint8_t* next = next_gpt2(p, end);
+                emit(p, next);
+                p = next;
+            }
+        }
+    }
+
+private:
+    const uint8_t* next_gpt2(const uint8_t* p, const uint8_t* end) const {
+        const Character first = classes_.at(p);
+        if (first.kind == kSpace) {
+            if (*p == ' ' && p + 1 < end) {
+                const Character second = classes_.at(p + 1);
+                if (second.kind < kSpace) return run(p + 1 + second.size, end, second.kind);
+            }
+            return white_space(p, end);
+        }
+        if (first.kind == kWall) return p + first.size;
+        if (*p == '\'') {
+            if (const size_t size = contraction(p, end)) return p + size;
+        }
+        return run(p + first.size, end, first.kind);
+    }
+
+    const uint8_t* next_cl100k(const uint8_t* p, const uint8_t* end) const {
+        const Character first = classes_.at(p);
+        if (first.kind == kWall) return p + first.size;
+        if (*p == '\'') {
+            if (const size_t size = folded_contraction(p, end)) return p + size;
+        }
+        if (first.kind == kLetter) return run(p + first.size, end, kLetter);
+        if (first.kind == kNumber) return numbers(p, end);
+        const uint8_t* second = p + first.size;
+        const Class next = second < end ? classes_.at(second).kind : kWall;
+        if (next == kLetter && *p != '\r' && *p != '\n') return run(second, end, kLetter);
+        if (first.kind == kOther) return newlines(run(second, end, kOther), end);
+        if (*p == ' ' && next == kOther) return newlines(run(second, end, kOther), end);
+        return white_space_by_lines(p, end);
+    }
+
+    // The end of the characters of one class from p on.
+    const uint8_t* run(const uint8_t* p, const uint8_t* end, Class kind) const {
+        while (p < end) {
+            const Class here = classes_.of_byte(*p);
+            if (here == kind) {
+                ++p;
+                continue;
+            }
+            if (here != kMultibyte) break;
+            const Character character = classes_.at(p);
+            if (character.kind != kind) break;
+            p += character.size;
+        }
+        return p;
+    }
+
+    // \s+(?!\S)|\s+ : all of it at the end of a text, else all but the last character, which goes with what follows.
+    const uint8_t* white_space(const uint8_t* p, const uint8_t* end) const {
+        const uint8_t *stop = p, *last = p;
+        while (stop < end) {
+            const Character character = classes_.at(stop);
+            if (character.kind != kSpace) {
+                return character.kind == kWall || last == p ? stop : last;
+            }
+            last = stop;
+            stop += character.size;
+        }
+        return stop;
+    }
+
+    // \s*[\r\n]+ first: up to the last end of line in the white space, if it holds one.
+    const uint8_t* white_space_by_lines(const uint8_t* p, const uint8_t* end) const {
+        const uint8_t *stop = run(p, end, kSpace), *q = stop;
+        while (q > p && q[-1] != '\r' && q[-1] != '\n') --q;
+        return q > p ? q : white_space(p, end);
+    }
+
+    const uint8_t* numbers(const uint8_t* p, const uint8_t* end) const {
+        for (size_t count = 0; count < max_digits_ && p < end; ++count) {
+            const Character character = classes_.at(p);
+            if (character.kind != kNumber) break;
+            p += character.size;
+        }
+        return p;
+    }
+
+    static const uint8_t* newlines(const uint8_t* p, const uint8_t* end) {
+        while (p < end && (*p == '\r' || *p == '\n')) ++p;
+        return p;
+    }
+
+    // The size of 's 't 'm 'd 're 've 'll at p, or 0.
+    static size_t contraction(const uint8_t* p, const uint8_t* end) {
+        if (end - p < 2) return 0;
+        if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return 2;
+        if (end - p < 3) return 0;
+        return (p[1] == 'r' && p[2] == 'e') || (p[1] == 'v' && p[2] == 'e') || (p[1] == 'l' && p[2] == 'l') ? 3 : 0;
+    }
+
+    // The same in either case; U+017F, the long s, is an s in another case.
+    static size_t folded_contraction(const uint8_t* p, const uint8_t* end) {
+        if (end - p >= 3 && p[1] == 0xC5 && p[2] == 0xBF) return 3;
+        uint8_t folded[3] = {'\'', 0, 0};
+        const size_t size = end - p < 3 ? static_cast<size_t>(end - p) : 3;
+        for (size_t i = 1; i < size; ++i) {
+            folded[i] = p[i] >= 'A' && p[i] <= 'Z' ? static_cast<uint8_t>(p[i] | 0x20) : p[i];
+        }
+        return contraction(folded, folded + size);
+    }
+
+    CharacterClasses classes_;
+    bool is_cl100k_;
+    size_t max_digits_;  // of a piece of numbers, in cl100k
+};
