@@ -405,6 +405,17 @@ class DataConfig:
     train_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
     valid_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
     test_weighted_split_paths_path: str | None = option(None, "a file that holds the groups")
+    exclude_documents: tuple[str, ...] = option(
+        (),
+        'opt-out lists: JSON lines such as {"repo": "octocat/hello"}; such documents are not read',
+        metavar="FILE",
+    )
+    exclude_documents_skip: tuple[str, ...] = option(
+        (),
+        "token files that lack the fields of the opt-out lists and are read all the same",
+        metavar="PREFIX",
+    )
+    exclude_documents_sha256: tuple[str, ...] = derived(())  # of each list; set by whoever opens it
     num_workers: int = option(
         2, "loader processes for training data; 0 loads in the main one", minimum=0
     )
@@ -427,6 +438,10 @@ class DataConfig:
     )
 
     def check(self) -> None:
+        require(
+            bool(self.exclude_documents) or not self.exclude_documents_skip,
+            "--exclude-documents-skip says which token files --exclude-documents may pass over; give both",
+        )
         modes = [
             "--data-path" if self.data_path else "",
             "--train-data-path" if self.train_data_path else "",
@@ -481,6 +496,9 @@ class CheckpointConfig:
     no_save_optim: bool = option(False, "write weights only; such a checkpoint cannot resume")
     override_opt_param_scheduler: bool = option(
         False, "schedule from the flags", flag="--override-opt_param-scheduler"
+    )
+    override_exclude_documents: bool = option(
+        False, "go on with another --exclude-documents than the checkpoint's"
     )
     use_checkpoint_opt_param_scheduler: bool = option(
         False, "schedule from the checkpoint", flag="--use-checkpoint-opt_param-scheduler"

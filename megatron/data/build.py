@@ -1,5 +1,6 @@
 """From the data options to the datasets of a run: train, and the named sets for validation and test.
 
+Opt-out lists apply to all sets alike; a document stays in the set it is in, whether others are excluded or not.
 Opening costs the same for any size of data, so every process does it for itself. Knows nothing of batches or torch.
 """
 
@@ -12,10 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron.data.blended_dataset import BlendedDataset
+from megatron.data.exclusion import Exclusions, exclude_documents
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import Dataset, GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset, idx_path
-from megatron.data.split import SourceGroup, read_data_options
+from megatron.data.split import DataPlan, SourceGroup, read_data_options
+from megatron.data.token_range import TokenRange
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.options import DataConfig
@@ -34,6 +37,7 @@ class Datasets:
     train: Dataset
     valid: dict[str, Dataset]
     test: dict[str, Dataset]
+    excluded_sha256: tuple[str, ...] = ()  # of each opt-out list
 
 
 def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Datasets:
@@ -43,22 +47,52 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Da
     with another tokenizer. Logs a line for each source of each set.
     """
     plan = read_data_options(config)
-    builder = _Builder(config, tokenizer, seed)
+    files = _open_all(plan, tokenizer)
+    excluded = exclude_documents(
+        config.exclude_documents, files, skipped=config.exclude_documents_skip
+    )
+    builder = _Builder(config, tokenizer, seed, files, excluded)
     train = builder.build(plan.train)
     assert train is not None  # never by default
     valid = {group.name: builder.build(group) for group in plan.valid}
     test = {group.name: builder.build(group) for group in plan.test}
-    return Datasets(train, _present(valid), _present(test))
+    return Datasets(train, _present(valid), _present(test), excluded.sha256)
+
+
+def _open_all(plan: DataPlan, tokenizer: Tokenizer) -> dict[str, IndexedDataset]:
+    """Open every token file once, by prefix: one that serves three sets is mapped once."""
+    groups = (plan.train, *plan.valid, *plan.test)
+    prefixes = dict.fromkeys(source.prefix for group in groups for source in group.sources)
+    return {prefix: _open(prefix, tokenizer) for prefix in prefixes}
+
+
+def _open(prefix: str, tokenizer: Tokenizer) -> IndexedDataset:
+    if not idx_path(prefix).exists():
+        raise DataError(
+            f"there is no dataset {prefix}: {idx_path(prefix)} does not exist{_hint(prefix)}"
+        )
+    indexed = IndexedDataset(prefix)
+    _check_ids(indexed, tokenizer)
+    _check_ends(indexed, tokenizer)
+    return indexed
 
 
 class _Builder:
-    """Makes sets that share what is open: a file that serves three sets is mapped once."""
+    """Makes sets of open token files."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        files: dict[str, IndexedDataset],
+        excluded: Exclusions,
+    ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._seed = seed
-        self._files: dict[str, IndexedDataset] = {}
+        self._files = files
+        self._excluded = excluded
         self._fim = None
         if config.fim_rate > 0:
             self._fim = FillInTheMiddle(
@@ -74,13 +108,14 @@ class _Builder:
         datasets: list[GPTDataset] = []
         weights: list[Fraction] = []
         for source, name in zip(group.sources, _source_names(group), strict=True):
-            indexed = self._open(source.prefix)
+            indexed = self._files[source.prefix]
             documents = source.part.documents(indexed.num_documents)
-            if group.is_by_default and self._is_too_short(indexed, documents):
+            tokens = TokenRange(indexed, documents, self._excluded.of(source.prefix))
+            if group.is_by_default and tokens.num_tokens <= self._config.seq_length:
                 logger.info(
                     "%s: %d documents of %s are less than one sample; left out, since no --split asks for them",
                     name,
-                    len(documents),
+                    tokens.num_documents,
                     source.prefix,
                 )
                 continue
@@ -100,23 +135,8 @@ class _Builder:
             name=name,
             fim=self._fim,
             eod_without_loss=self._tokenizer.eod if self._config.eod_mask_loss else None,
+            excluded=self._excluded.of(indexed.prefix),
         )
-
-    def _is_too_short(self, indexed: IndexedDataset, documents: range) -> bool:
-        start, stop = map(indexed.document_start, (documents.start, documents.stop))
-        return stop - start <= self._config.seq_length
-
-    def _open(self, prefix: str) -> IndexedDataset:
-        if prefix not in self._files:
-            if not idx_path(prefix).exists():
-                raise DataError(
-                    f"there is no dataset {prefix}: {idx_path(prefix)} does not exist{_hint(prefix)}"
-                )
-            indexed = IndexedDataset(prefix)
-            _check_ids(indexed, self._tokenizer)
-            _check_ends(indexed, self._tokenizer)
-            self._files[prefix] = indexed
-        return self._files[prefix]
 
 
 def _check_ids(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:

@@ -20,7 +20,7 @@ from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
 @dataclass(frozen=True)
 class Inputs:
-    """The options of a run, with the vocabulary filled in, and what they name on disk."""
+    """The options of a run, with what follows from files filled in, and what they name on disk."""
 
     config: Config
     tokenizer: Tokenizer
@@ -44,7 +44,8 @@ def open_inputs(config: Config, world_size: int) -> Inputs:
         ),
     )
     datasets = build_datasets(config.data, tokenizer, seed=config.training.seed)
-    return Inputs(replace(config, model=model), tokenizer, datasets)
+    data = replace(config.data, exclude_documents_sha256=datasets.excluded_sha256)
+    return Inputs(replace(config, model=model, data=data), tokenizer, datasets)
 
 
 def _check_outputs(config: Config) -> None:

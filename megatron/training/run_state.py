@@ -27,6 +27,7 @@ from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
+from megatron.options import DataConfig
 from megatron.training.metrics import Interval
 
 logger = get_logger(__name__)
@@ -146,6 +147,7 @@ def find_start(config: Config, schedule: Schedule) -> Start:
     if own is None and options.finetune:
         return Start(folder, state, schedule, takes_optimizer=False, takes_progress=False)
     _check_same(config, saved, "data", SAMPLE_FIELDS, folder)
+    _check_exclusions(config, saved, folder, state["consumed_samples"])
     if not options.no_load_rng and saved.training.seed != config.training.seed:
         raise CheckpointError(
             f"{folder} was trained with --seed {saved.training.seed}, this run has "
@@ -212,6 +214,30 @@ def _check_same(
                 f"{folder} has {name} = {getattr(theirs, name)}, this run {getattr(ours, name)}; "
                 f"give the old value, or another --save for a new run"
             )
+
+
+def _check_exclusions(config: Config, saved: Config, folder: Path, consumed_samples: int) -> None:
+    """Raise CheckpointError if the opt-out lists hold something else than they did, unless that is meant."""
+    ours, theirs = config.data, saved.data
+    if sorted(ours.exclude_documents_sha256) == sorted(theirs.exclude_documents_sha256):
+        return
+    change = f"{folder} was trained with {_lists(theirs)}, this run has {_lists(ours)}"
+    if not config.checkpoint.override_exclude_documents:
+        raise CheckpointError(
+            f"{change}: the order of its samples would change. Give the old lists, or "
+            f"--override-exclude-documents to go on with the new ones"
+        )
+    logger.info(f"{change}; samples from {consumed_samples} on are drawn from what is left")
+
+
+def _lists(data: DataConfig) -> str:
+    """Name opt-out lists by path and by the start of their hash."""
+    named = zip(data.exclude_documents, data.exclude_documents_sha256, strict=True)
+    return " ".join(
+        ("--exclude-documents", *(f"{path} (sha256 {digest[:12]}…)" for path, digest in named))
+        if data.exclude_documents
+        else ("no --exclude-documents",)
+    )
 
 
 def _check_schedule(ours: Schedule, stored: Schedule, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that stops and starts again is bitwise the run that never stopped; what does not fit is refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,37 @@ def test_a_flag_allows_the_difference(corpus, trained, extra, lr):
     assert start.folder == trained / "iter_0000004"
     assert start.schedule.lr == lr
     assert start.takes_optimizer and start.takes_progress
+
+
+def _opt_out(tmp_path: Path, *documents: int) -> Path:
+    path = tmp_path / f"without{documents}.jsonl".replace(" ", "")
+    lines = [f'{{"dataset": "train", "document": {document}}}\n' for document in documents]
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_change_of_the_opt_out_list_is_refused_by_name_and_allowed_on_purpose(
+    world, corpus, tmp_path, caplog
+):
+    def flags(path: Path | None, extra: str = "") -> str:
+        option = "" if path is None else f"--exclude-documents {path}"
+        return flags_of(corpus, tmp_path / "run", f"--train-iters 4 {option} {extra}")
+
+    one, two = _opt_out(tmp_path, 1), _opt_out(tmp_path, 1, 2)
+    assert world(1).run(train_here, flags(one, "--exit-interval 2")) == ["stopped"]
+    renamed = one.with_name("other.jsonl")
+    shutil.copy(one, renamed)
+    assert _start(flags(renamed)).place == (2, 16)  # its content counts
+    for path in (two, None):
+        wanted = re.escape(f"trained with --exclude-documents {one} (sha256 ")
+        with pytest.raises(CheckpointError, match=wanted) as error:
+            _start(flags(path))
+        assert "--override-exclude-documents to go on" in str(error.value)
+        with caplog.at_level("INFO", "megatron"):
+            assert _start(flags(path, "--override-exclude-documents")).place == (2, 16)
+        assert "samples from 16 on are drawn from what is left" in caplog.text
+    assert world(1).run(train_here, flags(two, "--override-exclude-documents")) == ["finished"]
+    assert _start(flags(two)).place == (4, 32)  # the new list is the run's now
 
 
 def test_finetune_takes_weights_starts_at_zero_and_continues_itself(
