@@ -3,27 +3,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import megatron.logging
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
-from megatron.data.document_reader import check_inputs
 from megatron.data.preprocess import PreprocessConfig, preprocess
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
   python tools/preprocess_data.py --input a.jsonl b.jsonl.zst c.parquet --output-prefix data/py \\
-      --tokenizer-file tokenizer.json --append-eod --workers 8
+      --tokenizer-file tokenizer.json --append-eod --workers 8 --provenance-keys repo path license
   python tools/preprocess_data.py --input code.jsonl.gz --json-keys content --output-prefix data/code \\
-      --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt --append-eod --shuffle"""
+      --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt --append-eod --shuffle
+  srun bash -c 'python tools/preprocess_data.py --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS …'"""
 
 
 def main() -> None:
@@ -39,19 +39,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
 
-    check_inputs([Path(path) for path in config.input])
+    total = sum(part.stop - part.start for part in config.parts())
     tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
-    total = sum(Path(path).stat().st_size for path in config.input)
     start = time.monotonic()
     with (
         tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="preprocess") as bar,
         logging_redirect_tqdm([megatron.logging.get_logger("megatron")]),
     ):
-        summary = preprocess(config, tokenizer, on_progress=bar.update)
+        summary = preprocess(
+            config, tokenizer, on_read=bar.update, on_shuffled=functools.partial(show_shuffled, bar)
+        )
     seconds = time.monotonic() - start
     speed = f"{summary.num_bytes / 1e6:,.1f} MB of text in {seconds:,.1f} s ({summary.num_bytes / 1e6 / seconds:,.1f} MB/s)"
     for key in config.json_keys:
         print(f"{config.prefix_of(key)}: {summary.describe(key)}; {speed}")
+
+
+def show_shuffled(bar: tqdm, num_tokens: int, total: int) -> None:
+    """Turn the bar of the reading into one of the shuffling that follows it."""
+    if bar.unit != "token":
+        bar.reset(total)
+        bar.unit = "token"
+        bar.set_description("shuffle", refresh=False)
+    bar.update(num_tokens)
 
 
 if __name__ == "__main__":

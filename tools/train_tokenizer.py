@@ -14,10 +14,12 @@ from megatron.cli import make_parser, parse_known, run_tool
 from megatron.data.document_reader import (
     check_inputs,
     is_plain_text,
-    parse_chunk,
+    load,
+    plan_parts,
     read_chunks,
     read_text,
 )
+from megatron.data.records import parse_chunk
 from megatron.errors import ConfigError
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
@@ -89,9 +91,9 @@ def read_texts(
         size = path.stat().st_size
         budget = size * max_bytes // total if max_bytes else None
         done = 0
-        for text, position in _texts_of(path, key, skipped):
-            bar.update(position - done)
-            done = position
+        for text, num_bytes in _texts_of(path, key, skipped):
+            bar.update(num_bytes)
+            done += num_bytes
             if budget is not None:
                 budget -= len(text)
             yield text
@@ -104,11 +106,14 @@ def _texts_of(path: Path, key: str, skipped: list[int]) -> Iterator[tuple[str, i
     if is_plain_text(path):
         yield from read_text(path)
         return
-    for chunk in read_chunks(path, [key]):
-        records = parse_chunk(chunk, [key])
+    (part,) = plan_parts([path])
+    for chunk in read_chunks(part, [key]):
+        records = parse_chunk(load(chunk), [key])
         skipped[0] += len(records.bad)
+        num_bytes = chunk.num_bytes  # told with the first text of each chunk
         for text in records.texts[key]:
-            yield text, chunk.position
+            yield text, num_bytes
+            num_bytes = 0
 
 
 if __name__ == "__main__":

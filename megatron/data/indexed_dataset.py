@@ -9,21 +9,20 @@ All numbers are little-endian, nothing is padded:
                                                     34 + 4N   i64[N]  pointers, byte offsets in .bin
                                                     34 + 12N  i64[D]  item that starts each document; last is N
 
-Opening maps both files and checks all that costs no pass over them; `verify` makes the pass. Knows nothing of
-tokenizers, samples or torch.
+Opening maps both files and checks all that costs no pass over them; `verify` makes the pass. Beside them lie
+PREFIX.sha256 and, if asked for, PREFIX.provenance.arrow. Knows nothing of tokenizers, samples or torch.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import fcntl
 import mmap
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -31,16 +30,20 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from megatron.data.checksum import HashedFile, checksum_path, format_checksums, hash_file
+from megatron.data.publish import open_locked, publish, sync
 from megatron.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, type code, items, documents + 1
 VERSION = 1
-# Codes 6 and 7 are floats, whose order differs between Megatrons; ids are never floats.
-TYPE_CODES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+# One type for each width, so that a damaged code never fits the length of .bin. Codes 2 and 3 are signed types too
+# narrow for ids, 6 and 7 floats; no Megatron writes ids as any of them.
+TYPE_CODES = {1: "<u1", 4: "<i4", 5: "<i8", 8: "<u2"}
 MAX_ITEM_SIZE = 2**31 - 1  # sizes are i32
 CHUNK = 1 << 20  # items looked at in one go, so that memory does not grow with the dataset
+COPY_BYTES = 4 << 20
 
 IdArray = npt.NDArray[np.integer]
 
@@ -200,9 +203,10 @@ class IndexedDatasetBuilder:
         self._code = _type_code(self.dtype)
         self._bin_path = Path(f"{prefix}.bin.tmp")
         self._idx_path = Path(f"{prefix}.idx.tmp")
+        self._checksum_path = Path(f"{prefix}.sha256.tmp")
         folder = self._bin_path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        self._bin = _open_locked(self._bin_path)
+        self._bin = HashedFile(open_locked(self._bin_path))
         self._sizes: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by abort
         self._document_items: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._document_items.write(bytes(8))
@@ -248,7 +252,9 @@ class IndexedDatasetBuilder:
         self.num_documents += len(counts)
         self.num_tokens += len(ids)
 
-    def add_dataset(self, dataset: IndexedDataset) -> None:
+    def add_dataset(
+        self, dataset: IndexedDataset, on_bytes: Callable[[int], None] = lambda num_bytes: None
+    ) -> None:
         """Append all documents of another token file of the same id type, copying files, not arrays."""
         if dataset.dtype != self.dtype:
             raise DataError(
@@ -256,7 +262,9 @@ class IndexedDatasetBuilder:
                 "tokenizers of different size; preprocess them with the same one"
             )
         with bin_path(dataset.prefix).open("rb") as payload:
-            shutil.copyfileobj(payload, self._bin, 16 << 20)
+            while piece := payload.read(COPY_BYTES):
+                self._bin.write(piece)
+                on_bytes(len(piece))
         for _, sizes, _ in dataset._chunks():
             self._sizes.write(sizes.tobytes())
         for start in range(1, len(dataset.document_items), CHUNK):
@@ -266,38 +274,53 @@ class IndexedDatasetBuilder:
         self.num_documents += dataset.num_documents
         self.num_tokens += dataset.num_tokens
 
-    def finalize(self) -> None:
-        """Write the index, force both files to disk, and publish them: .bin first, .idx last."""
-        with self._idx_path.open("wb") as index:
+    def finalize(self, provenance: Path | None = None) -> None:
+        """Write the index and the checksums, force all to disk, and publish them: .idx last.
+
+        `provenance` is a finished side file under a temporary name, to be published with them.
+        """
+        # Here, since it imports pyarrow, which readers do without.
+        from megatron.data.provenance import provenance_path
+
+        digests = {bin_path(self.prefix).name: self._bin.hexdigest()}
+        with contextlib.closing(HashedFile(self._idx_path.open("wb"))) as index:
             index.write(
                 HEADER.pack(MAGIC, VERSION, self._code, self.num_items, self.num_documents + 1)
             )
             self._sizes.seek(0)
-            shutil.copyfileobj(self._sizes, index, 1 << 20)
+            shutil.copyfileobj(self._sizes, index, COPY_BYTES)
             self._write_pointers(index)
             self._document_items.seek(0)
-            shutil.copyfileobj(self._document_items, index, 1 << 20)
-            _sync(index)
-        _sync(self._bin)
-        # An older pair is unpublished first, so that no reader meets new ids under an old index.
-        idx_path(self.prefix).unlink(missing_ok=True)
-        self._bin_path.replace(bin_path(self.prefix))
-        self._idx_path.replace(idx_path(self.prefix))
-        folder = os.open(self._bin_path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+            shutil.copyfileobj(self._document_items, index, COPY_BYTES)
+            sync(index.file)
+            digests[idx_path(self.prefix).name] = index.hexdigest()
+        sync(self._bin.file)
+        files = [
+            (self._checksum_path, checksum_path(self.prefix)),
+            (self._bin_path, bin_path(self.prefix)),
+            (self._idx_path, idx_path(self.prefix)),
+        ]
+        stale = [provenance_path(self.prefix)]
+        if provenance is not None:
+            digests[stale[0].name] = hash_file(provenance)
+            files.insert(0, (provenance, stale.pop()))
+        with self._checksum_path.open("wb") as file:
+            file.write(format_checksums(digests).encode())
+            sync(file)
+        publish(files, stale=stale)
         self._close()
 
     def abort(self) -> None:
         """Drop what was written, unless it is published already."""
         if self._is_open:
-            self._bin_path.unlink(missing_ok=True)
-            self._idx_path.unlink(missing_ok=True)
+            for path in (self._bin_path, self._idx_path, self._checksum_path):
+                path.unlink(missing_ok=True)
             self._close()
 
     def _close(self) -> None:
         self._is_open = False
-        for file in (self._bin, self._sizes, self._document_items):
+        self._bin.close()
+        for file in (self._sizes, self._document_items):
             with contextlib.suppress(OSError):  # an aborted one may hold what a full disk refuses
                 file.close()
 
@@ -313,7 +336,7 @@ class IndexedDatasetBuilder:
             )
         return np.ascontiguousarray(ids, self.dtype)
 
-    def _write_pointers(self, index: BinaryIO) -> None:
+    def _write_pointers(self, index: HashedFile) -> None:
         self._sizes.seek(0)
         position = 0
         while chunk := self._sizes.read(4 * CHUNK):
@@ -375,26 +398,3 @@ def _type_code(dtype: np.dtype) -> int:
         if np.dtype(name) == dtype:
             return code
     raise DataError(f"ids cannot be stored as {dtype.name}; uint16 and int32 are usual")
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    """Open a file for writing that no other process writes; takes over what a killed one left."""
-    file = open(path, "ab")  # noqa: SIM115 - the caller closes it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The other may have published the file between our open and our lock: then it is not ours to empty.
-        is_free = os.fstat(file.fileno()).st_ino == path.stat().st_ino
-    except (BlockingIOError, FileNotFoundError):
-        is_free = False
-    except OSError:
-        is_free = True  # a file system without locks
-    if not is_free:
-        file.close()
-        raise DataError(f"{path} is being written by another process; wait for it to end")
-    file.truncate(0)
-    return file
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -31,6 +31,12 @@ def random_word(word: int, counter: int) -> int:
     return _mix(word + (counter + 1) * _GOLDEN & _MASK)
 
 
+def random_words(word: int, counters: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+    """Give `random_word` of many counters at once."""
+    steps = (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _mix_array(np.uint64(word) + steps)
+
+
 class Permutation:
     """A keyed bijection of range(size): `permutation[i]` for one index, `permutation.map(array)` for many.
 

@@ -6,7 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron.data.document_reader import check_inputs, parse_chunk, read_chunks, read_text
+from megatron.data.document_reader import (
+    check_inputs,
+    load,
+    plan_parts,
+    read_chunks,
+    read_text,
+)
+from megatron.data.records import parse_chunk
 from megatron.errors import DataError
 
 ROWS = [{"text": f"document {i} \u00e9\n" * (i % 50), "n": i} for i in range(1000)]
@@ -30,7 +37,19 @@ def write(path, content: bytes = LINES):
 
 
 def read(path, keys=("text",), **kwargs):
-    return [parse_chunk(chunk, keys) for chunk in read_chunks(path, keys, **kwargs)]
+    (part,) = plan_parts([path])
+    chunks = [load(chunk) for chunk in read_chunks(part, keys, **kwargs)]
+    return [parse_chunk(chunk, keys) for chunk in chunks if len(chunk.data)]
+
+
+def texts_of(parts, key="text", **kwargs):
+    """The texts of some parts, in order."""
+    return [
+        text
+        for part in parts
+        for chunk in read_chunks(part, [key], **kwargs)
+        for text in parse_chunk(load(chunk), [key]).texts[key]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,10 +61,10 @@ def test_every_container_gives_the_same_texts_in_order(tmp_path, name, max_recor
     parsed = read(path, max_records=max_records)
     assert [text for part in parsed for text in part.texts["text"]] == [r["text"] for r in ROWS]
     assert max_records is None or max(part.num_read for part in parsed) <= max_records
-    chunks = list(read_chunks(path, ["text"], max_records=max_records))
-    assert chunks[-1].position == path.stat().st_size
-    positions = [chunk.position for chunk in chunks]
-    assert positions == sorted(positions)
+    (part,) = plan_parts([path])
+    sizes = [chunk.num_bytes for chunk in read_chunks(part, ["text"], max_records=max_records)]
+    assert sum(sizes) == path.stat().st_size
+    assert min(sizes) >= 0
 
 
 def test_each_unusable_record_is_reported_with_its_place_and_reason(tmp_path):
@@ -65,19 +84,16 @@ def test_each_unusable_record_is_reported_with_its_place_and_reason(tmp_path):
         (7, "no key 'text'"),
         (8, "key 'text' is not a string"),
         (9, "key 'text' is not a string"),
-        (10, "not JSON"),
+        (10, "not UTF-8"),
         (11, "no key 'b'"),
     ]
-    assert str(records.bad[0]) == f"{path}:3: not JSON"
 
 
 def test_a_missing_value_in_parquet_is_a_bad_record(tmp_path):
     pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
     (records,) = read(tmp_path / "a.parquet")
     assert records.texts["text"] == ["a", "b"]
-    assert [str(bad) for bad in records.bad] == [
-        f"{tmp_path}/a.parquet:2: key 'text' is not a string"
-    ]
+    assert [(bad.number, bad.reason) for bad in records.bad] == [(2, "key 'text' is not a string")]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])

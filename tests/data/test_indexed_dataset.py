@@ -1,5 +1,8 @@
+import hashlib
 import io
+import itertools
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -42,7 +45,7 @@ def test_files_are_those_of_the_format_description(tmp_path, dtype, code, letter
     assert (tmp_path / "a.bin").read_bytes() == struct.pack(f"<{len(flat)}{letter}", *flat)
     sizes = [len(ids) for ids in DOCUMENTS]
     assert (tmp_path / "a.idx").read_bytes() == packed_index(sizes, code, width, [0, 1, 2, 3, 4])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.sha256"]
 
 
 def test_megatron_core_reads_ours_and_writes_the_same_bytes(tmp_path):
@@ -147,6 +150,44 @@ def test_every_changed_byte_of_header_and_end_entries_is_an_error_at_opening(tmp
                 IndexedDataset(tmp_path / "a")
 
 
+def test_a_header_with_any_other_byte_is_an_error(tmp_path):
+    path = write(tmp_path / "a").with_suffix(".idx")
+    whole = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for position, value in itertools.product(range(34), range(256)):
+            if value != whole[position]:
+                os.pwrite(file.fileno(), bytes([value]), position)
+                with pytest.raises(DataError):
+                    IndexedDataset(tmp_path / "a")
+            os.pwrite(file.fileno(), whole[position : position + 1], position)
+    IndexedDataset(tmp_path / "a")
+
+
+def test_without_a_single_id_every_type_of_ids_means_the_same(tmp_path):
+    path = write(tmp_path / "a", []).with_suffix(".idx")
+    whole = path.read_bytes()
+    accepted = set()
+    for code in range(256):
+        path.write_bytes(whole[:17] + bytes([code]) + whole[18:])
+        try:
+            assert len(IndexedDataset(tmp_path / "a")) == 0
+        except DataError:
+            continue
+        accepted.add(code)
+    assert accepted == {1, 4, 5, 8}
+
+
+def test_counts_that_are_wrong_together_are_an_error(tmp_path):
+    """Two items less and three documents more make an index of the same length."""
+    path = write(tmp_path / "a").with_suffix(".idx")
+    whole = path.read_bytes()
+    for items in (-4, -2, 2):
+        counts = struct.pack("<QQ", len(DOCUMENTS) + items, len(DOCUMENTS) + 1 - 3 * items // 2)
+        path.write_bytes(whole[:18] + counts + whole[34:])
+        with pytest.raises(DataError):
+            IndexedDataset(tmp_path / "a")
+
+
 def test_verify_finds_every_changed_byte_of_the_index(tmp_path):
     path = write(tmp_path / "a").with_suffix(".idx")
     whole = path.read_bytes()
@@ -206,6 +247,30 @@ def test_an_older_dataset_is_replaced_and_kept_until_then(tmp_path):
         assert IndexedDataset(tmp_path / "a").num_documents == 4
         builder.finalize()
     assert IndexedDataset(tmp_path / "a").tokens.tolist() == [70_000]
+
+
+def test_checksums_are_those_of_the_files(tmp_path):
+    with IndexedDatasetBuilder(tmp_path / "a", "<u2") as builder:
+        ids = np.arange(3000)
+        for start in range(50):
+            ids[:] = np.arange(start, start + 3000)  # what was added may change afterwards
+            builder.add_document(ids)
+        (tmp_path / "side").write_bytes(b"provenance")
+        builder.finalize(tmp_path / "side")
+    names = ["a.bin", "a.idx", "a.provenance.arrow"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "a.sha256"]
+    lines = (tmp_path / "a.sha256").read_text().splitlines()
+    for line, name in zip(lines, names, strict=True):
+        assert line == f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}"
+
+
+def test_a_dataset_without_provenance_replaces_one_that_has_it(tmp_path):
+    for has_provenance in (True, False):
+        with IndexedDatasetBuilder(tmp_path / "a", "<u2") as builder:
+            builder.add_document([1])
+            (tmp_path / "side").write_bytes(b"provenance")
+            builder.finalize(tmp_path / "side" if has_provenance else None)
+        assert (tmp_path / "a.provenance.arrow").exists() == has_provenance
 
 
 def test_two_writers_of_one_prefix_are_refused(tmp_path):

@@ -183,7 +183,7 @@ def test_help_shows_two_examples_and_needs_no_torch():
     for tool in ("train_tokenizer", "preprocess_data", "merge_datasets"):
         code, out, _ = run(tool, "--help")
         assert code == 0
-        assert out.count(f"python tools/{tool}.py") == 2
+        assert out.count(f"python tools/{tool}.py") >= 2
     script = "import sys; sys.argv = ['x', '--help']; import preprocess_data; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
     result = subprocess.run(

@@ -1,0 +1,102 @@
+"""SHA-256 of the files of a dataset: taken while they are written, kept in `PREFIX.sha256`, compared later.
+
+The file is what `sha256sum` writes, so `sha256sum -c` checks it where this code is not at hand. Knows nothing of what
+the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron.errors import DataError
+
+PIECE = 4 << 20  # read at a time
+AHEAD = 4  # pieces that may wait to be hashed
+LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+def checksum_path(prefix: str | Path) -> Path:
+    """Give the path of the checksums."""
+    return Path(f"{prefix}.sha256")
+
+
+class HashedFile:
+    """A file open for writing whose SHA-256 is taken by a thread of its own, at no cost to the writer.
+
+    The thread starts at the first write, so that the caller may fork before.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Wrap an empty file; `close` closes it."""
+        self.file = file
+        self._hash = hashlib.sha256()
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(AHEAD)
+        self._thread: threading.Thread | None = None
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Append to the file; the piece may be changed afterwards."""
+        kept = bytes(piece)  # copies only what is not bytes
+        self.file.write(kept)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hash_pieces, daemon=True)
+            self._thread.start()
+        self._pieces.put(kept)
+
+    def hexdigest(self) -> str:
+        """Give the hash of all that was written; nothing can be written after that."""
+        self._end()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Close the file, even if what it holds is refused by a full disk."""
+        self._end()
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    def _end(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            self._pieces.put(None)
+            self._thread.join()
+
+    def _hash_pieces(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            self._hash.update(piece)
+
+
+def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """Give the SHA-256 of a file in hex; on_bytes is told of each piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            on_bytes(len(piece))
+    return digest.hexdigest()
+
+
+def format_checksums(digests: Mapping[str, str]) -> str:
+    """Give the lines of a checksum file from {name: hex}."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+
+def read_checksums(path: Path) -> dict[Path, str]:
+    """Give {path of the file: hex} of a checksum file; raise DataError if it is none."""
+    digests: dict[Path, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        match = LINE.fullmatch(line)
+        if match is None or "/" in match[2]:
+            raise DataError(f"{path}:{number} is not a checksum and the name of a file beside it")
+        digests[path.parent / match[2]] = match[1]
+    if not digests:
+        raise DataError(f"{path} is empty; it should name the files of the dataset")
+    return digests

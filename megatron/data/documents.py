@@ -1,0 +1,105 @@
+"""Encoded documents on their way to a dataset: ids, sizes and provenance of many documents in a few arrays.
+
+Knows nothing of text, nor of where documents are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron.data.indexed_dataset import IdArray, IndexedDataset
+from megatron.data.provenance import BATCH_ROWS, Provenance
+
+SLICE_BYTES = 16 << 20  # of ids read from a dataset at a time
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Consecutive documents; pickles with its arrays beside the pickle."""
+
+    ids: IdArray
+    sizes: npt.NDArray[np.int64]  # ids of each item
+    items_per_document: npt.NDArray[np.int64]
+    provenance: dict[str, Any] = field(default_factory=dict)  # Arrow arrays of text, one a field
+
+    def __len__(self) -> int:
+        return len(self.items_per_document)
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes of the ids."""
+        return self.ids.nbytes
+
+    def take(self, order: npt.NDArray[np.int64]) -> Documents:
+        """Give the documents with these numbers, in this order."""
+        items = _ends(self.items_per_document)
+        tokens = _ends(self.sizes)[items]
+        has_one_item_each = bool((self.items_per_document == 1).all())
+        return Documents(
+            _gather(self.ids, tokens, order),
+            self.sizes[order] if has_one_item_each else _gather(self.sizes, items, order),
+            self.items_per_document[order],
+            {name: column.take(order) for name, column in self.provenance.items()},
+        )
+
+
+def join_documents(parts: Sequence[Documents]) -> Documents:
+    """Put documents one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    import pyarrow
+
+    return Documents(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.sizes for part in parts]),
+        np.concatenate([part.items_per_document for part in parts]),
+        {
+            name: pyarrow.concat_arrays([part.provenance[name] for part in parts])
+            for name in parts[0].provenance
+        },
+    )
+
+
+def read_documents(dataset: IndexedDataset, provenance: Provenance | None) -> Iterator[Documents]:
+    """Give all documents of a dataset, and its provenance with them, a few MB at a time."""
+    rows = provenance.batches() if provenance is not None else None
+    for first in range(0, dataset.num_documents, BATCH_ROWS):
+        items = np.array(dataset.document_items[first : first + BATCH_ROWS + 1])
+        tokens = np.array([dataset.document_start(first + i) for i in range(len(items))])
+        batch = next(rows) if rows is not None else None
+        start = 0
+        while start < len(items) - 1:
+            limit = tokens[start] + SLICE_BYTES // dataset.dtype.itemsize
+            stop = max(int(np.searchsorted(tokens, limit, "right")) - 1, start + 1)
+            yield Documents(
+                dataset.tokens[tokens[start] : tokens[stop]],
+                dataset.sizes[items[start] : items[stop]].astype(np.int64),
+                np.diff(items[start : stop + 1]),
+                {}
+                if batch is None
+                else {
+                    name: batch.column(name).slice(start, stop - start)
+                    for name in batch.schema.names
+                },
+            )
+            start = stop
+
+
+def _ends(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Give where each run of so many starts, and the end: one more than there are runs."""
+    ends = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=ends[1:])
+    return ends
+
+
+def _gather(
+    values: npt.NDArray[Any], ends: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
+) -> npt.NDArray[Any]:
+    """Put the runs of values with these numbers one after another."""
+    runs = zip(ends[order].tolist(), ends[order + 1].tolist(), strict=True)
+    return np.concatenate([values[:0], *(values[begin:end] for begin, end in runs)])

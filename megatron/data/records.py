@@ -1,0 +1,124 @@
+"""Texts, and what is said about them, out of chunks of records: JSON lines or Arrow rows.
+
+A record that cannot be used is reported with its number and a reason, never dropped silently. Knows nothing of
+files, nor of tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from megatron.data.document_reader import Chunk
+from megatron.data.provenance import as_text
+from megatron.errors import DataError
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be used; its number counts from 1 at the start of its chunk."""
+
+    number: int
+    reason: str
+
+
+@dataclass
+class Records:
+    """What a chunk holds: for each key and each field one list, all of the same length."""
+
+    texts: dict[str, list[str]]
+    fields: dict[str, list[str | None]]
+    num_read: int = 0
+    num_blank: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
+
+
+def parse_chunk(chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = ()) -> Records:
+    """Give the texts under `keys`, and the values of `fields` as text, None where one is missing.
+
+    A record counts only if it has a string under each key.
+    """
+    records = Records({key: [] for key in keys}, {name: [] for name in fields})
+    rows = _arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
+    columns = [(records.texts[key], key) for key in keys]
+    field_columns = [(records.fields[name], name) for name in fields]
+    for row in rows:
+        records.num_read += 1
+        if isinstance(row, dict):
+            reason = _why_unusable(row, keys)
+            if reason is None:
+                for values, key in columns:
+                    values.append(row[key])
+                for found, key in field_columns:
+                    found.append(_field_text(chunk, key, row.get(key)))
+                continue
+        elif row is None:
+            records.num_blank += 1
+            continue
+        else:
+            reason = row
+        records.bad.append(BadRecord(records.num_read, reason))
+    return records
+
+
+def _json_rows(data: bytes | bytearray | memoryview) -> Iterator[dict[str, Any] | str | None]:
+    """Give each line's value: a dict, None for a blank line, or a string that says what is wrong."""
+    view, start, size = memoryview(data), 0, len(data)
+    find = data.find if isinstance(data, bytes | bytearray) else bytes(data).find
+    while start < size:
+        end = find(b"\n", start)
+        is_last = end < 0
+        line = view[start:] if is_last else view[start:end]
+        start = size if is_last else end + 1
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            yield _why_not_json(bytes(line), is_last)
+            continue
+        yield value if isinstance(value, dict) else "not a JSON object"
+
+
+def _why_not_json(line: bytes, is_unended: bool) -> str | None:
+    """Give the reason, or None for a blank line."""
+    if not line.strip():
+        return None
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    return "not JSON, and the file ends in it" if is_unended else "not JSON"
+
+
+def _arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:
+    import pyarrow
+
+    batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(chunk.data)).read_next_batch()
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        # Parquet does not promise that strings are UTF-8: find the rows where they are not.
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield "not UTF-8"
+
+
+def _why_unusable(row: dict[str, Any], keys: Sequence[str]) -> str | None:
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            return f"key {key!r} is not a string" if key in row else f"no key {key!r}"
+    return None
+
+
+def _field_text(chunk: Chunk, name: str, value: Any) -> str | None:
+    try:
+        return as_text(value)
+    except TypeError:
+        raise DataError(
+            f"input {chunk.part.path}: {name!r} holds {type(value).__name__} values; provenance is text, numbers, "
+            "true or false, and lists of these"
+        ) from None
