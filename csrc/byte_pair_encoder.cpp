@@ -205,7 +205,7 @@ private:
             if (!ignore_merges && !(merges_.encode(p, size, ids.data()) == 1 && ids[0] == self)) continue;
             if (size <= ShortKey::kMaxSize) {
                 const ShortKey key = ShortKey::read(p, size, p + size);
-                first_words_.fill(first_words_.find(key), key, &self, 1);
+                first_words_.fill(first_words_.find(key, key.hash()), key, &self, 1);
             } else if (size <= LongWordTable::kMaxSize || ignore_merges) {
                 const uint64_t hash = LongWordTable::hash(p, size);
                 first_long_words_.fill(first_long_words_.find(p, size, hash), p, size, hash, &self, 1);
@@ -285,21 +285,50 @@ private:
         }
     }
 
+    struct Piece {
+        const uint8_t* begin;
+        size_t size;
+        uint64_t hash;
+        ShortKey key;  // of a short one
+
+        bool is_short() const { return size <= ShortKey::kMaxSize; }
+    };
+
+    // Pieces are looked up some at a time, so that the entries of all of them are on their way from memory at once.
     void encode_text(const Text& text, Memory& memory, IdBuffer& ids) const {
+        std::array<Piece, kPiecesAtOnce> pieces;
+        size_t count = 0;
+        const auto look_up = [&] {
+            for (size_t i = 0; i < count; ++i) {
+                const Piece& piece = pieces[i];
+                uint32_t* const out = ids.reserve(piece.size + WordTable::kMaxInline);
+                ids.advance(piece.is_short() ? encode_short(piece, memory.words, out)
+                                             : encode_long(piece, memory.long_words, out));
+            }
+            count = 0;
+        };
         pretokenizer_.split(text.begin, text.end, [&](const uint8_t* p, const uint8_t* next) {
-            const auto size = static_cast<size_t>(next - p);
-            uint32_t* const out = ids.reserve(size + WordTable::kMaxInline);
-            ids.advance(size <= ShortKey::kMaxSize ? encode_short(p, size, text.end, memory.words, out)
-                                                   : encode_long(p, size, memory.long_words, out));
+            Piece& piece = pieces[count++];
+            piece.begin = p;
+            piece.size = static_cast<size_t>(next - p);
+            if (piece.is_short()) {
+                piece.key = ShortKey::read(p, piece.size, text.end);
+                piece.hash = piece.key.hash();
+                memory.words.prefetch(piece.hash);
+            } else if (piece.size <= longest_) {
+                piece.hash = LongWordTable::hash(p, piece.size);
+                memory.long_words.prefetch(piece.hash);
+            }
+            if (count == kPiecesAtOnce) look_up();
         });
+        look_up();
     }
 
-    size_t encode_short(const uint8_t* p, size_t size, const uint8_t* end, WordTable& words, uint32_t* out) const {
-        const ShortKey key = ShortKey::read(p, size, end);
-        WordTable::Entry& entry = words.find(key);
+    size_t encode_short(const Piece& piece, WordTable& words, uint32_t* out) const {
+        WordTable::Entry& entry = words.find(piece.key, piece.hash);
         if (entry.key.high == 0) {
-            const size_t count = merges_.encode(p, size, out);
-            if (!words.is_full()) words.fill(entry, key, out, count);
+            const size_t count = merges_.encode(piece.begin, piece.size, out);
+            if (!words.is_full()) words.fill(entry, piece.key, out, count);
             return count;
         }
         if (entry.count & WordTable::kElsewhere) {
@@ -311,9 +340,9 @@ private:
         return entry.count;
     }
 
-    size_t encode_long(const uint8_t* p, size_t size, LongWordTable& words, uint32_t* out) const {
+    size_t encode_long(const Piece& piece, LongWordTable& words, uint32_t* out) const {
+        const auto [p, size, hash, key] = piece;
         if (size > longest_) return merges_.encode(p, size, out);
-        const uint64_t hash = LongWordTable::hash(p, size);
         LongWordTable::Entry& entry = words.find(p, size, hash);
         if (entry.key_size == 0) {
             const size_t count = merges_.encode(p, size, out);
@@ -324,7 +353,7 @@ private:
         return entry.count;
     }
 
-    static constexpr size_t kPartsPerThread = 8;
+    static constexpr size_t kPartsPerThread = 8, kPiecesAtOnce = 32;
 
     TokenBytes tokens_;
     PreTokenizer pretokenizer_;

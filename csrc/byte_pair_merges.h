@@ -3,9 +3,11 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <queue>
 #include <stdexcept>
 #include <utility>
@@ -20,53 +22,57 @@ public:
     // merges in the order of their rank; where a pair comes twice, the later counts.
     Merges(const std::array<uint32_t, 256>& byte_ids, const std::vector<Merge>& merges)
         : byte_ids_(byte_ids), results_(merges.size()) {
+        if (merges.size() >= kNoRank) throw std::length_error("more than four million merges");
         size_t num_slots = 16;
-        while (num_slots < 4 * merges.size()) num_slots *= 2;
-        pairs_.resize(num_slots);
+        while (num_slots < 2 * merges.size()) num_slots *= 2;
+        pairs_.assign(num_slots, kEmpty);
         mask_ = num_slots - 1;
         for (uint32_t rank = 0; rank < merges.size(); ++rank) {
             const Merge& merge = merges[rank];
+            if (std::max(merge.left, merge.right) > kMaxId) throw std::length_error("more than two million ids");
             results_[rank] = merge.result;
             const uint64_t key = key_of(merge.left, merge.right);
             size_t slot = slot_of(key);
-            while (pairs_[slot].key != kNoKey && pairs_[slot].key != key) slot = (slot + 1) & mask_;
-            pairs_[slot] = {key, rank};
+            while (pairs_[slot] != kEmpty && (pairs_[slot] ^ key) > kNoRank) slot = (slot + 1) & mask_;
+            pairs_[slot] = key | rank;
+        }
+        for (size_t left = 0; left < 256; ++left) {
+            for (size_t right = 0; right < 256; ++right) {
+                byte_ranks_[left << 8 | right] = rank(byte_ids_[left], byte_ids_[right]);
+            }
         }
     }
 
     // Writes at most `size` ids to `ids` and gives their number.
     size_t encode(const uint8_t* p, size_t size, uint32_t* ids) const {
         for (size_t i = 0; i < size; ++i) ids[i] = byte_ids_[p[i]];
-        return size <= kShort ? merge_short(ids, size) : merge_long(ids, size);
+        return size <= kShort ? merge_short(p, size, ids) : merge_long(size, ids);
     }
 
 private:
     static constexpr size_t kShort = 48;
-    static constexpr uint32_t kNoRank = UINT32_MAX;
-    static constexpr uint64_t kNoKey = UINT64_MAX;
+    static constexpr int kIdBits = 21, kRankBits = 22;  // a pair and its rank are one word
+    static constexpr uint32_t kMaxId = (1u << kIdBits) - 1;
+    static constexpr uint32_t kNoRank = (1u << kRankBits) - 1;
+    static constexpr uint64_t kEmpty = UINT64_MAX;  // its rank is kNoRank
 
-    struct Pair {
-        uint64_t key = kNoKey;
-        uint32_t rank = kNoRank;
-    };
-
-    static uint64_t key_of(uint32_t left, uint32_t right) { return uint64_t{left} << 32 | right; }
+    static uint64_t key_of(uint64_t left, uint64_t right) { return (left << kIdBits | right) << kRankBits; }
 
     size_t slot_of(uint64_t key) const {
-        const auto product = static_cast<unsigned __int128>(key ^ 0x9E3779B97F4A7C15u) * 0xD1B54A32D192ED03u;
-        return (static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64)) & mask_;
+        const uint64_t product = key * 0x9E3779B97F4A7C15u;
+        return (product ^ product >> 32) & mask_;
     }
 
     uint32_t rank(uint32_t left, uint32_t right) const {
         const uint64_t key = key_of(left, right);
         size_t slot = slot_of(key);
-        while (pairs_[slot].key != key && pairs_[slot].key != kNoKey) slot = (slot + 1) & mask_;
-        return pairs_[slot].rank;
+        while ((pairs_[slot] ^ key) > kNoRank && pairs_[slot] != kEmpty) slot = (slot + 1) & mask_;
+        return static_cast<uint32_t>(pairs_[slot] & kNoRank);
     }
 
-    size_t merge_short(uint32_t* ids, size_t size) const {
+    size_t merge_short(const uint8_t* p, size_t size, uint32_t* ids) const {
         uint32_t ranks[kShort];  // of ids[i] and ids[i + 1]
-        for (size_t i = 0; i + 1 < size; ++i) ranks[i] = rank(ids[i], ids[i + 1]);
+        for (size_t i = 0; i + 1 < size; ++i) ranks[i] = byte_ranks_[size_t{p[i]} << 8 | p[i + 1]];
         while (size > 1) {
             size_t best = 0;
             for (size_t i = 1; i + 1 < size; ++i) {
@@ -85,12 +91,12 @@ private:
         return size;
     }
 
-    size_t merge_long(uint32_t* ids, size_t size) const {
+    size_t merge_long(size_t size, uint32_t* ids) const {
         struct Link {
             uint32_t previous, next, rank;  // rank of this id and the next
         };
         using Candidate = std::pair<uint32_t, uint32_t>;  // rank, place
-        if (size >= kNoRank) throw std::length_error("a piece of text of 4 GiB without a place to cut it");
+        if (size >= UINT32_MAX) throw std::length_error("a piece of text of 4 GiB without a place to cut it");
         const auto end = static_cast<uint32_t>(size);
         std::vector<Link> links(size);
         std::vector<Candidate> first;
@@ -124,6 +130,7 @@ private:
 
     std::array<uint32_t, 256> byte_ids_;
     std::vector<uint32_t> results_;  // by rank
-    std::vector<Pair> pairs_;
+    std::vector<uint64_t> pairs_;    // left, right, rank
     size_t mask_;
+    std::vector<uint32_t> byte_ranks_ = std::vector<uint32_t>(1 << 16);  // of pairs of bytes, the first ones of a piece
 };

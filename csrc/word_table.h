@@ -73,9 +73,11 @@ public:
         mask_ = entries_.size() - 1;
     }
 
+    void prefetch(uint64_t hash) const { __builtin_prefetch(&entries_[hash & mask_]); }
+
     // The entry of a key, or the empty one where it belongs.
-    Entry& find(const ShortKey& key) {
-        size_t slot = key.hash() & mask_;
+    Entry& find(const ShortKey& key, uint64_t hash) {
+        size_t slot = hash & mask_;
         while (entries_[slot].key.high != 0 && !(entries_[slot].key == key)) slot = (slot + 1) & mask_;
         return entries_[slot];
     }
@@ -105,7 +107,7 @@ private:
         old.swap(entries_);
         mask_ = entries_.size() - 1;
         for (const Entry& entry : old) {
-            if (entry.key.high != 0) find(entry.key) = entry;
+            if (entry.key.high != 0) find(entry.key, entry.key.hash()) = entry;
         }
     }
 
@@ -138,6 +140,8 @@ public:
         std::memcpy(&word, p, size);
         return mix(result ^ word);
     }
+
+    void prefetch(uint64_t hash) const { __builtin_prefetch(&entries_[hash & mask_]); }
 
     // The entry of a key, or the empty one where it belongs.
     Entry& find(const uint8_t* p, size_t size, uint64_t hash) {

@@ -27,6 +27,7 @@ CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+MAX_IDS = 1 << 21  # csrc/byte_pair_merges.h keeps a pair of them and its rank in one word
 # Llama 3 and the cl100k files on one side, Qwen 2 on the other: the most digits of a piece of numbers.
 MAX_DIGITS = {
     CL100K.replace("NUMBERS", r"\p{N}{1,3}"): 3,
@@ -73,6 +74,8 @@ def make_encoder(definition: Json, token_bytes: Sequence[bytes]) -> BytePairEnco
     plain = [token["content"] for token in definition["added_tokens"] if not token["special"]]
     if plain:
         raise UnsupportedError(f"{len(plain)} added tokens that are not special, as {plain[0]!r}")
+    if len(token_bytes) > MAX_IDS:
+        raise UnsupportedError(f"{len(token_bytes):,} ids")
     pre_tokenizer = read_pre_tokenizer(definition.get("pre_tokenizer"))
     vocab: dict[str, int] = model["vocab"]
     is_piece = [False] * len(token_bytes)
