@@ -21,7 +21,7 @@ Knows nothing of datasets, epochs or randomness beyond the key it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,7 @@ LOSSLESS_PROBES = ("x", " x", "x  =\t1\r\n\n", "\u00e9 e\u0301 \ufb01 \U0001f600
 # Counters of the draws that follow from a document's word; fragments get words of their own from FRAGMENTS on.
 CHOSEN, CUT_1, CUT_2, ORDER, FRAGMENTS = range(5)
 
+Ids = npt.NDArray[np.int64]  # [n]
 Run = str | int  # text, or one sentinel of the corpus
 
 
@@ -52,7 +53,7 @@ Run = str | int  # text, or one sentinel of the corpus
 class Piece:
     """What is left alone or transformed as a whole: a document, or one file of a repository."""
 
-    ids: list[int]
+    ids: Ids
     word: int  # its draws
     is_chosen: bool
     end: int | None  # the id that follows it in the window
@@ -79,38 +80,37 @@ class FillInTheMiddle:
         self._tokenizer = tokenizer
         self._rate, self._spm_rate, self._fragment_rate = rate, spm_rate, fragment_rate
         self._eod = tokenizer.eod
-        self._bytes = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-        self._sentinels = frozenset(tokenizer.special_tokens.values())
+        self._is_sentinel = np.zeros(tokenizer.vocab_size, np.bool_)
+        self._is_sentinel[list(tokenizer.special_tokens.values())] = True
         _check_tokenizer(tokenizer, split_token)
         self._prefix, self._middle, self._suffix, self._pad = (
             tokenizer.special_tokens[name] for name in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD)
         )
         self._split = None if split_token is None else tokenizer.special_tokens[split_token]
 
-    def __call__(
-        self, window: npt.NDArray[np.int64], key: int
-    ) -> tuple[npt.NDArray[np.int64], int]:
+    def __call__(self, window: Ids, key: int) -> tuple[Ids, int]:
         """Transform the documents of a window with the draws of `key`.
 
         Gives as many ids as the window has, and how many of them are not the padding at the end.
         """
-        result: list[int] = []
-        for piece in self._pieces(window.tolist(), key):
-            ids, is_whole = self._fit(piece, len(window) - len(result))
-            result += ids
-            if not is_whole or len(result) == len(window):
+        result = np.full_like(window, self._pad)
+        num_tokens = 0
+        for piece in self._pieces(window, key):
+            ids, is_whole = self._fit(piece, len(window) - num_tokens)
+            result[num_tokens : num_tokens + len(ids)] = ids
+            num_tokens += len(ids)
+            if not is_whole or num_tokens == len(window):
                 break
             if piece.end is not None:
-                result.append(piece.end)
-        num_tokens = len(result)
-        result += [self._pad] * (len(window) - num_tokens)
-        return np.array(result, np.int64), num_tokens
+                result[num_tokens] = piece.end
+                num_tokens += 1
+        return result, num_tokens
 
-    def _pieces(self, ids: list[int], key: int) -> Iterator[Piece]:
-        for number, (document, end) in enumerate(_split_at(ids, self._eod)):
+    def _pieces(self, window: Ids, key: int) -> Iterator[Piece]:
+        for number, (document, end) in enumerate(_split_at(window, self._eod)):
             word = random_word(key, number)
             is_chosen = _happens(random_word(word, CHOSEN), self._rate)
-            if not is_chosen or self._split is None or self._split not in document:
+            if not is_chosen or self._split is None or not np.any(document == self._split):
                 yield Piece(document, word, is_chosen, end)
                 continue
             for place, (fragment, split) in enumerate(_split_at(document, self._split)):
@@ -118,7 +118,7 @@ class FillInTheMiddle:
                 is_cut = _happens(random_word(word_of_fragment, CHOSEN), self._fragment_rate)
                 yield Piece(fragment, word_of_fragment, is_cut, end if split is None else split)
 
-    def _fit(self, piece: Piece, room: int) -> tuple[list[int], bool]:
+    def _fit(self, piece: Piece, room: int) -> tuple[Ids, bool]:
         """Give a piece in at most `room` ids, and whether it is all there: if not, the sample ends with it."""
         num_kept = len(piece.ids)
         if num_kept + NUM_SENTINELS > room:
@@ -132,7 +132,7 @@ class FillInTheMiddle:
             num_kept -= len(transformed) - room
         return piece.ids[:room], len(piece.ids) <= room
 
-    def _transform(self, ids: list[int], word: int) -> list[int] | None:
+    def _transform(self, ids: Ids, word: int) -> Ids | None:
         """Cut ids in three and put them in order; None if they do not hold a whole character."""
         start, stop = self._whole_characters(ids)
         runs = self._decode(ids[start:stop])
@@ -141,45 +141,56 @@ class FillInTheMiddle:
         num_places = sum(map(_num_characters, runs)) + 1
         cuts = (_below(random_word(word, number), num_places) for number in (CUT_1, CUT_2))
         first, second = sorted(cuts)
-        prefix = ids[:start] + self._encode(_slice(runs, 0, first))
-        middle = self._encode(_slice(runs, first, second))
-        suffix = self._encode(_slice(runs, second, num_places)) + ids[stop:]
+        bounds = ((0, first), (first, second), (second, num_places))
+        parts = [_slice(runs, low, high) for low, high in bounds]
+        prefix, middle, suffix = self._encode(parts)
+        prefix, suffix = [ids[:start], *prefix], [*suffix, ids[stop:]]
         if _happens(random_word(word, ORDER), self._spm_rate):
-            return [self._prefix, self._suffix, *suffix, self._middle, *prefix, *middle]
-        return [self._prefix, *prefix, self._suffix, *suffix, self._middle, *middle]
+            return np.concatenate(
+                [[self._prefix, self._suffix], *suffix, [self._middle], *prefix, *middle]
+            )
+        return np.concatenate(
+            [[self._prefix], *prefix, [self._suffix], *suffix, [self._middle], *middle]
+        )
 
-    def _whole_characters(self, ids: list[int]) -> tuple[int, int]:
+    def _whole_characters(self, ids: Ids) -> tuple[int, int]:
         """Give the part of ids[start:stop] without the ids at either end that hold part of a character."""
         start, stop = 0, len(ids)
-        while start < stop and _starts_inside(self._bytes[ids[start]]):
+        while start < stop and _starts_inside(self._bytes(ids[start : start + 1])):
             start += 1
         # A character has at most four bytes, and an id of text at least one.
-        while start < stop and _ends_inside(self._join(ids[max(start, stop - 4) : stop])):
+        while start < stop and _ends_inside(self._bytes(ids[max(start, stop - 4) : stop])):
             stop -= 1
         return start, stop
 
-    def _decode(self, ids: list[int]) -> list[Run] | None:
+    def _decode(self, ids: Ids) -> list[Run] | None:
         """Turn ids into text and sentinels; None if the text is not UTF-8."""
         runs: list[Run] = []
+        start = 0
         try:
-            start = 0
-            for position, token in enumerate(ids):
-                if token in self._sentinels:
-                    runs += [self._join(ids[start:position]).decode(), token]
-                    start = position + 1
-            runs.append(self._join(ids[start:]).decode())
+            for position in np.flatnonzero(self._is_sentinel[ids]).tolist():
+                runs += [self._bytes(ids[start:position]).decode(), int(ids[position])]
+                start = position + 1
+            runs.append(self._bytes(ids[start:]).decode())
         except UnicodeDecodeError:
             return None
         return [run for run in runs if run != ""]
 
-    def _encode(self, runs: list[Run]) -> list[int]:
-        ids: list[int] = []
-        for run in runs:
-            ids += [run] if isinstance(run, int) else self._tokenizer.tokenize(run)
-        return ids
+    def _encode(self, parts: Sequence[list[Run]]) -> list[list[npt.NDArray[np.integer]]]:
+        """Encode the text of each part, run by run."""
+        texts = [run for runs in parts for run in runs if isinstance(run, str)]
+        ids, sizes = self._tokenizer.encode_batch(texts)
+        encoded = iter(np.split(ids, np.cumsum(sizes)[:-1]))
+        return [
+            [np.array([run]) if isinstance(run, int) else next(encoded) for run in runs]
+            for runs in parts
+        ]
 
-    def _join(self, ids: list[int]) -> bytes:
-        return b"".join([self._bytes[token] for token in ids])
+    def _bytes(self, ids: Ids) -> bytes:
+        """Give the bytes of ids, of which sentinels have none."""
+        if self._is_sentinel[ids].any():
+            ids = ids[~self._is_sentinel[ids]]
+        return self._tokenizer.decode_bytes(ids)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, split_token: str | None) -> None:
@@ -204,13 +215,12 @@ def _check_tokenizer(tokenizer: Tokenizer, split_token: str | None) -> None:
             )
 
 
-def _split_at(ids: list[int], separator: int) -> Iterator[tuple[list[int], int | None]]:
+def _split_at(ids: Ids, separator: int) -> Iterator[tuple[Ids, int | None]]:
     """Give the ids before each separator with it, and those after the last with None."""
     start = 0
-    for position, token in enumerate(ids):
-        if token == separator:
-            yield ids[start:position], separator
-            start = position + 1
+    for position in np.flatnonzero(ids == separator).tolist():
+        yield ids[start:position], separator
+        start = position + 1
     yield ids[start:], None
 
 

@@ -53,6 +53,10 @@ class Tokenizer(ABC):
         sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return np.fromiter(itertools.chain(*encoded), np.int32, sizes.sum()), sizes
 
+    def decode_bytes(self, ids: npt.NDArray[np.integer]) -> bytes:
+        """Give the bytes of ids [n] of text: `token_bytes` of all of them. What a sentinel gives is not said."""
+        return b"".join([self.token_bytes(token) for token in ids.tolist()])
+
     def tokenize(self, text: str) -> list[int]:
         """Encode one text; nothing is added at its ends."""
         return self.tokenize_batch([text])[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from megatron.errors import DataError
@@ -107,6 +108,11 @@ class JsonTokenizer(Tokenizer):
         spelling = {number: token for token, number in self.special_tokens.items()}
         tokens = [spelling.get(number) or self._package.id_to_token(number) for number in ids]
         return self._package.decoder.decode(tokens)
+
+    def decode_bytes(self, ids: npt.NDArray[np.integer]) -> bytes:
+        if self._encoder is not None:
+            return self._encoder.decode(ids)
+        return super().decode_bytes(ids)
 
     def _make_encoder(self, definition: Json) -> BytePairEncoder | None:
         """Make the fast encoder; None, and a line that says why, where only the package serves this definition."""

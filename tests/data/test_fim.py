@@ -380,3 +380,15 @@ def test_tokenizer_that_changes_text_is_refused(tokenizer_file, tmp_path):
     changed.save(str(path))
     with pytest.raises(ConfigError, match="keeps every byte"):
         FillInTheMiddle(build_tokenizer(TokenizerConfig(tokenizer_file=str(path))), rate=0.5)
+
+
+def test_a_tokenizer_without_the_fast_encoder_gives_the_same_samples(tokenizer_file, corpus):
+    fast, slow = (
+        build_tokenizer(TokenizerConfig(tokenizer_file=str(tokenizer_file))) for _ in "ab"
+    )
+    slow._encoder = None  # as for a definition that csrc/ does not serve
+    one, other = (FillInTheMiddle(made, rate=0.9) for made in (fast, slow))
+    for key in range(30):
+        window = corpus[700 * key : 700 * key + 701]
+        (ids, num_tokens), (ids_of_slow, num_tokens_of_slow) = one(window, key), other(window, key)
+        assert np.array_equal(ids, ids_of_slow) and num_tokens == num_tokens_of_slow
