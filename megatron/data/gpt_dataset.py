@@ -90,6 +90,11 @@ class GPTDataset:
             loss_mask[tokens == self._eod_without_loss] = 0.0
         return Sample(tokens=tokens, labels=labels, loss_mask=loss_mask)
 
+    def window(self, index: int) -> list[range]:
+        """Give where the seq_length + 1 tokens of sample `index` lie in the token file, before FIM."""
+        start = self.window_start(index)
+        return self.tokens.pieces(start, start + self._seq_length + 1)
+
     def window_start(self, index: int) -> int:
         """Give where the window of sample `index` starts in `tokens`."""
         if index < 0:

@@ -85,6 +85,7 @@ class RunSaver:
         state: dict[str, Any] = {
             "iteration": progress.iteration,
             "consumed_samples": progress.consumed_samples,
+            "world_size": dist.get_world_size(),  # for people, and to trace samples to ranks
             "optimizer_steps": self._tensors.optimizer.num_steps,
             "loss_scale": self._tensors.loss_scale.state(),
             "schedule": dataclasses.asdict(self._tensors.schedule),

@@ -13,6 +13,7 @@ from megatron.optimizer.schedule import Schedule
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import plan_start
 from megatron.training.run_state import RunTensors, Start, restore
+from megatron.training.trace import RunRecord, samples_of_step
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 LAYOUT = "--tensor-model-parallel-size 2 --hidden-dropout 0.1 --attention-dropout 0.1"
@@ -71,6 +72,12 @@ def test_run_keeps_everything_an_export_needs(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"iter_0000002", "iter_0000004", "tokenizer", "metrics.jsonl", "tensorboard"} <= names
     assert (trained / "latest_checkpointed_iteration.txt").read_text().strip() == "4"
+
+
+def test_run_keeps_everything_a_trace_needs(trained):
+    record = RunRecord.open(trained, 3)
+    assert record.folder == trained / "iter_0000004"
+    assert samples_of_step(record, 3, rank=0, world_size=None) == list(range(16, 24))
 
 
 def test_a_complete_run_starts_and_ends_without_a_step(world, corpus, trained):

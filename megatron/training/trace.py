@@ -1,0 +1,207 @@
+"""Which samples a step of a run took, and the documents they were made of.
+
+What a run reads follows from its options and from how many samples it has consumed. Both are in its checkpoints, so
+a trace needs their JSON files and the token files: no tensors, no process group, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpoint.layout import (
+    CONFIG_FILE,
+    checkpoint_folder,
+    latest_iteration,
+    read_config,
+    read_state,
+    saved_iterations,
+)
+from megatron.config import Config, from_json
+from megatron.data.build import Datasets, build_datasets
+from megatron.data.gpt_dataset import Dataset
+from megatron.data.sample_order import sample_numbers
+from megatron.data.trace import TracedSample, Tracer
+from megatron.errors import CheckpointError, ConfigError
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
+from megatron.training.batch_schedule import BatchSchedule
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the checkpoints of a run say about one of its steps, or about its end."""
+
+    folder: Path  # the checkpoint whose options count
+    config: Config
+    world_size: int | None  # of the run that wrote it
+    saved: tuple[
+        tuple[int, int], ...
+    ]  # (iteration, consumed samples) of every checkpoint, ascending
+
+    @classmethod
+    def open(cls, path: Path, step: int | None = None) -> RunRecord:
+        """Read a run's folder, or one of its checkpoints, whose options count then for whatever step.
+
+        Of a run's folder, those of the first checkpoint from `step` on count, since a run may have been continued
+        with other options; those of the latest one after that and where no step is asked for. Raises CheckpointError.
+        """
+        is_one = (path / CONFIG_FILE).is_file() and path.name.startswith("iter_")
+        root = path.parent if is_one else path
+        iterations = saved_iterations(root) if root.is_dir() else []
+        latest = None if is_one else latest_iteration(root)
+        if not is_one and latest is None:
+            raise CheckpointError(
+                f"{path} holds no checkpoint: a trace needs the options that a run saves with each; give the folder "
+                "that a run had as --save, or one of its iter_ folders"
+            )
+        later = [number for number in iterations if step is not None and number >= step]
+        folder = path if is_one else checkpoint_folder(root, min(later, default=latest or 0))
+        state = read_state(folder)
+        try:
+            config = from_json(read_config(folder))
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        states = [read_state(checkpoint_folder(root, number)) for number in iterations]
+        saved = tuple((one["iteration"], one["consumed_samples"]) for one in states)
+        return cls(folder, config, state.get("world_size"), saved)
+
+    def data_parallel_size(self, world_size: int | None) -> int:
+        """Give the number of data-parallel ranks. Raises ConfigError if the run did not record its size."""
+        known = world_size or self.world_size
+        if known is None:
+            raise ConfigError(
+                f"{self.folder} does not say how many processes its run had; add --world-size N"
+            )
+        return self.config.parallel.data_parallel_size(known)
+
+    def batch_of(self, step: int, dp_size: int) -> tuple[int, int]:
+        """Give (samples consumed before a step, its global batch size); steps count from 1.
+
+        Counts on from the last checkpoint before the step. Raises CheckpointError if it does not arrive at the next
+        one, as when the batch size was changed in between.
+        """
+        if step < 1:
+            raise ConfigError(f"--step {step}: steps count from 1")
+        batches = BatchSchedule.create(self.config.training, self.config.global_batch_size(dp_size))
+        iteration, consumed = max((one for one in self.saved if one[0] < step), default=(0, 0))
+        start = iteration
+        while iteration < step - 1:
+            iteration, consumed = iteration + 1, consumed + batches.size(consumed)
+        result = (consumed, batches.size(consumed))
+        following = min((one for one in self.saved if one[0] >= step), default=None)
+        while following is not None and iteration < following[0]:
+            iteration, consumed = iteration + 1, consumed + batches.size(consumed)
+        if following is not None and consumed != following[1]:
+            raise CheckpointError(
+                f"{self.folder}: from step {start} to {following[0]} the run consumed samples up to {following[1]}, "
+                f"and its options make it {consumed}: its batch size was changed in between, so the samples of step "
+                f"{step} cannot be told. Give --sample, or --load a checkpoint of the same options"
+            )
+        return result
+
+
+def dp_rank_of(config: Config, rank: int, dp_size: int) -> int:
+    """Give the data-parallel rank of a process: ranks count through tensor, data, then pipeline parallel."""
+    num_processes = config.parallel.model_parallel_size * dp_size
+    if not 0 <= rank < num_processes:
+        raise ConfigError(f"--rank {rank}: the run had processes 0 to {num_processes - 1}")
+    return rank // config.parallel.tensor_model_parallel_size % dp_size
+
+
+class RunTrace:
+    """The sets of a run, opened as it opened them, to look up samples in."""
+
+    def __init__(self, record: RunRecord) -> None:
+        """Open the token files. Raises DataError for what is missing, and if an opt-out list is not what it was."""
+        config = record.config
+        self.tokenizer: Tokenizer = build_tokenizer(config.tokenizer)
+        datasets = build_datasets(config.data, self.tokenizer, seed=config.training.seed)
+        if datasets.excluded_sha256 != config.data.exclude_documents_sha256:
+            raise CheckpointError(
+                f"{' '.join(config.data.exclude_documents)}: not the opt-out lists that the run read, by their "
+                f"SHA-256 in {record.folder / CONFIG_FILE}; samples are others with other lists. Give the files "
+                "their old content back"
+            )
+        self._sets = _named_sets(datasets)
+        self._tracers: dict[str, Tracer] = {}
+
+    def trace(self, name: str, sample: int) -> TracedSample:
+        """Trace a sample of a set by number. Raises ConfigError if there is none."""
+        dataset = self._set(name)
+        if sample < 0:
+            raise ConfigError(f"--sample {sample}: samples count from 0")
+        if name not in self._tracers:
+            self._tracers[name] = Tracer(dataset)
+        return self._tracers[name].trace(sample)
+
+    def text(self, name: str, sample: int) -> str:
+        """Give what the model reads of a sample, after fill-in-the-middle, and the last label."""
+        read = self._set(name)[sample]
+        ids = [*read["tokens"].tolist(), int(read["labels"][-1])]
+        return self.tokenizer.detokenize(ids)
+
+    def _set(self, name: str) -> Dataset:
+        if name not in self._sets:
+            raise ConfigError(f"--set {name}: the run has {', '.join(self._sets)}")
+        return self._sets[name]
+
+
+def samples_of_step(
+    record: RunRecord, step: int, *, rank: int | None, world_size: int | None
+) -> list[int]:
+    """Give the training samples of a step: those that one process read, or all, in order of number."""
+    dp_size = record.data_parallel_size(world_size)
+    consumed, size = record.batch_of(step, dp_size)
+    if rank is None:
+        return list(range(consumed, consumed + size))
+    return sample_numbers(
+        consumed,
+        size,
+        micro_batch_size=record.config.training.micro_batch_size,
+        dp_rank=dp_rank_of(record.config, rank, dp_size),
+        dp_size=dp_size,
+    )
+
+
+def to_json(traced: TracedSample, name: str) -> dict[str, Any]:
+    """Give a traced sample as JSON values."""
+    return {
+        "set": name,
+        "sample": traced.sample,
+        "source": traced.source,
+        "documents": [
+            {
+                "dataset": traced.prefix,
+                "document": span.document,
+                "tokens": [span.tokens.start, span.tokens.stop],
+                "first": span.first,
+                "document_tokens": span.num_document_tokens,
+                "provenance": span.provenance,
+            }
+            for span in traced.spans
+        ],
+    }
+
+
+def describe(traced: TracedSample, name: str) -> Iterator[str]:
+    """Give a traced sample as lines for people."""
+    yield f"{name} sample {traced.sample}: {traced.prefix}"
+    for span in traced.spans:
+        part = f"{span.first}-{span.first + len(span.tokens) - 1} of {span.num_document_tokens}"
+        fields = [f"{key}={value}" for key, value in (span.provenance or {}).items()]
+        yield (
+            f"  tokens {span.tokens.start:>6}-{span.tokens.stop - 1:<6} document {span.document} "
+            f"(its tokens {part})  {'  '.join(fields) if fields else 'no provenance'}"
+        )
+
+
+def _named_sets(datasets: Datasets) -> dict[str, Dataset]:
+    """Name the sets as the log of a run does."""
+    tests = {
+        name if name.partition("+")[0] == "test" else f"test/{name}": one
+        for name, one in datasets.test.items()
+    }
+    return {**datasets.valid, **tests, "train": datasets.train}

@@ -1,0 +1,74 @@
+"""tools/verify.py sample: a step is traced to its documents, for people and for programs, without torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron.config import to_json
+from tests.training.corpus import make_corpus
+from tests.training.runs import flags_of, parse
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What a run that saved after two steps of 8 samples leaves, without tensors."""
+    folder = tmp_path_factory.mktemp("run")
+    config = parse(flags_of(make_corpus(folder), folder))
+    iteration = folder / "iter_0000002"
+    iteration.mkdir()
+    (iteration / "config.json").write_text(json.dumps(to_json(config)))
+    state = {"iteration": 2, "consumed_samples": 16, "world_size": 2}
+    (iteration / "state.json").write_text(json.dumps(state))
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    return folder
+
+
+def verify(*arguments):
+    # An import of torch would be an error.
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'verify.py'; import runpy; "
+        "runpy.run_path('tools/verify.py', run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "sample", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_step_of_a_process_for_programs(run):
+    result = verify("--load", run, "--step", 2, "--rank", 1, "--json", "--text")
+    assert result.returncode == 0, result.stderr
+    samples = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [sample["sample"] for sample in samples] == [9, 11, 13, 15]
+    for sample in samples:
+        assert sample["set"] == "train" and sample["text"]
+        assert sample["documents"][0]["dataset"] == str(run / "train")
+        assert [span["tokens"][0] for span in sample["documents"]] == [
+            0,
+            *(span["tokens"][1] for span in sample["documents"][:-1]),
+        ]
+        assert sample["documents"][-1]["tokens"][1] == 33
+
+
+def test_sample_for_people(run):
+    result = verify("--load", run / "iter_0000002", "--set", "valid", "--sample", 5, 6)
+    assert result.returncode == 0, result.stderr
+    assert f"valid sample 5: {run / 'valid'}\n  tokens      0-" in result.stdout
+    assert "no provenance" in result.stdout
+    assert f"2 samples, with the options of {run / 'iter_0000002'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step", 1, "--set", "valid"], "give --sample"),
+        (["--sample", 1, "--rank", 0], "--rank says who read the samples of a --step"),
+        (["--step", 1, "--rank", 2], "the run had processes 0 to 1"),
+        ([], "one of the arguments --step --sample is required"),
+    ],
+)
+def test_mistakes_are_one_line(run, arguments, message):
+    result = verify("--load", run, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
