@@ -23,8 +23,11 @@ def main() -> None:
         record = json.loads(line)
         if "validation" in record:
             losses.setdefault(record["validation"], []).append(record["lm_loss"])
-    if len(losses) < 2:
-        sys.exit(f"validated on {sorted(losses)}; two languages were expected")
+    languages = {name.removesuffix("+fim") for name in losses}
+    if len(languages) < 2 or len(losses) != 2 * len(languages):
+        sys.exit(
+            f"validated on {sorted(losses)}; two languages were expected, without FIM and with it"
+        )
     for name, values in losses.items():
         drop = values[0] - values[-1]
         if drop < SMALLEST_DROP:

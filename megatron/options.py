@@ -436,6 +436,10 @@ class DataConfig:
     fragment_fim_rate: float = option(
         0.5, "with --fim-split-sample: part of the files permuted", minimum=0.0, maximum=1.0
     )
+    eval_fim: Literal["both", "with", "without"] = option(
+        "both",
+        "with --fim-rate: validate and test each set NAME without FIM, with it as NAME+fim, or both",
+    )
 
     def check(self) -> None:
         require(

@@ -19,7 +19,7 @@ from megatron.data.gpt_dataset import Dataset, GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset, idx_path
 from megatron.data.split import DataPlan, SourceGroup, read_data_options
 from megatron.data.token_range import TokenRange
-from megatron.errors import DataError
+from megatron.errors import ConfigError, DataError
 from megatron.logging import get_logger
 from megatron.options import DataConfig
 from megatron.tokenizer.interface import Tokenizer
@@ -28,6 +28,7 @@ logger = get_logger(__name__)
 
 NUM_CHECKED_TOKENS = 1 << 16  # at either end of a file
 NUM_CHECKED_DOCUMENTS = 16
+FIM_SUFFIX = "+fim"  # of the name of a set that is evaluated with fill-in-the-middle
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,9 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Da
         config.exclude_documents, files, skipped=config.exclude_documents_skip
     )
     builder = _Builder(config, tokenizer, seed, files, excluded)
-    train = builder.build(plan.train)
-    assert train is not None  # never by default
-    valid = {group.name: builder.build(group) for group in plan.valid}
-    test = {group.name: builder.build(group) for group in plan.test}
-    return Datasets(train, _present(valid), _present(test), excluded.sha256)
+    (train,) = builder.build(plan.train, [builder.fim])
+    valid, test = builder.build_evaluated(plan.valid), builder.build_evaluated(plan.test)
+    return Datasets(train, valid, test, excluded.sha256)
 
 
 def _open_all(plan: DataPlan, tokenizer: Tokenizer) -> dict[str, IndexedDataset]:
@@ -93,9 +92,9 @@ class _Builder:
         self._seed = seed
         self._files = files
         self._excluded = excluded
-        self._fim = None
+        self.fim = None
         if config.fim_rate > 0:
-            self._fim = FillInTheMiddle(
+            self.fim = FillInTheMiddle(
                 tokenizer,
                 rate=config.fim_rate,
                 spm_rate=config.fim_spm_rate,
@@ -103,9 +102,28 @@ class _Builder:
                 fragment_rate=config.fragment_fim_rate,
             )
 
-    def build(self, group: SourceGroup) -> Dataset | None:
-        """Make one set; None if it is there by default only and its documents do not fill a sample."""
-        datasets: list[GPTDataset] = []
+    def build_evaluated(self, groups: Sequence[SourceGroup]) -> dict[str, Dataset]:
+        """Make sets by name; with --fim-rate, as --eval-fim says, the same samples without FIM and with it."""
+        variants: dict[str, FillInTheMiddle | None] = {"": None}
+        if self.fim is not None and self._config.eval_fim == "with":
+            variants = {FIM_SUFFIX: self.fim}
+        elif self.fim is not None and self._config.eval_fim == "both":
+            variants[FIM_SUFFIX] = self.fim
+        sets: dict[str, Dataset] = {}
+        for group in groups:
+            made = self.build(group, list(variants.values()))
+            for suffix, dataset in zip(variants, made, strict=False):  # none was made of too little
+                name = group.name + suffix
+                if name in sets:
+                    raise ConfigError(
+                        f"{name} would name two sets, since {FIM_SUFFIX} marks a set read with FIM; rename one of them"
+                    )
+                sets[name] = dataset
+        return sets
+
+    def build(self, group: SourceGroup, fims: Sequence[FillInTheMiddle | None]) -> list[Dataset]:
+        """Make one set with each of fims; none if it is there by default only and is less than one sample."""
+        sources: list[tuple[IndexedDataset, range, str]] = []
         weights: list[Fraction] = []
         for source, name in zip(group.sources, _source_names(group), strict=True):
             indexed = self._files[source.prefix]
@@ -119,21 +137,26 @@ class _Builder:
                     source.prefix,
                 )
                 continue
-            datasets.append(self._dataset(indexed, documents, name))
+            sources.append((indexed, documents, name))
             weights.append(source.weight)
-        _log_sources(datasets, weights)
-        if len(datasets) < 2:
-            return datasets[0] if datasets else None
-        return BlendedDataset(datasets, weights, group.name)
+        if not sources:
+            return []
+        made = [[self._dataset(*source, fim) for source in sources] for fim in fims]
+        _log_sources(made[0], weights)
+        if len(sources) == 1:
+            return [datasets[0] for datasets in made]
+        return [BlendedDataset(datasets, weights, group.name) for datasets in made]
 
-    def _dataset(self, indexed: IndexedDataset, documents: range, name: str) -> GPTDataset:
+    def _dataset(
+        self, indexed: IndexedDataset, documents: range, name: str, fim: FillInTheMiddle | None
+    ) -> GPTDataset:
         return GPTDataset(
             indexed,
             documents,
             seq_length=self._config.seq_length,
             seed=self._seed,
             name=name,
-            fim=self._fim,
+            fim=fim,
             eod_without_loss=self._tokenizer.eod if self._config.eod_mask_loss else None,
             excluded=self._excluded.of(indexed.prefix),
         )
@@ -158,7 +181,8 @@ def _check_ends(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
             return
     logger.info(
         "%s: its documents do not end with the end-of-document token (id %d): the model cannot learn to stop, and "
-        "fill-in-the-middle takes all of a sample as one document; preprocess with --append-eod",
+        "fill-in-the-middle, --reset-position-ids and --reset-attention-mask take all of a sample as one document; "
+        "preprocess with --append-eod",
         indexed.prefix,
         tokenizer.eod,
     )
@@ -199,7 +223,3 @@ def _log_sources(datasets: Sequence[GPTDataset], weights: Sequence[Fraction]) ->
             f"{dataset.num_tokens:,}",
             f"{dataset.samples_per_epoch:,}",
         )
-
-
-def _present(sets: dict[str, Dataset | None]) -> dict[str, Dataset]:
-    return {name: dataset for name, dataset in sets.items() if dataset is not None}

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron.config import Config
+from megatron.data.build import FIM_SUFFIX
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader
 from megatron.kernels.registry import Kernels
@@ -98,7 +99,10 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
         _keep_tokenizer(config, inputs)
     datasets = inputs.datasets
-    tests = {name if name == "test" else f"test/{name}": one for name, one in datasets.test.items()}
+    tests = {
+        name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}": one
+        for name, one in datasets.test.items()
+    }
     return Run(
         config=config,
         parts=_step_parts(config, context, stages, modules, tensors),

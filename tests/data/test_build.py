@@ -167,17 +167,57 @@ def test_fill_in_the_middle_needs_its_tokens(numbers, files):
         build(numbers, train_data_path=(files["a"],), fim_rate=0.5)
 
 
-def test_fill_in_the_middle_reaches_training_and_validation(tokenizer, source_texts, tmp_path):
-    with IndexedDatasetBuilder(tmp_path / "code", np.uint16) as builder:
+@pytest.fixture(scope="module")
+def code(tokenizer, source_texts, tmp_path_factory):
+    """The prefix of real source code."""
+    prefix = tmp_path_factory.mktemp("code") / "code"
+    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
         for text in source_texts:
             builder.add_document([*tokenizer.tokenize(text), tokenizer.eod])
         builder.finalize()
-    path = str(tmp_path / "code")
-    for rate in (0.0, 1.0):
-        sets = build(tokenizer, train_data_path=(path,), valid_data_path=(path,), fim_rate=rate)
-        for dataset in (sets.train, sets.valid["valid"]):
-            middles = [
-                tokenizer.special_tokens["<fim_middle>"] in dataset[index]["tokens"]
-                for index in range(20)
-            ]
-            assert middles.count(True) >= 18 if rate else not any(middles)
+    return str(prefix)
+
+
+def has_fim(dataset, tokenizer):
+    """Say whether samples hold fill-in-the-middle: all but a few, or none at all."""
+    middle = tokenizer.special_tokens["<fim_middle>"]
+    count = sum(middle in dataset[index]["tokens"] for index in range(20))
+    assert count == 0 or count >= 18
+    return count > 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "eval_fim", "expected"),
+    [
+        (0.0, "both", {"valid": False}),
+        (0.0, "with", {"valid": False}),
+        (1.0, "both", {"valid": False, "valid+fim": True}),
+        (1.0, "with", {"valid+fim": True}),
+        (1.0, "without", {"valid": False}),
+    ],
+)
+def test_sets_are_evaluated_with_fill_in_the_middle_and_without(
+    tokenizer, code, rate, eval_fim, expected
+):
+    paths = {f"{part}_data_path": (code,) for part in ("train", "valid", "test")}
+    sets = build(tokenizer, **paths, fim_rate=rate, eval_fim=eval_fim)
+    assert has_fim(sets.train, tokenizer) == (rate > 0)
+    assert {name: has_fim(one, tokenizer) for name, one in sets.valid.items()} == expected
+    assert list(sets.test) == [name.replace("valid", "test") for name in expected]
+
+
+def test_a_set_is_the_same_documents_with_fill_in_the_middle_and_without(tokenizer, code):
+    sets = build(tokenizer, train_data_path=(code,), valid_data_path=(code,), fim_rate=1.0)
+    sentinels = list(tokenizer.special_tokens.values())
+    plain, permuted = (sets.valid[name][3]["tokens"] for name in ("valid", "valid+fim"))
+    # whole tokens come back, whatever their order: all but those at cuts, and those that the sample's end cut off
+    left = np.setdiff1d(permuted, sentinels)
+    assert np.isin(left, plain).mean() > 0.8
+
+
+def test_names_that_fim_would_give_to_two_sets_are_refused(tokenizer, code):
+    groups = tuple(f"{name}: 1 0:1 {code}" for name in ("a", "a+fim"))
+    paths = {"train_data_path": (code,), "valid_weighted_split_paths": groups}
+    with pytest.raises(ConfigError, match=r"a\+fim would name two sets"):
+        build(tokenizer, **paths, fim_rate=0.5)
+    assert list(build(tokenizer, **paths).valid) == ["a", "a+fim"]

@@ -48,9 +48,16 @@ def train_here(rank: int, flags: str) -> str:
     return outcome
 
 
-def read_metrics(save: Path) -> tuple[dict[int, dict], dict[int, float]]:
-    """Give the training lines and the validation losses of a run by step."""
-    lines = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    training = {line["iteration"]: line for line in lines if "validation" not in line}
-    validation = {line["iteration"]: line["lm_loss"] for line in lines if "validation" in line}
+def read_lines(save: Path) -> list[dict]:
+    """Give every line of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_metrics(save: Path, name: str = "valid") -> tuple[dict[int, dict], dict[int, float]]:
+    """Give the training lines and the losses of one validation set by step."""
+    lines = read_lines(save)
+    training = {line["iteration"]: line for line in lines if "grad_norm" in line}
+    validation = {
+        line["iteration"]: line["lm_loss"] for line in lines if line.get("validation") == name
+    }
     return training, validation
