@@ -5,15 +5,17 @@ The caller decides when; nothing here touches a device or a process group.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron.config import Config
+from megatron.data.consumption import Consumption
 from megatron.logging import get_logger
 
 logger = get_logger(__name__)
@@ -111,6 +113,18 @@ class MetricsWriter:
             self._scalar(f"lm-loss-validation/{name}/ppl validation", perplexity, iteration)
         text = " | ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         logger.info(f"validation loss at step {iteration}: {text}")
+
+    def sources(self, iteration: int, sources: Sequence[Consumption]) -> None:
+        """Write one line for each source of a blend: what the run has read of it."""
+        for one in sources:
+            self._write({"iteration": iteration, **dataclasses.asdict(one)})
+            self._scalar(f"data/{one.source}/epochs", one.epochs, iteration)
+        if sources:
+            text = " | ".join(
+                f"{one.source} {one.samples:,} samples, {one.tokens:,} tokens, {one.epochs:.3f} epochs"
+                for one in sources
+            )
+            logger.info(f"read by step {iteration}: {text}")
 
     def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is not None:

@@ -106,6 +106,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     return Run(
         config=config,
         parts=_step_parts(config, context, stages, modules, tensors),
+        dataset=datasets.train,
         loader=_loader(config, datasets.train, context, config.data.num_workers),
         batches=BatchSchedule.create(config.training, global_batch_size),
         validation=_validation(config, datasets.valid, context),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron.config import Config
+from megatron.data.consumption import consumption
+from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader
 from megatron.errors import TrainingError
 from megatron.logging import get_logger
@@ -47,6 +49,7 @@ class Run:
 
     config: Config
     parts: StepParts
+    dataset: Dataset  # what loader reads
     loader: BatchLoader
     batches: BatchSchedule
     validation: Validation
@@ -110,6 +113,7 @@ def train(run: Run) -> Outcome:
                 _log(run, result, clock)
                 progress.interval, clock = Interval(), Clock()
             if progress.iteration % training.eval_interval == 0 or run.is_complete:
+                _log_sources(run)
                 _validate(run, run.validation)
             should_leave = result.should_stop or (
                 training.exit_interval is not None
@@ -169,6 +173,14 @@ def _validate(run: Run, validation: Validation) -> None:
     losses = validation.run(run.parts.pipeline, run.parts.context)
     if run.writer is not None and losses:
         run.writer.validation(run.progress.iteration, losses)
+
+
+def _log_sources(run: Run) -> None:
+    if run.writer is not None:
+        consumed, seq_length = run.progress.consumed_samples, run.parts.seq_length
+        run.writer.sources(
+            run.progress.iteration, consumption(run.dataset, consumed, seq_length=seq_length)
+        )
 
 
 def _log(run: Run, result: StepResult, clock: Clock) -> None:

@@ -17,6 +17,7 @@ def write_metrics(path: Path, num_steps: int = 20) -> Path:
                 {"iteration": step, "validation": name, "lm_loss": start - 0.2 * step, "ppl": 1.0}
             )
         if step:
+            lines.append({"iteration": step, "source": "train/python", "samples": step})
             lines.append({"iteration": step, "lm_loss": 8.2 - 0.2 * step, "grad_norm": 1.0})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

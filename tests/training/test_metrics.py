@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron.config import Config
+from megatron.data.consumption import Consumption
 from megatron.options import CheckpointConfig
 from megatron.training.metrics import (
     Interval,
@@ -88,6 +89,23 @@ def test_throughput_counts_each_gpu():
     assert fields["tflops_per_gpu_full"] == pytest.approx(50.0)
     assert fields["mfu_causal"] == pytest.approx(40e12 / 989e12)
     assert Throughput(1, 1.0, 1.0, peak_flops("cpu", "bfloat16")).fields(1, 1.0)["mfu_full"] is None
+
+
+def test_read_of_each_source_is_a_line_that_says_so(tmp_path):
+    config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    writer = MetricsWriter(config, start_iteration=0)
+    writer.sources(4, [Consumption("train/python", 6, 384, 0.75)])
+    writer.sources(4, [])
+    writer.close()
+    assert _lines(tmp_path / "metrics.jsonl") == [
+        {
+            "iteration": 4,
+            "source": "train/python",
+            "samples": 6,
+            "tokens": 384,
+            "epochs": 0.75,
+        }
+    ]
 
 
 @pytest.mark.parametrize(
