@@ -424,6 +424,10 @@ class DataConfig:
         "single", "samples in the order of their index, which is already a permutation"
     )
     eod_mask_loss: bool = option(False, "no loss where the model reads an end-of-document token")
+    reset_position_ids: bool = option(False, "positions start at 0 again in each document")
+    reset_attention_mask: bool = option(
+        False, "no token attends to another document of its sample; costs less, too"
+    )
     fim_rate: float = option(
         0.0, "part of the documents that are made fill-in-the-middle", minimum=0.0, maximum=1.0
     )

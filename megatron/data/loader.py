@@ -7,7 +7,7 @@ alone, so nothing here is saved. Knows nothing of models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,14 +25,51 @@ class Batch:
     labels: Tensor  # int64 [B, s]
     loss_mask: Tensor  # fp32 [B, s]
     sample_ids: Tensor  # int64 [B], numbers of the samples in the run
+    position_ids: Tensor | None = None  # int64 [B, s], with --reset-position-ids
+    document_starts: Tensor | None = None  # int64 [B, s], with --reset-attention-mask
 
     def to(self, device: torch.device) -> Batch:
-        """Copy what a model computes with to a device; the numbers stay with the host, which derives keys of them."""
+        """Copy what a model computes with to a device.
+
+        Numbers and starts stay with the host, which derives keys and lengths of them.
+        """
+        positions = self.position_ids
         return Batch(
             self.tokens.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.loss_mask.to(device, non_blocking=True),
             self.sample_ids,
+            None if positions is None else positions.to(device, non_blocking=True),
+            self.document_starts,
+        )
+
+
+def document_starts(tokens: Tensor, eod: int) -> Tensor:
+    """Give for each token the position in its sample at which its document starts: int64 [B, s] -> int64 [B, s].
+
+    A document ends with its end-of-document token. One that a sample cuts starts, or ends, with the sample.
+    """
+    positions = torch.arange(1, tokens.size(1))
+    starts = torch.zeros_like(tokens)
+    starts[:, 1:] = torch.where(tokens[:, :-1] == eod, positions, 0)
+    return starts.cummax(dim=1).values
+
+
+@dataclass(frozen=True)
+class DocumentResets:
+    """What starts anew after each end-of-document token in a sample, found in the tokens that are trained on."""
+
+    eod: int
+    positions: bool  # --reset-position-ids
+    attention: bool  # --reset-attention-mask
+
+    def apply(self, batch: Batch) -> Batch:
+        """Add to a batch on the CPU what the options ask for."""
+        starts = document_starts(batch.tokens, self.eod)
+        return replace(
+            batch,
+            position_ids=torch.arange(starts.size(1)) - starts if self.positions else None,
+            document_starts=starts if self.attention else None,
         )
 
 
@@ -47,11 +84,13 @@ class BatchLoader:
         dp_rank: int = 0,
         dp_size: int = 1,
         num_workers: int = 0,
+        resets: DocumentResets | None = None,
     ) -> None:
         """Read from dataset, in num_workers processes or, if 0, in this one. Nothing starts before `batch`.
 
         Without a dataset (a stage in the middle of a pipeline) batches hold sample numbers and no tokens.
         """
+        self._resets = resets
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._dp_rank, self._dp_size = dp_rank, dp_size
@@ -81,7 +120,8 @@ class BatchLoader:
             self._asked = self._numbers(consumed + global_batch_size, global_batch_size)
             self._read_ahead.ask(self._asked)
         tokens, labels, loss_mask = map(torch.from_numpy, arrays)
-        return Batch(tokens, labels, loss_mask, torch.tensor(numbers, dtype=torch.int64))
+        batch = Batch(tokens, labels, loss_mask, torch.tensor(numbers, dtype=torch.int64))
+        return batch if self._resets is None else self._resets.apply(batch)
 
     def close(self) -> None:
         """End the workers; `batch` starts them again."""

@@ -1,24 +1,30 @@
 """Causal attention over [s, b, heads, d], with fewer key/value heads than query heads where they are shared.
 
-Three ways to compute one function; `blocked_attention` is a fourth. None of them expands keys or values to the
-number of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself
-(sdpa, flash). Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
+Three ways to compute one function; `blocked_attention` is a fourth. Keys and values are not expanded to the number
+of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa,
+flash). Where samples hold documents that must not see each other, explicit and sdpa take a mask of all pairs, and
+flash takes the documents one after another, whose cost is the sum of their squared lengths.
+
+Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
 every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first
 head): recomputation and a resumed run repeat it, another tensor parallel size does not.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, head_keys
 
 
@@ -32,7 +38,9 @@ class AttentionDropout:
     seed: int  # for kernels that draw from a generator
 
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionDropout | None], Tensor]
+AttentionFunction = Callable[
+    [Tensor, Tensor, Tensor, AttentionDropout | None, Documents | None], Tensor
+]
 
 
 @contextmanager
@@ -52,11 +60,16 @@ def _seeded(device: torch.device, dropout: AttentionDropout | None) -> Iterator[
 
 
 def explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: AttentionDropout | None,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Attend with the probabilities in memory, softmax in fp32: the reference of the others.
 
-    query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d].
+    query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d]. Without documents each sample is
+    one.
     """
     s, b, n, d = query.shape
     g = key.size(2)
@@ -66,8 +79,11 @@ def explicit_attention(
     values = value.permute(1, 2, 0, 3).reshape(b * g, s, d)
 
     scores = torch.bmm(rows.mul(1.0 / math.sqrt(d)), keys).float().view(b, n, s, s)
-    future = torch.ones(s, s, dtype=torch.bool, device=query.device).triu_(1)
-    probabilities = scores.masked_fill_(future, float("-inf")).softmax(dim=-1)  # fp32
+    if documents is None:
+        hidden = torch.ones(s, s, dtype=torch.bool, device=query.device).triu_(1)
+    else:
+        hidden = ~documents.mask
+    probabilities = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1)  # fp32
     if dropout is not None:
         heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
         keyed = Dropout(dropout.probability, heads.permute(1, 2, 0))
@@ -79,25 +95,74 @@ def explicit_attention(
 
 
 def sdpa_attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: AttentionDropout | None,
+    documents: Documents | None = None,
 ) -> Tensor:
-    """Attend with torch's fused kernels. Shapes as `explicit_attention`."""
+    """Attend with torch's fused kernels. Arguments as `explicit_attention`."""
     s, b, n, d = query.shape
+    if documents is not None:
+        key, value = _expand_heads(key, n), _expand_heads(value, n)
     with _seeded(query.device, dropout):
         context = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
+            attn_mask=None if documents is None else documents.mask,
             dropout_p=0.0 if dropout is None else dropout.probability,
-            is_causal=True,
+            is_causal=documents is None,
             enable_gqa=key.size(2) != n,
         )
     return context.permute(2, 0, 1, 3).reshape(s, b, n * d)  # [b, n, s, d] -> [s, b, n*d]
 
 
+def _expand_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Give every query head its key head: [s, b, g, d] -> [s, b, n, d], a view where one serves all.
+
+    torch's fused kernels that take a mask share no heads: it would leave them for one that keeps all scores.
+    """
+    s, b, g, d = x.shape
+    return x.unsqueeze(3).expand(s, b, g, num_heads // g, d).flatten(2, 3)
+
+
 def flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: AttentionDropout | None,
+    documents: Documents | None = None,
 ) -> Tensor:
-    """Attend with torch's FlashAttention and nothing else. Shapes as `explicit_attention`."""
+    """Attend with torch's FlashAttention and nothing else. Arguments as `explicit_attention`.
+
+    With documents: on a GPU and without dropout only.
+    """
+    if documents is not None:
+        assert dropout is None
+        return _varlen_attention(query, key, value, documents)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa_attention(query, key, value, dropout)
+        return sdpa_attention(query, key, value, dropout, None)
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    s, b, n, d = query.shape
+    causal: dict[str, Any] = {"window_size": (-1, 0)}
+    # Before torch 2.12 there was no such argument, and the kernel shared heads unasked.
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        causal["enable_gqa"] = True
+    offsets, longest = documents.cu_seqlens, documents.max_length
+    context = varlen_attn(
+        query.transpose(0, 1).flatten(0, 1),  # [s, b, n, d] -> [b*s, n, d]
+        key.transpose(0, 1).flatten(0, 1),
+        value.transpose(0, 1).flatten(0, 1),
+        offsets,
+        offsets,
+        longest,
+        longest,
+        **causal,
+    )
+    assert isinstance(context, Tensor)  # it gives more only if asked to
+    return context.view(b, s, n * d).transpose(0, 1).contiguous()  # [b*s, n, d] -> [s, b, n*d]

@@ -1,19 +1,23 @@
 """Causal attention in blocks of queries, made for a CPU's caches and for few key/value heads.
 
-A block's scores never leave the cache, keys after it are not touched, and backward computes the probabilities
-again (as FlashAttention, arXiv 2205.14135, does in other proportions). The query heads of a group are rows of one
-product with their shared key head, which makes multi-query products large. Dropout is keyed, so it is the same
-in every layout; its bits are computed again in backward too. Softmax is in the input's dtype, its sums in fp32.
+A block's scores never leave the cache, keys that none of its queries sees are not touched (those after it, and those
+of documents that ended before it), and backward computes the probabilities again (as FlashAttention, arXiv 2205.14135,
+does in other proportions). The query heads of a group are rows of one product with their shared key head, which makes
+multi-query products large. Dropout is keyed, so it is the same in every layout; its bits are computed again in
+backward too. Softmax is in the input's dtype, its sums in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron.kernels.attention import AttentionDropout
+from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import drop_mask, head_keys, keep_scale
 
 
@@ -30,52 +34,97 @@ def _unfold(x: Tensor, seq_length: int, num_groups: int) -> Tensor:
     return x.permute(2, 0, 1, 3, 4).flatten(2, 3)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of some samples, and the keys that they see among them."""
+
+    samples: slice  # of b*g
+    rows: slice  # of s*(n/g)
+    keys: slice  # of s; the last ones are those of the rows' own positions
+    hidden: Tensor | None  # bool [samples / g, positions, keys]: keys of other documents
+
+    @property
+    def queries(self) -> tuple[slice, slice]:
+        return self.samples, self.rows
+
+    @property
+    def columns(self) -> tuple[slice, slice]:
+        return self.samples, self.keys
+
+
 class _Blocks:
     """The blocks of one call: which rows and keys meet, and with which probabilities."""
 
     def __init__(
-        self, query: Tensor, num_groups: int, row_keys: Tensor | None, probability: float
+        self,
+        query: Tensor,
+        num_groups: int,
+        *,
+        row_keys: Tensor | None,
+        probability: float,
+        documents: Documents | None,
     ) -> None:
-        self.seq_length = query.size(0)
+        self.seq_length, self.num_samples = query.shape[:2]
+        self.num_groups = num_groups
         self.heads_per_group = query.size(2) // num_groups
         self.probability = probability
         self.row_keys = row_keys  # int64 [b*g, s*(n/g)]
+        self.documents = documents
         # rows of a block: enough for a fast product, few enough that its scores stay in the cache
         self.size = 32 if self.heads_per_group >= 4 else 64
         future = torch.full((self.size, self.size), float("-inf"), dtype=query.dtype).triu_(1)
         self.future = future.to(query.device).repeat_interleave(self.heads_per_group, dim=0)
 
-    def ranges(self) -> list[tuple[slice, slice]]:
-        """Give (rows, keys) of each block; the last keys of a block are those of its own positions."""
-        ends = range(self.size, self.seq_length + self.size, self.size)
-        r = self.heads_per_group
-        return [
-            (
-                slice((end - self.size) * r, min(end, self.seq_length) * r),
-                slice(0, min(end, self.seq_length)),
-            )
-            for end in ends
-        ]
+    def __iter__(self) -> Iterator[_Block]:
+        """Give the blocks: of all samples at once, or of one at a time where each has documents of its own."""
+        g, r = self.num_groups, self.heads_per_group
+        starts = None if self.documents is None else self.documents.host_starts
+        parts = [slice(None)] if starts is None else [slice(i, i + 1) for i in range(len(starts))]
+        for part in parts:
+            samples = part if starts is None else slice(part.start * g, part.stop * g)
+            for begin in range(0, self.seq_length, self.size):
+                end = min(begin + self.size, self.seq_length)
+                first = 0 if starts is None else int(starts[part, begin])
+                hidden = None
+                if starts is not None and starts[part, end - 1] > first:
+                    assert self.documents is not None
+                    positions = torch.arange(first, end, device=self.documents.device)
+                    hidden = self.documents.starts[part, begin:end, None] > positions
+                yield _Block(samples, slice(begin * r, end * r), slice(first, end), hidden)
 
-    def softmax(self, query: Tensor, key: Tensor) -> Tensor:
+    def softmax(self, query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
         """Give the probabilities of a block before dropout, [b*g, rows, keys]."""
         scores = torch.bmm(query, key.transpose(1, 2))
         num_positions = query.size(1) // self.heads_per_group
         scores[:, :, -num_positions:] += self.future[: query.size(1), :num_positions]
+        if hidden is not None:
+            b, r = len(hidden), self.heads_per_group
+            by_position = scores.view(b, self.num_groups, num_positions, r, key.size(1))
+            by_position.masked_fill_(hidden[:, None, :, None], float("-inf"))
         return torch.softmax(scores, dim=-1, out=scores)
 
-    def drop(self, x: Tensor, rows: slice) -> Tensor:
+    def drop(self, x: Tensor, block: _Block) -> Tensor:
         """Drop from a block and scale the rest, as a new tensor; x itself without dropout."""
         if self.row_keys is None:
             return x
-        dropped = drop_mask(self.row_keys[:, rows], x.size(2), self.probability)
+        dropped = drop_mask(
+            self.row_keys[block.queries],
+            x.size(2),
+            self.probability,
+            first_channel=block.keys.start,
+        )
         return x.mul(keep_scale(self.probability)).masked_fill_(dropped, 0.0)
 
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dropout: AttentionDropout | None,
+        documents: Documents | None,
     ) -> Tensor:
         s, b, n, d = query.shape
         g = key.size(2)
@@ -83,20 +132,28 @@ class _BlockedAttention(torch.autograd.Function):
         if dropout is not None:
             heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
             row_keys = _fold(heads.unsqueeze(-1), g).squeeze(-1)
-        blocks = _Blocks(query, g, row_keys, 0.0 if dropout is None else dropout.probability)
+        blocks = _Blocks(
+            query,
+            g,
+            row_keys=row_keys,
+            probability=0.0 if dropout is None else dropout.probability,
+            documents=documents,
+        )
         queries = _fold(query * d**-0.5, g)
         keys, values = _fold(key, g), _fold(value, g)  # [b*g, s, d]
         out = torch.empty_like(queries)
-        for rows, columns in blocks.ranges():
-            probabilities = blocks.softmax(queries[:, rows], keys[:, columns])
-            out[:, rows] = torch.bmm(blocks.drop(probabilities, rows), values[:, columns])
+        for block in blocks:
+            probabilities = blocks.softmax(
+                queries[block.queries], keys[block.columns], block.hidden
+            )
+            out[block.queries] = torch.bmm(blocks.drop(probabilities, block), values[block.columns])
         ctx.save_for_backward(queries, keys, values)
         ctx.blocks = blocks
         ctx.shape = (s, b, g, d)
         return _unfold(out, s, g).reshape(s, b, n * d).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
         s, b, g, d = ctx.shape
@@ -105,27 +162,32 @@ class _BlockedAttention(torch.autograd.Function):
         # fp32 sums over blocks, whatever the dtype
         key_grad = torch.zeros_like(keys, dtype=torch.float32)
         value_grad = torch.zeros_like(values, dtype=torch.float32)
-        for rows, columns in blocks.ranges():
-            query, key = queries[:, rows], keys[:, columns]
-            probabilities = blocks.softmax(query, key)
-            kept = blocks.drop(probabilities, rows)
-            value_grad[:, columns] += torch.bmm(kept.transpose(1, 2), grad[:, rows])
-            kept_grad = torch.bmm(grad[:, rows], values[:, columns].transpose(1, 2))
+        for block in blocks:
+            query, key = queries[block.queries], keys[block.columns]
+            probabilities = blocks.softmax(query, key, block.hidden)
+            kept = blocks.drop(probabilities, block)
+            value_grad[block.columns] += torch.bmm(kept.transpose(1, 2), grad[block.queries])
+            kept_grad = torch.bmm(grad[block.queries], values[block.columns].transpose(1, 2))
             score_grad = torch.ops.aten._softmax_backward_data(
-                blocks.drop(kept_grad, rows), probabilities, -1, probabilities.dtype
+                blocks.drop(kept_grad, block), probabilities, -1, probabilities.dtype
             )
-            query_grad[:, rows] = torch.bmm(score_grad, key)
-            key_grad[:, columns] += torch.bmm(score_grad.transpose(1, 2), query)
+            query_grad[block.queries] = torch.bmm(score_grad, key)
+            key_grad[block.columns] += torch.bmm(score_grad.transpose(1, 2), query)
         return (
             _unfold(query_grad.mul_(d**-0.5), s, g),
             _unfold(key_grad.to(keys.dtype), s, g),
             _unfold(value_grad.to(values.dtype), s, g),
             None,
+            None,
         )
 
 
 def blocked_attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout: AttentionDropout | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: AttentionDropout | None,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Attend block by block: query [s, b, n, d], key and value [s, b, g, d], g dividing n -> [s, b, n*d]."""
-    return _BlockedAttention.apply(query, key, value, dropout)
+    return _BlockedAttention.apply(query, key, value, dropout, documents)

@@ -46,13 +46,16 @@ def head_keys(rows: Tensor, first_head: int, num_heads: int) -> Tensor:
     return _mix_(rows.unsqueeze(-1) + heads.mul_(_GAMMA))
 
 
-def drop_mask(row_keys: Tensor, num_channels: int, probability: float) -> Tensor:
-    """Say what is dropped: row_keys int64 [...] -> bool [..., num_channels], true = dropped."""
-    num_words = -(-num_channels // 4)
-    counter = torch.arange(1, num_words + 1, device=row_keys.device).mul_(_GAMMA)
-    bits = _mix_(row_keys.unsqueeze(-1) + counter).view(torch.int16)  # [..., 4 num_words]
+def drop_mask(
+    row_keys: Tensor, num_channels: int, probability: float, *, first_channel: int = 0
+) -> Tensor:
+    """Say what is dropped of num_channels channels: row_keys int64 [...] -> bool [..., c], true = dropped."""
+    first_word, skipped = divmod(first_channel, 4)
+    end_word = -(-(first_channel + num_channels) // 4)
+    counter = torch.arange(first_word + 1, end_word + 1, device=row_keys.device).mul_(_GAMMA)
+    bits = _mix_(row_keys.unsqueeze(-1) + counter).view(torch.int16)  # [..., 4 words]
     # signed 16-bit numbers start at -2^15
-    return bits[..., :num_channels] < round(probability * _LEVELS) - _LEVELS // 2
+    return bits[..., skipped : skipped + num_channels] < round(probability * _LEVELS) - _LEVELS // 2
 
 
 def keep_scale(probability: float) -> float:

@@ -34,6 +34,7 @@ class Situation:
     dtype: torch.dtype
     head_dim: int
     attention_dropout: float
+    masks_documents: bool = False  # --reset-attention-mask
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Kernels:
 
 
 def _flash_obstacle(situation: Situation) -> str | None:
+    if situation.masks_documents and situation.device_type == "cpu":
+        return "cannot keep documents apart (--reset-attention-mask) on a CPU"
+    if situation.masks_documents and situation.attention_dropout > 0:
+        return "has no --attention-dropout with --reset-attention-mask"
     if situation.device_type == "cpu":
         return "has no dropout on a CPU" if situation.attention_dropout > 0 else None
     if situation.dtype not in (torch.bfloat16, torch.float16):
@@ -101,10 +106,7 @@ _EXPLICIT = AttentionImplementation(
 def select_attention(backend: str, situation: Situation) -> tuple[AttentionImplementation, str]:
     """Choose by --attention-backend and give the reason. ConfigError if the one asked for cannot run."""
     if backend == "auto":
-        # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
-        # the speed of SDPA, which has no fused kernel with dropout on a CPU
-        fastest = _BLOCKED if situation.device_type == "cpu" else _SDPA
-        return fastest, f"fastest on {situation.device_type}: {fastest.benefit}"
+        return _select_fastest(situation)
     implementations = {one.name: one for one in (_SDPA, _FLASH, _BLOCKED, _EXPLICIT)}
     if backend not in implementations:
         raise ConfigError(
@@ -115,6 +117,22 @@ def select_attention(backend: str, situation: Situation) -> tuple[AttentionImple
     if obstacle is not None:
         raise ConfigError(f"--attention-backend {backend} {obstacle}; use --attention-backend auto")
     return chosen, f"asked for: {chosen.benefit}"
+
+
+def _select_fastest(situation: Situation) -> tuple[AttentionImplementation, str]:
+    if situation.device_type == "cpu":
+        # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
+        # the speed of SDPA, which has no fused kernel with dropout on a CPU
+        return _BLOCKED, f"fastest on cpu: {_BLOCKED.benefit}"
+    if not situation.masks_documents:
+        return _SDPA, f"fastest on {situation.device_type}: {_SDPA.benefit}"
+    obstacle = _flash_obstacle(situation)
+    if obstacle is None:
+        return (
+            _FLASH,
+            f"fastest with --reset-attention-mask: {_FLASH.benefit}, document by document",
+        )
+    return _SDPA, f"--reset-attention-mask by a mask of all pairs, slow if long: flash {obstacle}"
 
 
 def choose_kernels(attention_backend: str, situation: Situation) -> Kernels:

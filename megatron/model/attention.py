@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron.kernels.attention import AttentionDropout
+from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import site_keys
 from megatron.kernels.registry import Kernels
 from megatron.model.mlp import output_initial
@@ -129,7 +130,9 @@ class SelfAttention(nn.Module):
             rows=slice(first, first + self.share.num_groups * rows_per_group),
         )
 
-    def forward(self, x: Tensor, keys: DropoutKeys | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, keys: DropoutKeys | None, documents: Documents | None
+    ) -> tuple[Tensor, Tensor | None]:
         """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
         x = self.region.enter(x)  # [s, b, h]
         s, b, _ = x.shape
@@ -150,11 +153,12 @@ class SelfAttention(nn.Module):
                 key,
                 value,
                 dropout,
+                documents,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
         else:
-            context = self.attend(query, key, value, dropout)
+            context = self.attend(query, key, value, dropout, documents)
         return self.dense(context)
 
     def _dropout(self, keys: DropoutKeys | None) -> AttentionDropout | None:

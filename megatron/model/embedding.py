@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate
 
@@ -24,11 +25,17 @@ class PositionEmbedding(nn.Module):
             "weight", shape, Replicate(), Normal(config.init_method_std)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the vectors of x's positions: [s, b, h] or [s/t, b, h], the same shape back."""
+    def forward(self, x: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Add the vectors of x's positions: [s, b, h] or [s/t, b, h], the same shape back.
+
+        position_ids int64 [b, s]; None counts from 0 in each sample.
+        """
         first = self.region.first_position(x.size(0))
+        here = slice(first, first + x.size(0))
         weight = local_tensor(self.weight, self.region.outside_grad)
-        return x + weight[first : first + x.size(0)].unsqueeze(1)
+        if position_ids is None:
+            return x + weight[here].unsqueeze(1)
+        return x + F.embedding(position_ids[:, here].t(), weight)
 
 
 class Embedding(nn.Module):
@@ -59,7 +66,7 @@ class Embedding(nn.Module):
             else None
         )
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, position_ids: Tensor | None) -> Tensor:
         """ids [b, s] -> [s, b, h] or, with sequence parallel, [s/t, b, h]. Collective over tp."""
         assert self.position_embeddings is not None
-        return self.position_embeddings(self.word_embeddings(ids.t().contiguous()))
+        return self.position_embeddings(self.word_embeddings(ids.t().contiguous()), position_ids)

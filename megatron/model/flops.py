@@ -1,7 +1,8 @@
 """Counts that follow from the shape of the model alone: parameters, and floating-point operations a token.
 
 Two conventions are published for attention, and their numbers must not be compared: `full` counts every pair of
-positions (12 L n d s a trained token), `causal` the half that a causal mask leaves. Recomputation is not counted.
+positions (12 L n d s a trained token), `causal` the half that a causal mask leaves, and of it, where documents are
+masked, what lies within one document. Recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class FlopsPerToken:
 
     @property
     def causal(self) -> float:
-        return self.linear + self.head + self.attention_full / 2
+        return self.within_documents(1.0)
+
+    def within_documents(self, share: float) -> float:
+        """Count as `causal` does; share: the documents' squared lengths over the samples', each in sum."""
+        return self.linear + self.head + self.attention_full / 2 * share
 
 
 def flops_per_token(config: ModelConfig, seq_length: int) -> FlopsPerToken:

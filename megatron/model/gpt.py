@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.model.attention import DropoutKeys
@@ -26,11 +27,22 @@ from megatron.parallel.random import derive_key
 
 
 def choose_model_kernels(
-    config: ModelConfig, device: torch.device, compute_dtype: torch.dtype
+    config: ModelConfig,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+    *,
+    masks_documents: bool = False,
 ) -> Kernels:
-    """Choose the operations of a model. ConfigError if --attention-backend asks for what cannot run."""
+    """Choose the operations of a model. ConfigError if --attention-backend asks for what cannot run.
+
+    masks_documents: `forward` will be given document_starts.
+    """
     situation = Situation(
-        device.type, compute_dtype, config.head_dim, attention_dropout=config.attention_dropout
+        device.type,
+        compute_dtype,
+        config.head_dim,
+        attention_dropout=config.attention_dropout,
+        masks_documents=masks_documents,
     )
     return choose_kernels(config.attention_backend, situation)
 
@@ -92,23 +104,35 @@ class GPTModel(nn.Module):
         self.chunks = recompute_chunks(config, len(layers))
 
     def forward(
-        self, x: Tensor, *, sample_ids: Tensor | None = None, labels: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        sample_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_starts: Tensor | None = None,
     ) -> Tensor:
         """Run the stage. Collective over tp.
 
         x: ids int64 [b, s] on the first stage, else hidden states [s, b, h] ([s/t, b, h] with sequence parallel).
         sample_ids: int64 [b], the samples' numbers in the run: they key dropout, and only training with dropout
         needs them. Best on the CPU: with attention dropout the first one is read, which synchronises a GPU.
+        position_ids: int64 [b, s], for the first stage; None counts from 0 in each sample.
+        document_starts: int64 [b, s] on the CPU, for every stage: the position in the sample at which each token's
+        document starts, and before which it attends to nothing. None: each sample is one document.
         Returns hidden states; on the last stage losses fp32 [b, s] if labels [b, s] are given, else logits
         [s, b, v/t].
         """
         keys = self._dropout_keys(x, sample_ids)
+        documents = None
+        if document_starts is not None:
+            documents = Documents.create(document_starts, x.device)
         if self.is_first:
-            x = self.embedding(x)
+            x = self.embedding(x, position_ids)
             if keys is not None and self.config.hidden_dropout > 0.0:
                 rows = site_keys(keys.outside, self.embedding_site)
                 x = Dropout(self.config.hidden_dropout, rows)(x)
-        x = run_layers(list(self.layers.values()), x, keys, self.chunks)
+        x = run_layers(list(self.layers.values()), x, keys, documents, self.chunks)
         if not self.is_last:
             return x
         logits = self._logits(self.final_layernorm(x))

@@ -41,6 +41,14 @@ class Batch(Protocol):
     @property
     def sample_ids(self) -> Tensor: ...  # int64 [B]
 
+    @property
+    def position_ids(self) -> Tensor | None: ...  # int64 [B, s]; None: each sample counts from 0
+
+    @property
+    def document_starts(
+        self,
+    ) -> Tensor | None: ...  # int64 [B, s] on the CPU; None: each sample is one document
+
 
 @dataclass(frozen=True)
 class StageLayers:
@@ -119,9 +127,9 @@ class Pipeline:
         total = torch.zeros((), device=self._context.device)
         (module,) = self._modules
         micro_batches = list(self._split(batch))
-        for number, (tokens, labels, mask, sample_ids) in enumerate(micro_batches, start=1):
+        for number, (tokens, mask, inputs) in enumerate(micro_batches, start=1):
             set_gradient_sync(module, is_last_micro_batch=number == len(micro_batches))
-            losses = module(tokens, labels=labels, sample_ids=sample_ids)
+            losses = module(tokens, **inputs)
             loss = (losses * mask).sum()
             (loss * loss_factor).backward()
             total += loss.detach()
@@ -137,31 +145,39 @@ class Pipeline:
             return self._run_schedule(batch, train=False)
         total = torch.zeros((), device=self._context.device)
         (module,) = self._modules
-        for tokens, labels, mask, sample_ids in self._split(batch):
-            total += (module(tokens, labels=labels, sample_ids=sample_ids) * mask).sum()
+        for tokens, mask, inputs in self._split(batch):
+            total += (module(tokens, **inputs) * mask).sum()
         return total
 
-    def _split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Give tokens, loss mask and `_inputs` of each micro-batch."""
         size = self._shape.micro_batch_size
-        return zip(
-            batch.tokens.split(size),
-            batch.labels.split(size),
-            batch.loss_mask.split(size),
-            batch.sample_ids.split(size),
-            strict=True,
-        )
+        parts = {name: tensor.split(size) for name, tensor in self._inputs(batch).items()}
+        pairs = zip(batch.tokens.split(size), batch.loss_mask.split(size), strict=True)
+        for number, (tokens, mask) in enumerate(pairs):
+            yield tokens, mask, {name: part[number] for name, part in parts.items()}
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Name what the stages of this process read besides tokens or hidden states, a row a sample."""
+        inputs = {"sample_ids": batch.sample_ids}
+        if batch.document_starts is not None:
+            inputs["document_starts"] = batch.document_starts
+        if self._is_first and batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
+        if self._is_last:
+            inputs["labels"] = batch.labels
+        return inputs
 
     def _run_schedule(self, batch: Batch, *, train: bool) -> Tensor:
         schedule = self._schedule(len(batch.sample_ids) // self._shape.micro_batch_size)
         run: Callable[..., object] = schedule.step if train else schedule.eval
         losses: list[Tensor] = []
         args = (batch.tokens,) if self._is_first else ()
-        kwargs: dict[str, Tensor] = {"sample_ids": batch.sample_ids}
+        inputs = self._inputs(batch)
         if self._is_last:
-            kwargs["labels"] = batch.labels
-            run(*args, target=batch.loss_mask, losses=losses, **kwargs)
+            run(*args, target=batch.loss_mask, losses=losses, **inputs)
         else:
-            run(*args, **kwargs)
+            run(*args, **inputs)
         if not losses:
             return torch.zeros((), device=self._context.device)
         return torch.stack([loss.detach() for loss in losses]).sum()

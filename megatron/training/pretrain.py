@@ -11,7 +11,7 @@ from torch import nn
 from megatron.config import Config
 from megatron.data.build import FIM_SUFFIX
 from megatron.data.gpt_dataset import Dataset
-from megatron.data.loader import BatchLoader
+from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.kernels.registry import Kernels
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
@@ -70,7 +70,12 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
     config = inputs.config
     compute_dtype = getattr(torch, config.precision.compute_dtype)
-    kernels = choose_model_kernels(config.model, context.device, compute_dtype)
+    kernels = choose_model_kernels(
+        config.model,
+        context.device,
+        compute_dtype,
+        masks_documents=config.data.reset_attention_mask,
+    )
     for choice in kernels.choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     stages = assign_stages(
@@ -98,7 +103,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
         _keep_tokenizer(config, inputs)
-    datasets = inputs.datasets
+    datasets, resets = inputs.datasets, _document_resets(inputs)
     tests = {
         name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}": one
         for name, one in datasets.test.items()
@@ -107,10 +112,10 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         config=config,
         parts=_step_parts(config, context, stages, modules, tensors),
         dataset=datasets.train,
-        loader=_loader(config, datasets.train, context, config.data.num_workers),
+        loader=_loader(config, datasets.train, context, config.data.num_workers, resets),
         batches=BatchSchedule.create(config.training, global_batch_size),
-        validation=_validation(config, datasets.valid, context),
-        test=_validation(config, tests, context),
+        validation=_validation(config, datasets.valid, context, resets),
+        test=_validation(config, tests, context, resets),
         progress=progress,
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         throughput=_throughput(config, context),
@@ -119,12 +124,15 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
 
 
 def _validation(
-    config: Config, datasets: dict[str, Dataset], context: ParallelContext
+    config: Config,
+    datasets: dict[str, Dataset],
+    context: ParallelContext,
+    resets: DocumentResets | None,
 ) -> Validation:
     """Prepare the validation of some sets; of none with --eval-iters 0."""
     num_batches = config.training.eval_iters
     loaders = {
-        name: _loader(config, dataset, context, config.data.valid_num_workers)
+        name: _loader(config, dataset, context, config.data.valid_num_workers, resets)
         for name, dataset in datasets.items()
         if num_batches > 0
     }
@@ -146,17 +154,34 @@ def _build_stage(
     )
 
 
+def _document_resets(inputs: Inputs) -> DocumentResets | None:
+    data = inputs.config.data
+    if not (data.reset_position_ids or data.reset_attention_mask):
+        return None
+    return DocumentResets(
+        inputs.tokenizer.eod,
+        positions=data.reset_position_ids,
+        attention=data.reset_attention_mask,
+    )
+
+
 def _loader(
-    config: Config, dataset: Dataset, context: ParallelContext, num_workers: int
+    config: Config,
+    dataset: Dataset,
+    context: ParallelContext,
+    num_workers: int,
+    resets: DocumentResets | None,
 ) -> BatchLoader:
-    """Make the loader of one set; a stage in the middle of the pipeline reads nothing."""
+    """Make the loader of one set; a stage in the middle of the pipeline reads only to see where documents end."""
     is_end = context.pp_rank in (0, context.pp_size - 1)
+    needs_documents = resets is not None and resets.attention
     return BatchLoader(
-        dataset if is_end else None,
+        dataset if is_end or needs_documents else None,
         micro_batch_size=config.training.micro_batch_size,
         dp_rank=context.dp_rank,
         dp_size=context.dp_size,
         num_workers=num_workers,
+        resets=resets,
     )
 
 
@@ -209,8 +234,7 @@ def _throughput(config: Config, context: ParallelContext) -> Throughput:
     flops = flops_per_token(config.model, config.data.seq_length)
     return Throughput(
         context.world_size,
-        flops.full,
-        flops.causal,
+        flops,
         peak_flops(name, config.precision.compute_dtype),
     )
 

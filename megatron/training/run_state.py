@@ -170,7 +170,7 @@ def _latest(root: str | None) -> Path | None:
     return None if root is None or iteration is None else checkpoint_folder(Path(root), iteration)
 
 
-# What decides which tokens a sample number stands for, besides the data itself.
+# What decides which tokens a sample number stands for and what is asked of them, besides the data itself.
 SAMPLE_FIELDS = (
     "seq_length",
     "fim_rate",
@@ -178,6 +178,8 @@ SAMPLE_FIELDS = (
     "fim_split_sample",
     "fragment_fim_rate",
     "eod_mask_loss",
+    "reset_position_ids",
+    "reset_attention_mask",
 )
 
 

@@ -30,6 +30,7 @@ class StepResult:
     is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
     is_lost: bool  # skipped, and no lower loss scale can help
     should_stop: bool  # some process was asked to
+    attention_share: float  # squared lengths of documents over those of samples, in sum; 1 without document masks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def train_step(
     if parts.tied_embedding is not None and parts.tied_weight is not None:
         parts.tied_embedding.sum_gradients(parts.tied_weight)
     square_sum = gradient_square_sum(parts.parameters, parts.context.device)
-    num_tokens, total_loss, total_square, num_stops = _reduce(
+    num_tokens, total_loss, total_square, num_stops, num_pairs = _reduce(
         parts.context, batch, loss_sum, square_sum, wants_stop
     )
     learning_rate = parts.schedule.learning_rate(consumed_samples)
@@ -87,23 +88,37 @@ def train_step(
     is_lost = is_skipped and num_tokens > 0 and parts.loss_scale.is_lowest
     if num_tokens > 0:
         parts.loss_scale.update(found_overflow=is_skipped)
-    return StepResult(loss, norm, learning_rate, is_skipped, is_lost, num_stops > 0)
+    attention_share = 1.0
+    if batch.document_starts is not None:
+        attention_share = num_pairs / (num_positions * parts.seq_length)
+    return StepResult(
+        loss, norm, learning_rate, is_skipped, is_lost, num_stops > 0, attention_share
+    )
+
+
+def _squared_lengths(starts: Tensor | None) -> int:
+    """Sum the squares of documents' lengths: starts int64 [B, s] on the CPU."""
+    if starts is None:
+        return 0
+    distances = torch.arange(starts.size(1)) - starts
+    return int((2 * distances + 1).sum())  # 1 + 3 + 5 + … up to the length's square
 
 
 def _reduce(
     context: ParallelContext, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
-) -> tuple[float, float, float, float]:
-    """Sum (tokens with loss, loss, squared gradient norm, stop requests) over the world. Collective.
+) -> list[float]:
+    """Sum (tokens with loss, loss, squared gradient norm, stop requests, squared document lengths) over the world.
 
-    The last stage's tensor parallel processes all know the same loss: each gives its part of it.
+    Collective. The last stage's tensor parallel processes all know the same loss and samples: each gives its part.
     """
-    num_tokens = batch.loss_mask.sum(dtype=torch.float64)
+    num_tokens, num_pairs = batch.loss_mask.sum(dtype=torch.float64), 0
     if context.pp_rank != context.pp_size - 1:
         num_tokens = torch.zeros_like(num_tokens)
-    stop = torch.full((), float(wants_stop), dtype=torch.float64, device=context.device)
-    stats = torch.stack(
-        [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum, stop]
-    )
+    else:
+        num_pairs = _squared_lengths(batch.document_starts)
+    device_sums = [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum]
+    host_sums = torch.tensor([float(wants_stop), num_pairs / context.tp_size], dtype=torch.float64)
+    stats = torch.cat([torch.stack(device_sums), host_sums.to(context.device)])
     dist.all_reduce(stats)
-    tokens, loss, square, stops = stats.tolist()
-    return tokens, loss, square, stops
+    values: list[float] = stats.tolist()
+    return values

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+
+from megatron.model.flops import FlopsPerToken
+
+
+@dataclass
+class Clock:
+    """Time spent in steps since the last log line; validation and saving do not count."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    num_steps: int = 0
+    attention_share: float = 1.0  # mean over the tokens
+    _started: float = field(default=0.0, repr=False)
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def stop(self, tokens: int, attention_share: float) -> None:
+        self.seconds += time.monotonic() - self._started
+        self.tokens += tokens
+        self.num_steps += 1
+        self.attention_share += (attention_share - self.attention_share) * tokens / self.tokens
 
 
 @dataclass(frozen=True)
@@ -10,16 +33,17 @@ class Throughput:
     """What turns tokens a second into FLOP/s, per GPU (or per CPU process)."""
 
     world_size: int
-    flops_per_token_full: float
-    flops_per_token_causal: float
+    flops_per_token: FlopsPerToken
     peak_flops: float | None  # of one device in the compute dtype; None where it is not known
 
-    def fields(self, tokens: int, seconds: float) -> dict[str, float | None]:
-        """Give the speed fields of a metrics line."""
+    def fields(
+        self, tokens: int, seconds: float, attention_share: float
+    ) -> dict[str, float | None]:
+        """Give the speed fields of a metrics line; attention_share as in `FlopsPerToken.within_documents`."""
         rate = tokens / seconds
         rate_per_gpu = rate / self.world_size
-        full = rate_per_gpu * self.flops_per_token_full
-        causal = rate_per_gpu * self.flops_per_token_causal
+        full = rate_per_gpu * self.flops_per_token.full
+        causal = rate_per_gpu * self.flops_per_token.within_documents(attention_share)
         return {
             "tokens_per_second": rate,
             "tokens_per_second_per_gpu": rate_per_gpu,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from megatron.config import Config
@@ -18,29 +18,11 @@ from megatron.training.metrics import Interval, MetricsWriter
 from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
 from megatron.training.step import StepParts, StepResult, train_step
-from megatron.training.throughput import Throughput
+from megatron.training.throughput import Clock, Throughput
 
 logger = get_logger(__name__)
 
 Outcome = Literal["finished", "stopped"]
-
-
-@dataclass
-class Clock:
-    """Time spent in steps since the last log line; validation and saving do not count."""
-
-    seconds: float = 0.0
-    tokens: int = 0
-    num_steps: int = 0
-    _started: float = field(default=0.0, repr=False)
-
-    def start(self) -> None:
-        self._started = time.monotonic()
-
-    def stop(self, tokens: int) -> None:
-        self.seconds += time.monotonic() - self._started
-        self.tokens += tokens
-        self.num_steps += 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def train(run: Run) -> Outcome:
             size = run.batches.size(progress.consumed_samples)
             clock.start()
             result = _step(run, size, wants_stop=signals.received is not None or is_overtime)
-            clock.stop(size * run.parts.seq_length)
+            clock.stop(size * run.parts.seq_length, result.attention_share)
             progress.advance(size)
             progress.interval.add(result.loss, result.is_skipped)
             num_lost = num_lost + 1 if result.is_lost else 0
@@ -196,7 +178,7 @@ def _log(run: Run, result: StepResult, clock: Clock) -> None:
             "grad_norm": result.gradient_norm,
             "learning_rate": result.learning_rate,
             "step_time_s": clock.seconds / clock.num_steps,
-            **run.throughput.fields(clock.tokens, clock.seconds),
+            **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
             "skipped": progress.interval.num_skipped,
         },
         total_iterations=run.total_iterations,

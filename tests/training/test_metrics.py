@@ -8,6 +8,7 @@ import pytest
 
 from megatron.config import Config
 from megatron.data.consumption import Consumption
+from megatron.model.flops import FlopsPerToken
 from megatron.options import CheckpointConfig
 from megatron.training.metrics import (
     Interval,
@@ -15,7 +16,7 @@ from megatron.training.metrics import (
     format_duration,
     truncate_metrics,
 )
-from megatron.training.throughput import Throughput, peak_flops
+from megatron.training.throughput import Clock, Throughput, peak_flops
 
 LINE = {
     "consumed_samples": 8,
@@ -83,12 +84,28 @@ def test_interval_means_over_finite_losses():
 
 
 def test_throughput_counts_each_gpu():
-    fields = Throughput(2, 10e9, 8e9, peak_flops("NVIDIA H200", "bfloat16")).fields(1000, 0.1)
+    flops = FlopsPerToken(linear=4e9, head=2e9, attention_full=4e9)
+    throughput = Throughput(2, flops, peak_flops("NVIDIA H200", "bfloat16"))
+    fields = throughput.fields(1000, 0.1, 1.0)
     assert fields["tokens_per_second"] == 10000
     assert fields["tokens_per_second_per_gpu"] == 5000
     assert fields["tflops_per_gpu_full"] == pytest.approx(50.0)
     assert fields["mfu_causal"] == pytest.approx(40e12 / 989e12)
-    assert Throughput(1, 1.0, 1.0, peak_flops("cpu", "bfloat16")).fields(1, 1.0)["mfu_full"] is None
+    masked = throughput.fields(1000, 0.1, 0.25)  # a quarter of the pairs lies within one document
+    assert masked["tflops_per_gpu_full"] == fields["tflops_per_gpu_full"]
+    assert masked["tflops_per_gpu_causal"] == pytest.approx(32.5)
+    unknown = Throughput(1, flops, peak_flops("cpu", "bfloat16"))
+    assert unknown.fields(1, 1.0, 1.0)["mfu_full"] is None
+
+
+def test_clock_weighs_the_share_of_attention_by_tokens():
+    clock = Clock()
+    clock.start()
+    clock.stop(300, 0.5)
+    clock.start()
+    clock.stop(100, 0.1)
+    assert (clock.tokens, clock.num_steps) == (400, 2)
+    assert clock.attention_share == pytest.approx(0.4)
 
 
 def test_read_of_each_source_is_a_line_that_says_so(tmp_path):

@@ -1,0 +1,139 @@
+"""Documents inside a sample: no kernel lets a token see another one's, values and gradients, in every form it takes."""
+
+import pytest
+import torch
+
+from megatron.errors import ConfigError
+from megatron.kernels.attention import AttentionDropout, explicit_attention, sdpa_attention
+from megatron.kernels.blocked_attention import blocked_attention
+from megatron.kernels.documents import Documents
+from megatron.kernels.dropout import token_keys
+from megatron.kernels.registry import Situation, select_attention
+
+CPU = torch.device("cpu")
+SAMPLES = {  # lengths of the documents of each sample
+    "two samples cut differently": [[5, 1, 1, 9, 3], [19]],
+    "documents of one token": [[1] * 19],
+    "a boundary at either end": [[1, 17, 1], [18, 1], [1, 18]],
+    "blocks that hold none, one and several boundaries": [[70, 3, 2, 75], [33, 100, 17]],
+    "boundaries where blocks meet": [[64, 64, 22], [32, 96, 22]],
+}
+
+
+def starts_of(samples):
+    """Lengths of documents -> the position at which the document of each token starts, [b, s]."""
+    rows = []
+    for lengths in samples:
+        row = []
+        for length in lengths:
+            row += [len(row)] * length
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def by_document(query, key, value, samples):
+    """Attention of each document alone, head by head, in fp64."""
+    s, b, n, d = query.shape
+    out = torch.empty(s, b, n, d, dtype=query.dtype)
+    for sample, lengths in enumerate(samples):
+        begin = 0
+        for length in lengths:
+            here = slice(begin, begin + length)
+            for head in range(n):
+                group = head // (n // key.size(2))
+                scores = query[here, sample, head] @ key[here, sample, group].T / d**0.5
+                future = torch.ones(length, length).triu(1).bool()
+                probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
+                out[here, sample, head] = probabilities @ value[here, sample, group]
+            begin += length
+    return out.reshape(s, b, n * d)
+
+
+def draw(samples, groups, dtype=torch.float64):
+    """Queries, and keys and values as views into one product, as a layer makes them."""
+    s, b = sum(samples[0]), len(samples)
+    generator = torch.Generator().manual_seed(groups)
+    query = torch.randn(s, b, 6, 5, generator=generator, dtype=torch.float64)
+    key_value = torch.randn(s, b, groups, 2, 5, generator=generator, dtype=torch.float64)
+    return query.to(dtype).requires_grad_(), key_value.to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention])
+def test_each_document_is_as_if_alone(function, samples, groups):
+    query, key_value = draw(samples, groups)
+    expected = by_document(query, *key_value.unbind(3), samples)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    (expected * weights).sum().backward()
+
+    mine, shared = draw(samples, groups, torch.float32)
+    actual = function(mine, *shared.unbind(3), None, Documents(starts_of(samples), CPU))
+    assert actual.is_contiguous()
+    (actual * weights).sum().backward()
+    for one, other in ((actual, expected), (mine.grad, query.grad), (shared.grad, key_value.grad)):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
+def test_blocks_drop_what_the_reference_drops(samples, groups):
+    query, key_value = draw(samples, groups)
+    rows = token_keys(torch.arange(len(samples)), torch.arange(sum(samples[0])))
+    dropout = AttentionDropout(0.3, rows, first_head=2, seed=0)
+    documents = Documents(starts_of(samples), CPU)
+    results = []
+    for function in (blocked_attention, explicit_attention):
+        out = function(query, *key_value.unbind(3), dropout, documents)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).double()
+        results.append((out, *torch.autograd.grad((out * weights).sum(), (query, key_value))))
+    # explicit's softmax is in fp32
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
+def test_offsets_lay_the_samples_end_to_end(samples):
+    documents = Documents(starts_of(samples), CPU)
+    lengths = [length for sample in samples for length in sample]
+    assert documents.cu_seqlens.dtype == torch.int32
+    assert documents.cu_seqlens.diff().tolist() == lengths
+    assert documents.cu_seqlens[0] == 0
+    assert documents.max_length == max(lengths)
+
+
+def test_samples_of_one_document_need_no_mask():
+    assert Documents.create(torch.zeros(2, 7, dtype=torch.int64), CPU) is None
+    assert Documents.create(starts_of([[7], [6, 1]]), CPU) is not None
+
+
+def masked(device_type="cuda", dtype=torch.bfloat16, dropout=0.0):
+    return Situation(device_type, dtype, 64, dropout, masks_documents=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "situation", "name", "reason"),
+    [
+        ("auto", masked(), "flash", "document by document"),
+        ("auto", masked(dropout=0.1), "sdpa", "--attention-dropout"),
+        ("auto", masked(dtype=torch.float32), "sdpa", "--bf16"),
+        ("auto", masked("cpu", torch.float32, 0.1), "blocked", "cache"),
+        ("flash", masked(), "flash", "asked for"),
+        ("sdpa", masked(), "sdpa", "asked for"),
+        ("explicit", masked("cpu"), "explicit", "asked for"),
+    ],
+)
+def test_choice_with_document_masks_and_its_reason(backend, situation, name, reason):
+    chosen, said = select_attention(backend, situation)
+    assert chosen.name == name
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("situation", "named"),
+    [(masked("cpu"), "on a CPU"), (masked(dropout=0.1), "--attention-dropout")],
+)
+def test_flash_that_cannot_mask_documents_is_an_error_that_names_both_options(situation, named):
+    with pytest.raises(ConfigError, match="--attention-backend flash") as caught:
+        select_attention("flash", situation)
+    assert named in str(caught.value)
+    assert "--reset-attention-mask" in str(caught.value)
