@@ -26,7 +26,7 @@ from megatron.tokenizer.interface import Tokenizer
 
 logger = get_logger(__name__)
 
-NUM_CHECKED_TOKENS = 1 << 16  # at either end of a file
+NUM_CHECKED_TOKENS = 1 << 14  # at either end of a file
 NUM_CHECKED_DOCUMENTS = 16
 FIM_SUFFIX = "+fim"  # of the name of a set that is evaluated with fill-in-the-middle
 
@@ -164,7 +164,10 @@ class _Builder:
 
 def _check_ids(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
     """Raise DataError if the first or last ids of a file are beyond the vocabulary."""
-    for ids in (indexed.tokens[:NUM_CHECKED_TOKENS], indexed.tokens[-NUM_CHECKED_TOKENS:]):
+    num_tokens = indexed.num_tokens
+    num_checked = min(NUM_CHECKED_TOKENS, num_tokens)
+    for start in (0, num_tokens - num_checked):
+        ids = indexed.read(start, start + num_checked)
         if len(ids) and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
             raise DataError(
                 f"{indexed.prefix} holds ids {ids.min()} to {ids.max()}, and the tokenizer {tokenizer.name} has "
@@ -177,7 +180,7 @@ def _check_ends(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
     """Warn if none of the first documents ends with the end-of-document token."""
     for document in range(min(NUM_CHECKED_DOCUMENTS, indexed.num_documents)):
         start, stop = indexed.document_start(document), indexed.document_start(document + 1)
-        if stop > start and indexed.tokens[stop - 1] == tokenizer.eod:
+        if stop > start and indexed.read(stop - 1, stop)[0] == tokenizer.eod:
             return
     logger.info(
         "%s: its documents do not end with the end-of-document token (id %d): the model cannot learn to stop, and "

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import mmap
-import os
 import shutil
 import struct
 import tempfile
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.checksum import HashedFile, checksum_path, format_checksums, hash_file
+from megatron.data.opened_file import PositionedReader, map_file
 from megatron.data.publish import open_locked, publish, sync
 from megatron.errors import DataError
 
@@ -66,15 +67,15 @@ def idx_path(prefix: str | Path) -> Path:
 class IndexedDataset:
     """A token file opened for reading; costs the same for ten documents as for a billion.
 
-    `tokens` is the whole .bin as one array, so a sample that spans documents is a slice of it. The arrays are views
-    of mapped files: read-only, and those of the .idx unaligned, so searching goes through `bisect`, which touches
-    log N entries, where numpy.searchsorted would copy the array. Pickles as its prefix.
+    Documents lie back to back, so a sample that spans some is one part of `tokens`. Arrays are views of mapped files:
+    read-only, and those of the .idx unaligned, so searching goes through `bisect`, which touches log N entries, where
+    numpy.searchsorted would copy the array. Pickles as its prefix.
     """
 
     def __init__(self, prefix: str | Path) -> None:
         """Open PREFIX.bin and PREFIX.idx; raise DataError if they are missing or do not fit together."""
         self.prefix = str(prefix)
-        index = _map(idx_path(prefix))
+        index = map_file(idx_path(prefix))
         dtype, num_items, num_offsets = _read_header(idx_path(prefix), index)
         position = HEADER.size
         self.dtype = dtype
@@ -83,9 +84,8 @@ class IndexedDataset:
         self.pointers = np.frombuffer(index, "<i8", num_items, position)
         position += 8 * num_items
         self.document_items = np.frombuffer(index, "<i8", num_offsets, position)
-        payload = _map(bin_path(prefix))
-        self._check_ends(len(payload))
-        self.tokens = np.frombuffer(payload, dtype)
+        self._payload = PositionedReader(bin_path(prefix))
+        self._check_ends(self._payload.num_bytes)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str]]:
         return IndexedDataset, (self.prefix,)
@@ -100,7 +100,17 @@ class IndexedDataset:
     @property
     def num_tokens(self) -> int:
         """Count the ids."""
-        return len(self.tokens)
+        return self._payload.num_bytes // self.dtype.itemsize
+
+    @functools.cached_property
+    def tokens(self) -> IdArray:
+        """The whole .bin as one array, mapped when it is first asked for."""
+        return np.frombuffer(map_file(bin_path(self.prefix)), self.dtype)
+
+    def read(self, start: int, stop: int) -> IdArray:
+        """Give tokens[start:stop] without mapping them: for parts that lie anywhere, as samples do."""
+        size = self.dtype.itemsize
+        return np.frombuffer(self._payload.read(start * size, (stop - start) * size), self.dtype)
 
     @property
     def num_documents(self) -> int:
@@ -344,21 +354,6 @@ class IndexedDatasetBuilder:
             ends = position + np.cumsum(sizes)
             index.write((ends - sizes).astype("<i8").tobytes())
             position = int(ends[-1])
-
-
-def _map(path: Path) -> mmap.mmap | bytes:
-    """Map a file for reading; an empty one, which cannot be mapped, as b""."""
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist; a dataset is given by its prefix, the path without .bin and .idx"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype[np.integer], int, int]:

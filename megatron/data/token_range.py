@@ -78,9 +78,7 @@ class TokenRange:
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Give tokens start to stop."""
-        parts = [
-            self.indexed.tokens[piece.start : piece.stop] for piece in self.pieces(start, stop)
-        ]
+        parts = [self.indexed.read(piece.start, piece.stop) for piece in self.pieces(start, stop)]
         if len(parts) == 1:
             return parts[0].astype(np.int64)
         return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, np.int64)
