@@ -57,7 +57,7 @@ def main() -> None:
 
 def show_shuffled(bar: tqdm, num_tokens: int, total: int) -> None:
     """Turn the bar of the reading into one of the shuffling that follows it."""
-    if bar.unit != "token":
+    if bar.total != total:
         bar.reset(total)
         bar.unit = "token"
         bar.set_description("shuffle", refresh=False)

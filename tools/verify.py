@@ -1,17 +1,33 @@
 #!/usr/bin/env python3
-"""Look into what a run has read, without a GPU and without starting anything."""
+"""Check token files, and look into what a run has read; starts nothing and needs no GPU."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
-from megatron.cli import make_parser, parse_known, run_tool
+from tqdm import tqdm
+
+from megatron.cli import (
+    EXIT_USER_ERROR,
+    add_section,
+    make_parser,
+    parse_known,
+    run_tool,
+    section_from,
+)
+from megatron.data.verify_dataset import dataset_files, verify_dataset
 from megatron.errors import ConfigError
+from megatron.options import TokenizerConfig
+from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.trace import RunRecord, RunTrace, describe, samples_of_step, to_json
 
 EXAMPLES = """\
+  are these datasets whole, and made with this tokenizer?
+    python tools/verify.py data data/py_text_document data/cpp_text_document --tokenizer-file tokenizer.json
   which files did process 3 read in step 1200?
     python tools/verify.py sample --load runs/a --step 1200 --rank 3
   the same for programs, and a sample of a validation set by number with its text
@@ -19,12 +35,46 @@ EXAMPLES = """\
     python tools/verify.py sample --load runs/a --set valid --sample 17 --text"""
 
 
-def main() -> None:
+def main() -> int | None:
     parser = make_parser(__doc__ or "", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_data(commands)
     _add_sample(commands)
     args = parse_known(parser, None)
-    args.run(args)
+    return args.run(args)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="check token files: all that is in them, and their checksums",
+        description="Read all files of datasets once: header, sizes, pointers, documents, the range of ids, provenance "
+        "and checksums. One line for each dataset; exit code 2 and a line for each finding if something is wrong.",
+    )
+    parser.add_argument(
+        "prefix", nargs="+", metavar="PREFIX", help="the path of .bin and .idx without these"
+    )
+    add_section(parser, TokenizerConfig, title="tokenizer, to check that ids are of its range")
+    parser.set_defaults(run=_data)
+
+
+def _data(args: argparse.Namespace) -> int:
+    is_given = any(hasattr(args, field.name) for field in dataclasses.fields(TokenizerConfig))
+    vocab_size = None
+    if is_given:
+        vocab_size = build_tokenizer(section_from(args, TokenizerConfig)).vocab_size
+    files = [path for prefix in args.prefix for path in dataset_files(prefix)]
+    total = sum(path.stat().st_size for path in files)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verify") as bar:
+        reports = [
+            verify_dataset(prefix, vocab_size=vocab_size, on_bytes=bar.update)
+            for prefix in args.prefix
+        ]
+    for report in reports:
+        print(report.describe())
+        for finding in report.findings:
+            print(f"  {finding}", file=sys.stderr)
+    return EXIT_USER_ERROR if any(report.findings for report in reports) else 0
 
 
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -89,14 +89,16 @@ def read_checksums(path: Path) -> dict[Path, str]:
     """Give {path of the file: hex} of a checksum file; raise DataError if it is none."""
     digests: dict[Path, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
+    if not text.endswith("\n"):
+        raise DataError(
+            f"{path} is cut short; it should name the files of the dataset, a line each"
+        )
+    for number, line in enumerate(text[:-1].split("\n"), 1):
         match = LINE.fullmatch(line)
         if match is None or "/" in match[2]:
             raise DataError(f"{path}:{number} is not a checksum and the name of a file beside it")
         digests[path.parent / match[2]] = match[1]
-    if not digests:
-        raise DataError(f"{path} is empty; it should name the files of the dataset")
     return digests

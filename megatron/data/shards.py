@@ -6,7 +6,7 @@ Knows nothing of what is in them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,35 +46,31 @@ def split_name(prefix: Path) -> tuple[Path, Shard] | None:
 
 
 def order_shards(prefixes: Sequence[Path]) -> list[Path]:
-    """Put the shards of one dataset in order; DataError if one is missing, doubled, or of another dataset."""
-    found: dict[int, Path] = {}
-    names = [split_name(prefix) for prefix in prefixes]
-    counts = sorted({shard.count for _, shard in filter(None, names)})
-    if len(counts) != 1 or None in names:
+    """Put the shards of one dataset in order; DataError if one is missing, doubled, or of another division."""
+    found: dict[Shard, Path] = {}
+    for prefix in prefixes:
+        split = split_name(prefix)
+        assert split is not None
+        if split[1] in found:
+            raise DataError(f"{prefix} and {found[split[1]]} are the same shard; leave one out")
+        found[split[1]] = prefix
+    counts = sorted({shard.count for shard in found})
+    if len(counts) > 1:
         raise DataError(
-            f"{prefixes[0]} and others are shards of different datasets (of {_join(counts)} shards); merge the "
-            "shards of one at a time"
+            f"{prefixes[0]} is one of {', '.join(map(str, counts[:-1]))} shards, {prefixes[-1]} one of {counts[-1]}; "
+            "merge those of one run of tools/preprocess_data.py"
         )
-    for prefix, (_, shard) in zip(prefixes, filter(None, names), strict=True):
-        if shard.number in found:
-            raise DataError(
-                f"{prefix} and {found[shard.number]} are both shard {shard.number} of {shard.count}; leave one out"
-            )
-        found[shard.number] = prefix
-    missing = [number for number in range(1, counts[0] + 1) if number not in found]
+    wanted = [Shard(number, counts[0]) for number in range(1, counts[0] + 1)]
+    missing = [f"{shard.number}/{shard.count}" for shard in wanted if shard not in found]
     if missing:
         raise DataError(
-            f"{len(missing)} of {counts[0]} shards of {names[0][0]} are missing, among them "  # type: ignore[index]
-            f"{_join(missing[:5])}; run tools/preprocess_data.py --shard {missing[0]}/{counts[0]} and so on"
+            f"{len(missing)} of {counts[0]} shards beside {prefixes[0]} are missing: {', '.join(missing[:5])}"
+            f"{' …' * (len(missing) > 5)}; make them with tools/preprocess_data.py --shard {missing[0]}"
         )
-    return [found[number] for number in sorted(found)]
+    return [found[shard] for shard in wanted]
 
 
 def natural_key(path: Path) -> list[tuple[int, str]]:
     """Give a key that sorts names as people count: part2 before part10."""
     pieces = re.split(r"(\d+)", str(path))
     return [(int(piece), "") if piece.isdigit() else (0, piece) for piece in pieces]
-
-
-def _join(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -1,12 +1,16 @@
 import gzip
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from megatron.data import document_reader
 from megatron.data.document_reader import (
+    CHUNK_BYTES,
+    Part,
     check_inputs,
     load,
     plan_parts,
@@ -144,3 +148,164 @@ def test_plain_text_comes_in_whole_lines(tmp_path):
     assert len(pieces) > 2
     assert "".join(pieces) == text
     assert all(piece.endswith("\n") for piece in pieces[:-1])
+
+
+def random_lines(draw, count):
+    """Lines of very different length, some blank, some with CRLF, the last perhaps without an end."""
+    lines = []
+    for number in range(count):
+        size = draw.choice([0, 1, 5, 40, 40, 400])
+        end = draw.choice(["\n", "\n", "\r\n"])
+        lines.append(json.dumps({"text": f"{number}:" + "x" * size}) + end)
+        lines += ["\n"] * draw.choice([0, 0, 0, 1, 3])
+    content = "".join(lines).encode()
+    return content.rstrip() if draw.random() < 0.5 else content
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("max_records", [None, 2])
+def test_spans_and_shards_of_any_size_hold_every_line_once(
+    tmp_path, monkeypatch, seed, max_records
+):
+    draw = random.Random(seed)
+    monkeypatch.setattr(document_reader, "CHUNK_BYTES", draw.choice([3, 20, 100, 5000]))
+    monkeypatch.setattr(document_reader, "SCAN_BYTES", draw.choice([1, 3, 64]))
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_bytes(random_lines(draw, 20))
+    expected = [
+        json.loads(line)["text"]
+        for path in paths
+        for line in path.read_bytes().split(b"\n")
+        if line.strip()
+    ]
+    assert texts_of(plan_parts(paths), max_records=max_records) == expected
+    for count in (2, 3, 7, 200):
+        shards = [plan_parts(paths, number, count) for number in range(1, count + 1)]
+        found = [text for parts in shards for text in texts_of(parts, max_records=max_records)]
+        assert found == expected
+        size = sum(part.stop - part.start for parts in shards for part in parts)
+        assert size == sum(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_records_before_a_part_are_counted(tmp_path, seed):
+    draw = random.Random(seed)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(random_lines(draw, 30))
+    content = path.read_bytes()
+    starts = [0] + [i + 1 for i, byte in enumerate(content[:-1]) if byte == 10]
+    for start in range(len(content)):
+        part = Part(path, start, len(content))
+        assert part.records_before() == sum(other < start for other in starts)
+
+
+def test_shards_take_compressed_files_whole_and_parquet_by_row_groups(tmp_path):
+    paths = [write(tmp_path / name) for name in ("a.jsonl.gz", "b.parquet", "c.jsonl.zst")]
+    expected = [row["text"] for row in ROWS] * 3
+    for count in (1, 2, 5, 40):
+        shards = [plan_parts(paths, number, count) for number in range(1, count + 1)]
+        assert [text for parts in shards for text in texts_of(parts)] == expected
+        for path in (paths[0], paths[2]):
+            assert sum(part.path == path for parts in shards for part in parts) == 1
+    # Four row groups of 300, 300, 300 and 100 rows.
+    size = paths[1].stat().st_size
+    parts = [Part(paths[1], size * i // 10, size * (i + 1) // 10) for i in range(10)]
+    counts = [len(texts_of([part])) for part in parts]
+    assert counts == [300, 0, 0, 300, 0, 0, 300, 0, 0, 100]
+    assert [part.records_before() for part in parts if texts_of([part])] == [0, 300, 600, 900]
+
+
+def test_a_line_longer_than_many_chunks_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_reader, "CHUNK_BYTES", 1000)
+    long = "x" * 50_000
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{{"text": "{long}"}}\n{{"text": "b"}}')
+    (part,) = plan_parts([tmp_path / "a.jsonl"])
+    chunks = [load(chunk) for chunk in read_chunks(part, ["text"])]
+    assert len(chunks) == 51
+    assert [len(chunk.data) for chunk in chunks if chunk.data] == [14 + 50_013, 13]
+    assert texts_of([part]) == ["a", long, "b"]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    (part,) = plan_parts([path])
+    chunks = list(read_chunks(part, ["text"]))
+    path.write_bytes(LINES[:1000])
+    with pytest.raises(DataError, match="became shorter"):
+        load(chunks[0])
+
+
+def test_fields_are_kept_as_text_and_missing_ones_as_null(tmp_path):
+    rows = [
+        {"text": "a", "repo": "r", "stars": 5, "fork": False, "tags": ["x", "é"], "nested": None},
+        {"text": "b", "repo": None, "stars": 1.5, "nested": {"k": 1}},
+        {"text": 3, "repo": "of a bad record"},
+    ]
+    fields = ("repo", "stars", "fork", "tags", "nested")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        (part,) = plan_parts([tmp_path / name])
+        (chunk,) = read_chunks(part, ["text"], fields)
+        records = parse_chunk(load(chunk), ["text"], fields)
+        assert records.texts["text"] == ["a", "b"]
+        assert records.fields == {
+            "repo": ["r", None],
+            "stars": ["5", "1.5"] if name == "a.jsonl" else ["5.0", "1.5"],
+            "fork": ["false", None],
+            "tags": ['["x","é"]', None],
+            "nested": [None, '{"k":1}'],
+        }
+
+
+def test_a_field_that_is_no_json_value_is_an_error(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "sha": [b"\x00\xff"]}), tmp_path / "a.parquet")
+    (part,) = plan_parts([tmp_path / "a.parquet"])
+    (chunk,) = read_chunks(part, ["text"], ["sha"])
+    with pytest.raises(DataError, match="'sha' holds bytes values"):
+        parse_chunk(chunk, ["text"], ["sha"])
+
+
+def test_parquet_strings_that_are_not_utf8_are_bad_records(tmp_path):
+    raw = pa.array([b"good", b"\xff\xfe", "é".encode()], pa.binary())
+    strings = pa.StringArray.from_buffers(3, *raw.buffers()[1:])
+    pq.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
+    (records,) = read(tmp_path / "a.parquet")
+    assert records.texts["text"] == ["good", "é"]
+    assert [(bad.number, bad.reason) for bad in records.bad] == [(2, "not UTF-8")]
+
+
+def test_rows_of_parquet_come_in_chunks_of_about_a_megabyte(tmp_path):
+    """In one row group of 40 MB, of which no more than a few rows are held."""
+    draw = random.Random(1)
+    texts = [draw.randbytes(10_000).hex() for _ in range(2000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=2000)
+    (part,) = plan_parts([tmp_path / "a.parquet"])
+    sizes = [len(chunk.data) for chunk in read_chunks(part, ["text"]) if len(chunk.data)]
+    assert max(sizes) < 3 * CHUNK_BYTES
+    assert len(sizes) > 20
+
+
+def test_ugly_lines_each_have_a_reason(tmp_path):
+    lines = [
+        (b'{"text": "\xc3\x28"}', "not UTF-8"),
+        (b"\xff\xfe\x00{", "not UTF-8"),
+        (b"\0\0\0", "not JSON"),
+        (b'{"text": "a\0b"}', "not JSON"),
+        (b'{"text": "\\ud800"}', "not JSON"),
+        (b'{"text": "a"} {"text": "b"}', "not JSON"),
+        (b'{"text": NaN}', "not JSON"),
+        (b'"text"', "not a JSON object"),
+        (b'{"text": "cut in the mid', "not JSON, and the file ends in it"),
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(line for line, _ in lines))
+    (records,) = read(tmp_path / "a.jsonl")
+    assert records.texts["text"] == []
+    assert [bad.reason for bad in records.bad] == [reason for _, reason in lines]
+
+
+def test_nul_characters_in_a_string_are_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\u0000b"}\r\n')
+    (records,) = read(tmp_path / "a.jsonl")
+    assert records.texts["text"] == ["a\0b"]

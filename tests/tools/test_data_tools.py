@@ -1,5 +1,6 @@
 """The command lines of tokenizer training, preprocessing and merging, as processes."""
 
+import gzip
 import json
 import os
 import signal
@@ -75,6 +76,53 @@ def test_preprocessing_in_parts_and_merging_equals_preprocessing_at_once(corpus,
         assert Path(f"{merged}{suffix}").read_bytes() == whole.read_bytes()
 
 
+def test_shards_merged_are_the_whole_byte_for_byte(corpus, tmp_path):
+    """Of three files, one of them compressed and whole in one shard, so that another shard is empty."""
+    rows = [json.dumps({"content": f"# {i}\n" + PROGRAM, "repo": f"r{i}"}) for i in range(99)]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode(), 0))
+    inputs = ["--input", corpus / "a.jsonl", tmp_path / "c.jsonl.gz", corpus / "b.jsonl"]
+    inputs += ["--provenance-keys", "repo"]
+    assert preprocess(corpus, *inputs, "--output-prefix", tmp_path / "whole")[0] == 0
+    said = []
+    for number in range(1, 5):
+        options = ["--output-prefix", tmp_path / "s/whole", "--shard", f"{number}/4"]
+        code, out, err = preprocess(corpus, *inputs, *options)
+        assert code == 0
+        said.append("holds no document" in err)
+        assert ("0 records = 0 documents" in out) == said[-1]
+    assert sum(said) == 2
+    merged = tmp_path / "m/whole_content_document"
+    code, out, err = run("merge_datasets", "--input", tmp_path / "s", "--output-prefix", merged)
+    assert (code, err) == (0, "")
+    assert "4 token files, 179 documents" in out
+    for suffix in ("bin", "idx", "provenance.arrow", "sha256"):
+        whole = tmp_path / f"whole_content_document.{suffix}"
+        assert Path(f"{merged}.{suffix}").read_bytes() == whole.read_bytes()
+    code, out, _ = run("verify", "data", merged, "--tokenizer-file", corpus / "tokenizer.json")
+    assert code == 0
+    assert "good; 179 items in 179 documents, 179 rows of repo" in out
+
+
+def test_verify_names_what_is_damaged_and_exits_with_2(corpus, tmp_path):
+    for name in ("a", "b"):
+        options = ["--input", corpus / f"{name}.jsonl", "--output-prefix", tmp_path / name]
+        assert preprocess(corpus, *options)[0] == 0
+    prefixes = [tmp_path / f"{name}_content_document" for name in ("a", "b")]
+    code, out, err = run("verify", "data", *prefixes)
+    assert (code, err) == (0, "")
+    assert out.count(": good; 40 items in 40 documents") == 2
+    path = Path(f"{prefixes[1]}.bin")
+    path.write_bytes(b"\xff\xff" + path.read_bytes()[2:])
+    code, out, err = run("verify", "data", *prefixes, "--tokenizer-file", corpus / "tokenizer.json")
+    assert code == 2
+    assert [line.split(": ")[1].split(";")[0] for line in out.splitlines()] == [
+        "good",
+        "2 found wrong",
+    ]
+    assert "1 ids are not from 0 to 299" in err and "is not what" in err
+    assert err.count("\n") == 2
+
+
 def test_training_ignores_the_order_of_files_and_keeps_to_its_share(corpus, tmp_path):
     for name, files in [("ab", ["a", "b"]), ("ba", ["b", "a"]), ("part", ["a", "b"])]:
         limit = ["--max-bytes", "2"] if name == "part" else []
@@ -106,11 +154,33 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, 
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_disk_that_fills_is_one_line_and_leaves_nothing(corpus, tmp_path):
-    (tmp_path / "long.jsonl").write_text((json.dumps({"content": PROGRAM}) + "\n") * 2000)
-    arguments = ["--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out"]
+@pytest.mark.parametrize("options", [[], ["--shuffle", "--workers", "2"]])
+def test_a_killed_run_publishes_nothing_and_the_next_one_is_whole(corpus, tmp_path, options):
+    line = json.dumps({"content": PROGRAM * 10}) + "\n"
+    (tmp_path / "long.jsonl").write_text("bad\n" + line * 15_000)
+    arguments = [
+        "preprocess_data", "--tokenizer-file", corpus / "tokenizer.json", "--json-keys", "content",
+        "--provenance-keys", "repo", "--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out",
+    ]  # fmt: skip
+    process = start(*arguments, "--chunk-size", "20", *options)
+    assert "skipped" in process.stderr.readline()
+    process.kill()
+    process.communicate(timeout=60)
+    left = sorted(path.name for path in tmp_path.glob("out*"))
+    assert left == [f"out_content_document.{name}.tmp" for name in ("bin", "provenance.arrow")]
+    assert run(*arguments, *options)[0] == 0
+    assert run("verify", "data", tmp_path / "out_content_document")[0] == 0
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("options", [[], ["--shuffle"], ["--provenance-keys", "path"]])
+def test_a_disk_that_fills_is_one_line_and_leaves_nothing(corpus, tmp_path, options):
+    row = json.dumps({"content": PROGRAM, "path": "x" * 200})
+    (tmp_path / "long.jsonl").write_text((row + "\n") * 2000)
+    arguments = ["--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out", *options]
     arguments += ["--json-keys", "content", "--tokenizer-file", corpus / "tokenizer.json"]
-    limit = 'ulimit -f 50; exec "$@"'  # no file over 50 kB, which fails as a full disk does
+    # No file over 50 kB, or 300 kB where it is the side file that must not fit: it fails as a full disk does.
+    limit = f'ulimit -f {300 if "path" in options else 50}; exec "$@"'
     command = [sys.executable, ROOT / "tools/preprocess_data.py", *arguments]
     result = subprocess.run(
         ["bash", "-c", limit, "-", *map(str, command)],
@@ -119,7 +189,7 @@ def test_a_disk_that_fills_is_one_line_and_leaves_nothing(corpus, tmp_path):
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert "not complete" in result.stderr and result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("out*"))
 
@@ -180,7 +250,7 @@ def test_mistakes_of_the_other_tools_are_one_line_and_exit_code_2(
 
 
 def test_help_shows_two_examples_and_needs_no_torch():
-    for tool in ("train_tokenizer", "preprocess_data", "merge_datasets"):
+    for tool in ("train_tokenizer", "preprocess_data", "merge_datasets", "verify"):
         code, out, _ = run(tool, "--help")
         assert code == 0
         assert out.count(f"python tools/{tool}.py") >= 2

@@ -1,0 +1,51 @@
+import hashlib
+import random
+import shutil
+import subprocess
+
+import pytest
+
+from megatron.data.checksum import HashedFile, format_checksums, hash_file, read_checksums
+from megatron.errors import DataError
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path):
+    draw = random.Random(1)
+    pieces = [draw.randbytes(draw.choice([0, 1, 1000, 300_000])) for _ in range(100)]
+    file = HashedFile((tmp_path / "a").open("wb"))
+    for piece in pieces:
+        changed = bytearray(piece)
+        file.write(memoryview(changed))
+        changed[:] = bytes(len(changed))
+    digest = file.hexdigest()
+    file.close()
+    whole = b"".join(pieces)
+    assert (tmp_path / "a").read_bytes() == whole
+    assert digest == hashlib.sha256(whole).hexdigest() == hash_file(tmp_path / "a")
+
+
+def test_an_empty_file_has_a_hash(tmp_path):
+    file = HashedFile((tmp_path / "a").open("wb"))
+    assert file.hexdigest() == hashlib.sha256(b"").hexdigest()
+    file.close()
+
+
+def test_sha256sum_reads_the_checksums(tmp_path):
+    names = ["a.bin", "name with spaces.idx"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    digests = {name: hash_file(tmp_path / name) for name in names}
+    (tmp_path / "a.sha256").write_text(format_checksums(digests))
+    assert read_checksums(tmp_path / "a.sha256") == {tmp_path / n: digests[n] for n in names}
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not installed")
+    subprocess.run(["sha256sum", "-c", "--strict", "a.sha256"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\n", b"0" * 64, b"0" * 63 + b"  a\n", b"0" * 64 + b"  ../a\n"]
+)
+def test_what_is_no_checksum_file_is_an_error(tmp_path, content):
+    (tmp_path / "a.sha256").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.sha256"):
+        read_checksums(tmp_path / "a.sha256")
