@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from megatron.errors import ConfigError
-from megatron.kernels.attention import AttentionDropout, explicit_attention, sdpa_attention
+from megatron.kernels.attention import (
+    AttentionDropout,
+    explicit_attention,
+    flash_attention,
+    sdpa_attention,
+)
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
@@ -137,3 +142,48 @@ def test_flash_that_cannot_mask_documents_is_an_error_that_names_both_options(si
         select_attention("flash", situation)
     assert named in str(caught.value)
     assert "--reset-attention-mask" in str(caught.value)
+
+
+def packed_attention(query, key, value, offsets, offsets_k, longest, longest_k, **options):
+    """What torch's kernel for a GPU says it computes, of [tokens, heads, d]."""
+    assert offsets is offsets_k and longest == longest_k == offsets.diff().max()
+    assert options.pop("window_size") == (-1, 0) and options.pop("enable_gqa", True)
+    assert not options
+    one = [x.unsqueeze(1) for x in (query, key, value)]
+    parts = [
+        explicit_attention(*(x[begin:end] for x in one), None)
+        for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ]
+    return torch.cat(parts).view(query.shape)
+
+
+@pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
+def test_flash_is_handed_the_documents_one_after_another(monkeypatch, samples):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
+    query, key_value = draw(samples, 2, torch.float32)
+    documents = Documents(starts_of(samples), CPU)
+    actual = flash_attention(query, *key_value.unbind(3), None, documents)
+    assert actual.is_contiguous()
+    expected = explicit_attention(query, *key_value.unbind(3), None, documents)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("function", [flash_attention, sdpa_attention, blocked_attention])
+def test_each_document_is_as_if_alone_on_a_gpu(function, groups):
+    device = torch.device("cuda")
+    starts = starts_of([[70, 3, 2, 181], [256]])
+    generator = torch.Generator().manual_seed(groups)
+    inputs = [
+        torch.randn(256, 2, heads, 64, generator=generator).to(device, torch.bfloat16)
+        for heads in (8, groups, groups)
+    ]
+    weights = torch.randn(256, 2, 512, generator=generator).to(device)
+    results = []
+    for one, dtype in ((function, torch.bfloat16), (explicit_attention, torch.float32)):
+        mine = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = one(*mine, None, Documents(starts, device))
+        gradients = torch.autograd.grad((out * weights).sum(), mine)
+        results.append([x.float() for x in (out, *gradients)])
+    torch.testing.assert_close(*results, rtol=2e-2, atol=5e-2)

@@ -21,7 +21,8 @@ CASES = {
     "tensor parallel with dropout": LAYOUT,
     "bf16, distributed optimizer, workers": "--bf16 --use-distributed-optimizer --num-workers 2",
     "fp16 with a loss scale": "--fp16 --initial-loss-scale 1048576 --loss-scale-window 3",
-    "pipeline with dropout": "--pipeline-model-parallel-size 2 --hidden-dropout 0.1",
+    "pipeline with dropout and documents": "--pipeline-model-parallel-size 2 --hidden-dropout 0.1 "
+    "--reset-position-ids --reset-attention-mask",
     "grown batch": "--rampup-batch-size 4 2 24",
 }
 
@@ -101,6 +102,7 @@ def _start(flags: str) -> Start:
         ("--train-iters 8", "decay_samples = 32 in its schedule, this run 64"),
         ("--fim-rate 0", "fim_rate = 0.5, this run 0.0"),
         ("--seq-length 16", "seq_length = 32, this run 16"),
+        ("--reset-attention-mask", "reset_attention_mask = False, this run True"),
     ],
 )
 def test_a_run_that_does_not_fit_its_checkpoint_is_refused(corpus, trained, extra, message):
