@@ -66,9 +66,9 @@ class JsonTokenizer(Tokenizer):
         }
         self.special_tokens = specials
         self.eod = specials[eod]
-        for_encoding = _definition_for_encoding(definition, specials.keys())
-        self._package = _load(for_encoding, name)
-        self._package.encode_special_tokens = True  # do not look for them in text
+        for_encoding = definition_for_encoding(definition, specials.keys())
+        self.package = _load(for_encoding, name)
+        self.package.encode_special_tokens = True  # do not look for them in text
         self._is_byte_level = _is_byte_level(definition)
         self._bytes = token_bytes_of(definition)
         self.vocab_size = len(self._bytes)
@@ -87,13 +87,13 @@ class JsonTokenizer(Tokenizer):
     def tokenize(self, text: str) -> list[int]:
         if self._encoder is not None:
             return self._encoder.encode_batch([text])[0].tolist()
-        return self._package.encode(text, add_special_tokens=False).ids
+        return self.package.encode(text, add_special_tokens=False).ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if self._encoder is not None:
             ids, sizes = self._encoder.encode_batch(texts)
             return [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])] if texts else []
-        encodings = self._package.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.package.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> EncodedBatch:
@@ -106,8 +106,8 @@ class JsonTokenizer(Tokenizer):
             return b"".join([self._bytes[number] for number in ids]).decode("utf-8", "replace")
         # Joining bytes would miss what a decoder does at the ends, such as dropping the first space.
         spelling = {number: token for token, number in self.special_tokens.items()}
-        tokens = [spelling.get(number) or self._package.id_to_token(number) for number in ids]
-        return self._package.decoder.decode(tokens)
+        tokens = [spelling.get(number) or self.package.id_to_token(number) for number in ids]
+        return self.package.decoder.decode(tokens)
 
     def decode_bytes(self, ids: npt.NDArray[np.integer]) -> bytes:
         if self._encoder is not None:
@@ -120,7 +120,7 @@ class JsonTokenizer(Tokenizer):
             if not self._is_byte_level:
                 raise UnsupportedError("a model that is not byte-level")
             encoder = make_encoder(definition, self._bytes)
-            expected = self._package.encode(SELF_CHECK, add_special_tokens=False).ids
+            expected = self.package.encode(SELF_CHECK, add_special_tokens=False).ids
             if encoder.encode_batch([SELF_CHECK])[0].tolist() != expected:
                 raise UnsupportedError("ids that differ from those of the tokenizers package")
         except UnsupportedError as error:
@@ -266,7 +266,7 @@ def add_special_tokens(definition: Json, names: Iterable[str]) -> None:
     added.sort(key=lambda token: token["id"])
 
 
-def _definition_for_encoding(definition: Json, specials: Set[str]) -> Json:
+def definition_for_encoding(definition: Json, specials: Set[str]) -> Json:
     """Copy a definition so that no text encodes to a sentinel and nothing else is added or cut.
 
     Sentinels keep their ids under names out of reach, because removing them would shift the ids of other added

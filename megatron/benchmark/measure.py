@@ -1,0 +1,103 @@
+"""Timing of ours against a peer's, turn by turn in one run, and the table of what came out.
+
+A machine is never quiet: both sides are timed in every round, in turns, and what is reported is the ratio of each
+round, by its median and its extremes, beside the medians of the speeds. Knows nothing of what is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Timed = Callable[[], float]  # does the work once and gives seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: amounts of `unit` a second for ours and a peer."""
+
+    what: str
+    unit: str
+    ours: tuple[float, ...]  # a round each
+    peer_name: str = "-"
+    peer: tuple[float, ...] = ()
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours over the peer's, round by round."""
+        return sorted(a / b for a, b in zip(self.ours, self.peer, strict=True))
+
+    def cells(self) -> tuple[str, ...]:
+        """Give the columns of HEADER."""
+        peer = _speed(statistics.median(self.peer)) if self.peer else ""
+        ratio = ""
+        if self.peer:
+            low, middle, high = self.ratios[0], statistics.median(self.ratios), self.ratios[-1]
+            ratio = f"{_speed(middle)}x ({_speed(low)} to {_speed(high)})"
+        ours = _speed(statistics.median(self.ours))
+        spread = f"{_speed(min(self.ours))} to {_speed(max(self.ours))}"
+        return (self.what, self.unit, ours, spread, self.peer_name, peer, ratio, self.note)
+
+
+HEADER = ("what", "unit", "ours", "spread", "peer", "peer's", "ratio", "note")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one call."""
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def timed(work: Callable[[], object]) -> Timed:
+    """Make a call one that gives its seconds."""
+    return lambda: seconds(work)
+
+
+def measure(
+    what: str,
+    unit: str,
+    amount: float,
+    ours: Timed,
+    peers: dict[str, Timed],
+    *,
+    rounds: int,
+    note: str = "",
+) -> list[Row]:
+    """Time ours and each peer in turns, `rounds` times, and give a row for each peer (or one without).
+
+    amount: how many units of work one call does. Odd rounds take the turns in reverse.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
+    sides = [("ours", ours), *peers.items()]
+    for number in range(rounds):
+        for name, work in reversed(sides) if number % 2 else sides:
+            speeds[name].append(amount / work())
+    mine = tuple(speeds["ours"])
+    if not peers:
+        return [Row(what, unit, mine, note=note)]
+    return [Row(what, unit, mine, name, tuple(speeds[name]), note) for name in peers]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay rows out as a Markdown table that is also read easily as text."""
+    lines = [HEADER, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    laid_out = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]
+    laid_out.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(laid_out)
+
+
+def _speed(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,57 @@
+"""tools/bench.py measures what it names; its figures are not looked at here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools/bench.py"), "data", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("bench") / "text.jsonl"
+    sources = sorted((ROOT / "megatron/data").glob("*.py"))
+    path.write_text("".join(json.dumps({"text": file.read_text()}) + "\n" for file in sources))
+    return str(path)
+
+
+def test_rows_are_measured_and_ids_compared(corpus):
+    result = bench(
+        *("--input", corpus, "--rounds", "1", "--documents", "1000"),
+        *("--only", "encode", "open", "blend", "fim"),
+    )
+    assert result.returncode == 0, result.stderr
+    table = [line.split("|") for line in result.stdout.splitlines()]
+    names = [line[1].strip() for line in table[2:]]
+    for what in (
+        "encode, cold",
+        "preprocess, 2 workers",
+        "open 0.001 M documents",
+        "read at random",
+    ):
+        assert what in names
+    assert {"fill in the middle, 8K, rate 0.5", "load", "load, FIM 0.5, 2 workers"} <= set(names)
+    encoded = next(line for line in table[2:] if line[1].strip() == "encode, cold")
+    assert "ids equal to tokenizers'" in encoded[8]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rounds", "0"], "must be above 0"),
+        (["--bigcode", "nowhere"], "--bigcode nowhere holds no tools/preprocess_data.py"),
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(args, message):
+    result = bench(*args)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1
