@@ -174,15 +174,17 @@ class _Search:
         self._fields = tuple(lines.columns)
         self._num_lines = len(lines.places)
         self._values: list[pa.Array] = []  # of each field, each once
-        # Combinations of the first fields, as code * (values of the next) + value; the rank of one is its new code.
+        # Of each field but the first: which values it has with what came before, as code of that * (its values) + value.
+        # The rank of a combination is the code of it.
         self._combinations: list[npt.NDArray[np.int64]] = []
         codes: npt.NDArray[np.int64] = np.zeros(self._num_lines, np.int64)
-        for column in lines.columns.values():
+        for number, column in enumerate(lines.columns.values()):
             encoded = pa.array(column, pa.utf8()).dictionary_encode(null_encoding="encode")
-            keys = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
-            combinations, codes = np.unique(keys, return_inverse=True)
             self._values.append(encoded.dictionary)
-            self._combinations.append(combinations)
+            codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
+            if number > 0:
+                combinations, codes = np.unique(codes, return_inverse=True)
+                self._combinations.append(combinations)
         _, first = np.unique(codes, return_index=True)
         self._places = np.array(lines.places)[first]  # of each code
         self._is_matched = np.zeros(len(first), bool)
@@ -200,13 +202,13 @@ class _Search:
         return [int(place) for place in self._places[~self._is_matched]]
 
     def _tables(self, provenance: Provenance) -> Iterator[pa.Table]:
-        """Give rows in parts that outnumber the lines: the values are hashed anew for each part."""
+        """Give rows in parts that outnumber the lines by far: their values are hashed anew for each part."""
         batches: list[pa.RecordBatch] = []
         num_rows = 0
         for batch in provenance.batches(self._fields):
             batches.append(batch)
             num_rows += len(batch)
-            if num_rows > 2 * self._num_lines:
+            if num_rows > 4 * self._num_lines:
                 yield pa.Table.from_batches(batches)
                 batches, num_rows = [], 0
         if batches:
@@ -214,24 +216,29 @@ class _Search:
 
     def _rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
         """Give the rows of a table that some line names."""
-        rows: npt.NDArray[np.int64] | None = None
-        codes: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+        rows, codes = _look_up(table.column(self._fields[0]), self._values[0])
         for name, values, combinations in zip(
-            self._fields, self._values, self._combinations, strict=True
+            self._fields[1:], self._values[1:], self._combinations, strict=True
         ):
-            column = table.column(name) if rows is None else table.column(name).take(pa.array(rows))
-            found = pc.index_in(column, value_set=values)  # null where it is none of the values
-            if found.null_count == len(found):
-                return np.empty(0, np.int64)
-            numbers = found.fill_null(-1).to_numpy().astype(np.int64)
-            keys = codes * len(values) + numbers
+            hits, numbers = _look_up(table.column(name).take(pa.array(rows)), values)
+            rows, keys = rows[hits], codes[hits] * len(values) + numbers
             places = np.searchsorted(combinations, keys).clip(max=len(combinations) - 1)
-            (hits,) = np.nonzero((numbers >= 0) & (combinations[places] == keys))
-            rows = hits if rows is None else rows[hits]
-            codes = places[hits]
-        assert rows is not None
+            is_named = combinations[places] == keys
+            rows, codes = rows[is_named], places[is_named]
         self._is_matched[codes] = True
         return rows
+
+
+def _look_up(
+    column: pa.ChunkedArray, values: pa.Array
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give the rows of a column that hold one of some values, and the number of that value for each."""
+    found = pc.index_in(column, value_set=values)  # null where it is none of them
+    if found.null_count == len(found):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    numbers = found.fill_null(-1).to_numpy()
+    (rows,) = np.nonzero(numbers >= 0)
+    return rows, numbers[rows].astype(np.int64)
 
 
 def _names(prefix: str) -> set[str]:
