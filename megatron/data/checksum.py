@@ -28,7 +28,7 @@ def checksum_path(prefix: str | Path) -> Path:
 
 
 class HashedFile:
-    """A file open for writing whose SHA-256 is taken by a thread of its own, at no cost to the writer.
+    """A file that a thread of its own writes and hashes, so that the caller does something else meanwhile.
 
     The thread starts at the first write, so that the caller may fork before.
     """
@@ -39,19 +39,22 @@ class HashedFile:
         self._hash = hashlib.sha256()
         self._pieces: queue.Queue[bytes | None] = queue.Queue(AHEAD)
         self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
 
-    def write(self, piece: bytes | memoryview) -> None:
-        """Append to the file; the piece may be changed afterwards."""
-        kept = bytes(piece)  # copies only what is not bytes
-        self.file.write(kept)
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the file; what is given may be changed afterwards. Raises the OSError of an earlier write."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._hash_pieces, daemon=True)
+            self._thread = threading.Thread(target=self._write_pieces, daemon=True)
             self._thread.start()
-        self._pieces.put(kept)
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        for start in range(0, len(view), PIECE):
+            self._raise_error()
+            self._pieces.put(bytes(view[start : start + PIECE]))
 
     def hexdigest(self) -> str:
         """Give the hash of all that was written; nothing can be written after that."""
         self._end()
+        self._raise_error()
         return self._hash.hexdigest()
 
     def close(self) -> None:
@@ -65,8 +68,18 @@ class HashedFile:
             self._pieces.put(None)
             self._thread.join()
 
-    def _hash_pieces(self) -> None:
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write_pieces(self) -> None:
         while (piece := self._pieces.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                self.file.write(piece)
+            except OSError as error:
+                self._error = error
             self._hash.update(piece)
 
 

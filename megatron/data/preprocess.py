@@ -125,6 +125,7 @@ class Summary:
     documents: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
+    fields: set[str] = field(default_factory=set)  # of provenance that a document has a value for
 
     def describe(self, key: str) -> str:
         """Say in one line what became of every record under a key."""
@@ -218,6 +219,11 @@ def _write(
             summary.documents[key] += len(documents)
             summary.empty[key] += chunk.num_empty[key]
             summary.tokens[key] += len(documents.ids)
+            summary.fields |= {
+                name
+                for name, column in documents.provenance.items()
+                if column.null_count < len(documents)
+            }
         on_read(chunk.num_input_bytes)
     return summary
 
@@ -230,6 +236,11 @@ def _place(chunk: EncodedChunk, record: BadRecord, num_before: Counter[Part]) ->
 
 def _check_summary(summary: Summary, config: PreprocessConfig) -> None:
     if any(summary.documents.values()):
+        for name in set(config.provenance_keys) - summary.fields:
+            logger.warning(
+                "no record has a value for --provenance-keys %s; is it spelled as in the input?",
+                name,
+            )
         return
     counts = summary.describe(config.json_keys[0])
     if config.shard is None:

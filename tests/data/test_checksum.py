@@ -24,6 +24,16 @@ def test_a_file_is_hashed_while_it_is_written(tmp_path):
     assert digest == hashlib.sha256(whole).hexdigest() == hash_file(tmp_path / "a")
 
 
+def test_what_the_disk_refuses_is_raised_by_a_later_write_or_at_the_end():
+    for num_writes in (1, 100):
+        file = HashedFile(open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+        with pytest.raises(OSError, match="No space left"):
+            for _ in range(num_writes):
+                file.write(b"x" * 100)
+            file.hexdigest()
+        file.close()
+
+
 def test_an_empty_file_has_a_hash(tmp_path):
     file = HashedFile((tmp_path / "a").open("wb"))
     assert file.hexdigest() == hashlib.sha256(b"").hexdigest()

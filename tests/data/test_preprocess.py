@@ -1,19 +1,32 @@
+import errno
+import gzip
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from megatron.data import document_reader
+from megatron.data.chunk_encoder import NUM_NAMED
+from megatron.data.document_reader import CHUNK_BYTES
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import keyed_word, random_word
-from megatron.data.preprocess import NUM_NAMED, PreprocessConfig, preprocess
+from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.provenance import Provenance
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.tokenizer.train import train_tokenizer
 
+ROOT = Path(__file__).parents[2]
 rng = random.Random(3)
 WORDS = ["def", "return", "x1", "\u00e9t\u00e9", "<|endoftext|>", "\n    ", "==", "2023", "\r\n"]
 TEXTS = [" ".join(rng.choices(WORDS, k=rng.randint(1, 40))) for _ in range(300)]
@@ -174,6 +187,182 @@ def test_shuffling_is_the_order_of_the_seed(tokenizer, tmp_path):
     assert list(map(bytes, shuffled)) != list(map(bytes, other)) != list(map(bytes, plain))
 
 
+def provenance_of(prefix):
+    """(text without its end, fields) of every document is checked through this: the rows in order."""
+    dataset = IndexedDataset(prefix)
+    provenance = Provenance.open(prefix, num_documents=dataset.num_documents)
+    return [provenance.row(number) for number in range(dataset.num_documents)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_each_document_keeps_what_its_record_says_of_it(tokenizer, tmp_path, shuffle):
+    rows = [
+        {"text": f"text {i}" if i % 5 else "", "doc": f"doc {i}" if i % 3 else "", "path": f"p{i}"}
+        for i in range(60)
+    ]
+    rows[7] |= {"stars": 4}
+    rows[8]["path"] = None
+    source = write_lines(tmp_path / "in.jsonl", [*rows, {"path": "of a bad record"}])
+    config = PreprocessConfig(
+        input=(source,),
+        output_prefix=str(tmp_path / "out"),
+        json_keys=("text", "doc"),
+        provenance_keys=("path", "stars"),
+        shuffle=shuffle,
+        workers=2,
+        chunk_size=7,
+    )
+    summary = preprocess(config, tokenizer)
+    for key in ("text", "doc"):
+        dataset = IndexedDataset(config.prefix_of(key))
+        texts = [tokenizer.detokenize(ids) for ids in dataset]
+        kept = [row for row in rows if row[key]]
+        if shuffle:
+            kept = [kept[i] for i in shuffled_order(len(kept), config.seed)]
+        assert texts == [row[key] for row in kept]
+        assert provenance_of(config.prefix_of(key)) == [
+            {"path": row["path"], "stars": "4" if "stars" in row else None} for row in kept
+        ]
+        assert summary.documents[key] + summary.empty[key] + summary.bad.total() == 61
+
+
+def test_a_field_that_no_record_has_is_said(tokenizer, tmp_path, caplog):
+    with caplog.at_level("WARNING", "megatron"):
+        run(tokenizer, tmp_path, [{"text": "a", "repo": "r"}], provenance_keys=("repo", "licence"))
+    assert [message for message in caplog.messages if "licence" in message] == [
+        "no record has a value for --provenance-keys licence; is it spelled as in the input?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.parquet"])
+def test_bad_records_of_a_shard_are_named_by_their_place_in_the_file(
+    tokenizer, tmp_path, caplog, name
+):
+    rows = [{"text": None if i % 10 == 3 else f"text {i}"} for i in range(100)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if name == "in.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name, row_group_size=9)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    named, counts = [], []
+    for number in range(1, 8):
+        config = PreprocessConfig(
+            input=(str(tmp_path / name),),
+            output_prefix=str(tmp_path / "out"),
+            shard=f"{number}/7",
+            workers=2,
+        )
+        with caplog.at_level("WARNING", "megatron"):
+            summary = preprocess(config, tokenizer)
+        named += [int(m.split(":")[1]) for m in caplog.messages if m.startswith("skipped")]
+        caplog.clear()
+        counts.append(summary.num_read)
+    # Of a compressed file one shard has all, and names the first five.
+    expected = [4 + 10 * i for i in range(10)]
+    assert named == (expected[:NUM_NAMED] if name.endswith("gz") else expected)
+    assert sum(counts) == 100
+
+
+def test_a_strict_shard_stops_at_the_line_of_the_file(tokenizer, tmp_path):
+    lines = ['{"text": "good"}'] * 90
+    lines[80] = "{cut"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    config = PreprocessConfig(
+        input=(str(tmp_path / "in.jsonl"),),
+        output_prefix=str(tmp_path / "out"),
+        shard="3/3",
+        strict=True,
+    )
+    with pytest.raises(DataError, match=r"in\.jsonl:81: not JSON;"):
+        preprocess(config, tokenizer)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_ugly_lines_are_each_accounted_for_with_any_workers(tokenizer, tmp_path):
+    draw = random.Random(5)
+    good = [json.dumps({"text": f"line {i} \u00e9\0"}).encode() for i in range(5)]
+    ugly = [b"", b"  \r", b"\0", b'{"text": "\xff"}', b'{"text": ""}', b'{"text": 1}', b"[1]", b"{"]
+    lines = [draw.choice([*good, *ugly]) for _ in range(3000)]
+    lines.append(b'{"text": "cut in the midd')
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    for options in ({"workers": 1}, {"workers": 3, "chunk_size": 11}):
+        config = PreprocessConfig(
+            input=(str(path),), output_prefix=str(tmp_path / "out"), **options
+        )
+        summary = preprocess(config, tokenizer)
+        count = {line: lines.count(line) for line in set(lines)}
+        assert summary.num_read == len(lines) == 3001
+        assert summary.documents["text"] == sum(count[line] for line in good)
+        assert summary.empty["text"] == count[b'{"text": ""}']
+        assert summary.num_blank == count[b""] + count[b"  \r"]
+        assert summary.bad == {
+            "not JSON": count[b"\0"] + count[b"{"],
+            "not UTF-8": count[b'{"text": "\xff"}'],
+            "key 'text' is not a string": count[b'{"text": 1}'],
+            "not a JSON object": count[b"[1]"],
+            "not JSON, and the file ends in it": 1,
+        }
+
+
+def test_a_document_longer_than_any_chunk_is_one_document(tokenizer, tmp_path):
+    long = " ".join(TEXTS) * 70
+    assert len(long) > 2 * CHUNK_BYTES
+    dataset, _ = run(tokenizer, tmp_path, [{"text": "a"}, {"text": long}, {"text": "b"}])
+    assert [tokenizer.detokenize(ids[:-1]) for ids in dataset] == ["a", long, "b"]
+
+
+def test_memory_does_not_grow_with_the_input(tokenizer, tmp_path):
+    """After 3 MB, 24 MB more take no more memory, in this process or in a worker, shuffled or not."""
+    row = json.dumps({"text": "\n".join(TEXTS)[:20_000], "path": "a/b"}) + "\n"
+    script = """
+import json, resource, sys
+from megatron.data import shuffle
+from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.options import TokenizerConfig
+from megatron.tokenizer.tokenizer import build_tokenizer
+shuffle.GATHERED_BYTES, shuffle.SORTED_BYTES = 1 << 18, 1 << 18
+folder = sys.argv[1]
+tokenizer = build_tokenizer(TokenizerConfig(tokenizer_file=folder + "/tokenizer.json"))
+for shuffled in (False, True):
+    for name in ("small.jsonl", "large.jsonl"):
+        preprocess(
+            PreprocessConfig(
+                input=(f"{folder}/{name}",), output_prefix=folder + "/o", workers=2, append_eod=True,
+                provenance_keys=("path",), shuffle=shuffled
+            ),
+            tokenizer,
+        )
+        who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        print(json.dumps([resource.getrusage(process).ru_maxrss / 1024 for process in who]))
+"""
+    (tmp_path / "small.jsonl").write_text(row * 150)
+    (tmp_path / "large.jsonl").write_text(row * 1350)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    small, large, small_shuffled, large_shuffled = map(json.loads, result.stdout.splitlines())
+    for before, after in [(small, large), (small_shuffled, large_shuffled)]:
+        assert max(b - a for a, b in zip(before, after, strict=True)) < 12, result.stdout
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_disk_that_fails_while_it_is_read_is_an_error_and_leaves_nothing(
+    tokenizer, tmp_path, monkeypatch, num_workers
+):
+    def fail(file, data):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(document_reader, "_read_into", fail)
+    with pytest.raises(DataError, match=r"in\.jsonl cannot be read: Input/output error"):
+        run(tokenizer, tmp_path, [{"text": "a"}], workers=num_workers)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_sentences_are_items_and_documents_keep_theirs(tokenizer, tmp_path):
     rows = [
         {"text": "First one. Second here! Third?"},
@@ -228,6 +417,11 @@ def test_an_error_of_the_tokenizer_is_one_of_the_user(tmp_path, workers):
         ({"input": ("a.jsonl",), "output_prefix": "x", "workers": 0}, "--workers is 0"),
         ({"input": ("a.jsonl",), "output_prefix": "x", "chunk_size": 0}, "--chunk-size is 0"),
         ({"input": ("a.jsonl",), "output_prefix": "x", "json_keys": ("a", "a")}, "twice"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "shard": "0/4"}, "--shard is '0/4'"),
+        (
+            {"input": ("a.jsonl",), "output_prefix": "x", "provenance_keys": ("document",)},
+            "'document' cannot be a provenance field",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):
