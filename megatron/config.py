@@ -51,6 +51,7 @@ class Config:
         dp_size = self.parallel.data_parallel_size(world_size)
         self._check_layers()
         self._check_sequence()
+        self._check_documents()
         self._check_batches(dp_size)
         self._check_schedule()
 
@@ -88,6 +89,17 @@ class Config:
             not self.parallel.sequence_parallel or seq_length % tp_size == 0,
             f"--sequence-parallel splits the sequence and --seq-length {seq_length} is not "
             f"divisible by --tensor-model-parallel-size {tp_size}",
+        )
+
+    def _check_documents(self) -> None:
+        model = self.model
+        require(
+            not self.data.reset_attention_mask
+            or model.attention_backend != "flash"
+            or model.attention_dropout == 0.0,
+            f"--attention-backend flash (--use-flash-attn) has no --attention-dropout "
+            f"({model.attention_dropout}) with --reset-attention-mask; use --attention-backend auto "
+            f"or --attention-dropout 0",
         )
 
     def _check_batches(self, dp_size: int) -> None:

@@ -150,6 +150,11 @@ def test_unusable_flag_says_what_to_use(flags, message):
             2,
             ["--sequence-parallel", "31"],
         ),
+        (
+            "--use-flash-attn --reset-attention-mask",
+            1,
+            ["--use-flash-attn", "--attention-dropout (0.1)", "--reset-attention-mask"],
+        ),
         ("--bf16 --fp16", 1, ["--bf16", "--fp16"]),
         ("--loss-scale 8", 1, ["--loss-scale", "--fp16"]),
         ("--global-batch-size 3 --micro-batch-size 2", 1, ["3", "multiple of 2"]),

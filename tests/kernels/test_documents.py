@@ -121,7 +121,7 @@ def masked(device_type="cuda", dtype=torch.bfloat16, dropout=0.0):
         ("auto", masked(), "flash", "document by document"),
         ("auto", masked(dropout=0.1), "sdpa", "--attention-dropout"),
         ("auto", masked(dtype=torch.float32), "sdpa", "--bf16"),
-        ("auto", masked("cpu", torch.float32, 0.1), "blocked", "cache"),
+        ("auto", masked("cpu", torch.float32, 0.1), "blocked", "not touched"),
         ("flash", masked(), "flash", "asked for"),
         ("sdpa", masked(), "sdpa", "asked for"),
         ("explicit", masked("cpu"), "explicit", "asked for"),
