@@ -147,12 +147,12 @@ def load(chunk: Span | Chunk) -> Chunk:
                 raise DataError(f"input {path} became shorter while it was read; start again")
             first = _line_start(file, chunk.start, chunk.stop)
             last = _line_start(file, chunk.stop) if first < chunk.stop else first
-            data = bytearray(last - first)
             file.seek(first)
-            if _read_into(file, data) < len(data):
-                raise DataError(f"input {path} became shorter while it was read; start again")
+            data = file.read(last - first)
         except OSError as error:
             raise DataError(f"input {path} cannot be read: {error.strerror}") from error
+    if len(data) < last - first:
+        raise DataError(f"input {path} became shorter while it was read; start again")
     return Chunk(chunk.part, chunk.num_bytes, data)
 
 
@@ -225,14 +225,6 @@ def _line_start(file: BinaryIO, position: int, limit: int | None = None) -> int:
         if limit is not None and position >= limit:
             break
     return position
-
-
-def _read_into(file: BinaryIO, buffer: bytearray) -> int:
-    """Fill a buffer; give the number of bytes that were there."""
-    view, filled = memoryview(buffer), 0
-    while count := file.readinto(view[filled:]):  # type: ignore[attr-defined]
-        filled += count
-    return filled
 
 
 def _read_lines(part: Part, max_records: int | None) -> Iterator[Chunk]:
@@ -312,8 +304,8 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        # Without a buffer size, whole column chunks are read at once.
-        with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK_BYTES) as file:
+        # With the defaults, all columns of a row group are held at once.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK_BYTES) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"input {path} is not a whole Parquet file: {error}") from error

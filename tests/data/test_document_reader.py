@@ -1,6 +1,10 @@
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +24,7 @@ from megatron.data.document_reader import (
 from megatron.data.records import parse_chunk
 from megatron.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 ROWS = [{"text": f"document {i} \u00e9\n" * (i % 50), "n": i} for i in range(1000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
@@ -285,6 +290,31 @@ def test_rows_of_parquet_come_in_chunks_of_about_a_megabyte(tmp_path):
     sizes = [len(chunk.data) for chunk in read_chunks(part, ["text"]) if len(chunk.data)]
     assert max(sizes) < 3 * CHUNK_BYTES
     assert len(sizes) > 20
+
+
+def test_no_more_of_a_row_group_is_held_than_a_few_rows(tmp_path):
+    draw = random.Random(1)
+    for name, count in (("small", 200), ("large", 3000)):
+        texts = [draw.randbytes(10_000).hex() for _ in range(count)]
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet")
+    script = """
+import resource, sys
+from pathlib import Path
+from megatron.data.document_reader import plan_parts, read_chunks
+for name in ("small", "large"):
+    (part,) = plan_parts([Path(sys.argv[1]) / f"{name}.parquet"])
+    assert sum(len(chunk.data) for chunk in read_chunks(part, ["text"])) > 4e6
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    small, large = map(float, result.stdout.split())
+    assert large - small < 30
 
 
 def test_ugly_lines_each_have_a_reason(tmp_path):

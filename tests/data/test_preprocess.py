@@ -354,10 +354,10 @@ for shuffled in (False, True):
 def test_a_disk_that_fails_while_it_is_read_is_an_error_and_leaves_nothing(
     tokenizer, tmp_path, monkeypatch, num_workers
 ):
-    def fail(file, data):
+    def fail(*args):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(document_reader, "_read_into", fail)
+    monkeypatch.setattr(document_reader, "_line_start", fail)
     with pytest.raises(DataError, match=r"in\.jsonl cannot be read: Input/output error"):
         run(tokenizer, tmp_path, [{"text": "a"}], workers=num_workers)
     assert not list(tmp_path.glob("out*"))
