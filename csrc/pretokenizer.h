@@ -75,10 +75,44 @@ private:
     std::vector<Page> pages_;
 };
 
+inline int trailing_zeros(uint64_t bits) { return __builtin_ctzll(bits); }
+
+// Which of 64 bytes are of which class: bit i of each mask is for byte i. Eight bytes at a time, a byte a lane.
+struct AsciiBlock {
+    uint64_t letters = 0, numbers = 0, spaces = 0, blanks = 0, quotes = 0, not_ascii = 0, others = 0;
+
+    explicit AsciiBlock(const uint8_t* p) {
+        for (int i = 0; i < 8; ++i) {
+            uint64_t lanes;
+            std::memcpy(&lanes, p + 8 * i, 8);
+            const uint64_t high = lanes & kHigh;
+            lanes &= ~kHigh;
+            const uint64_t blank = within(lanes, ' ', ' ');
+            letters |= gather(within(lanes | kOnes * 0x20, 'a', 'z')) << 8 * i;
+            numbers |= gather(within(lanes, '0', '9')) << 8 * i;
+            spaces |= gather(within(lanes, '\t', '\r') | blank) << 8 * i;
+            blanks |= gather(blank) << 8 * i;
+            quotes |= gather(within(lanes, '\'', '\'')) << 8 * i;
+            not_ascii |= gather(high) << 8 * i;
+        }
+        others = ~(letters | numbers | spaces);
+    }
+
+private:
+    static constexpr uint64_t kOnes = 0x0101010101010101u, kHigh = 0x8080808080808080u;
+
+    // The high bit of each lane, below 0x80, that is one of first … last.
+    static uint64_t within(uint64_t lanes, uint64_t first, uint64_t last) {
+        return (lanes + kOnes * (0x80 - first)) & ~(lanes + kOnes * (0x7F - last)) & kHigh;
+    }
+    // The high bits of the lanes as the low eight bits.
+    static uint64_t gather(uint64_t high_bits) { return (high_bits >> 7) * 0x0102040810204080u >> 56; }
+};
+
 class PreTokenizer {
 public:
     PreTokenizer(bool is_cl100k, size_t max_digits, bool digits_alone)
-        : classes_(digits_alone), is_cl100k_(is_cl100k), max_digits_(max_digits) {}
+        : classes_(digits_alone), is_cl100k_(is_cl100k), has_walls_(digits_alone), max_digits_(max_digits) {}
 
     // Calls emit(begin, end) for each piece of [p, end) in order; together they are all of it.
     template <typename Emit>
@@ -91,14 +125,48 @@ public:
             }
         } else {
             while (p < end) {
-                const uint8_t* next = next_gpt2(p, end);
-                emit(p, next);
+                const uint8_t* next = split_block(p, end, emit);
+                if (next == p) emit(p, next = next_gpt2(p, end));
                 p = next;
             }
         }
     }
 
 private:
+    // gpt2 on up to 64 bytes at once: emits the pieces that end in the block, and gives where the next one starts.
+    //
+    // Among ASCII characters that begin no contraction, whether a piece starts at one is told by it and its neighbours:
+    // a letter, number or other starts one unless the character before it is of its class, or a space; a white one
+    // starts one unless it is between white ones (or, before a wall, after one). No branch depends on a character.
+    template <typename Emit>
+    const uint8_t* split_block(const uint8_t* p, const uint8_t* end, Emit& emit) const {
+        if (end - p < 64) return p;
+        const AsciiBlock block(p);
+        uint64_t irregular = block.not_ascii;
+        for (uint64_t quotes = block.quotes; quotes != 0; quotes &= quotes - 1) {
+            const int place = trailing_zeros(quotes);
+            if (contraction(p + place, end)) irregular |= uint64_t{1} << place;
+        }
+        const int num_plain = irregular == 0 ? 64 : trailing_zeros(irregular);
+        if (num_plain < 4) return p;
+        const uint64_t numbers_that_join = has_walls_ ? 0 : block.numbers;
+        const uint64_t solid = block.letters | block.others | numbers_that_join;
+        const uint64_t joins = (block.letters & block.letters << 1) | (block.others & block.others << 1) |
+                               (numbers_that_join & numbers_that_join << 1) | block.blanks << 1;
+        const uint64_t white_starts = block.spaces & (~(block.spaces << 1) | solid >> 1);
+        uint64_t starts = (solid & ~joins) | white_starts | (has_walls_ ? block.numbers : 0);
+        // The first character starts a piece, and is known to. The last has a neighbour that was not looked at.
+        starts &= (~uint64_t{0} >> (65 - num_plain)) & ~uint64_t{1};
+        const uint8_t* begin = p;
+        while (starts != 0) {
+            const uint8_t* next = p + trailing_zeros(starts);
+            emit(begin, next);
+            begin = next;
+            starts &= starts - 1;
+        }
+        return begin;
+    }
+
     const uint8_t* next_gpt2(const uint8_t* p, const uint8_t* end) const {
         const Character first = classes_.at(p);
         if (first.kind == kSpace) {
@@ -202,6 +270,6 @@ private:
     }
 
     CharacterClasses classes_;
-    bool is_cl100k_;
+    bool is_cl100k_, has_walls_;
     size_t max_digits_;  // of a piece of numbers, in cl100k
 };

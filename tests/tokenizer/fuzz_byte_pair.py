@@ -81,6 +81,25 @@ def _atoms(rng: random.Random, sources: list[str]) -> str:
     return "".join(rng.choices(ATOMS, k=rng.randint(1, 30)))
 
 
+def _ascii(rng: random.Random, sources: list[str]) -> str:
+    """Long enough that it is cut a block at a time, with now and then a character that ends a block."""
+    kinds = [
+        "abcXYZ_",
+        "0123456789",
+        " ",
+        "    \t\n\r",
+        "+-*/=(){}[];,.:<>",
+        "'\"'",
+        "'s't'll're'd",
+        "\x00\x1c\x7f",
+    ]
+    weights = [rng.choice([0, 1, 5, 20]) for _ in kinds] + [rng.choice([0, 0, 0, 1])]
+    weights[0] += 1
+    alphabets = [*kinds, "\u00e9\u3000\u0661\u4e09"]
+    chosen = rng.choices(alphabets, weights, k=rng.randint(50, 300))
+    return "".join(rng.choice(alphabet) * rng.choice([1, 1, 1, 2, 9]) for alphabet in chosen)
+
+
 def _runs(rng: random.Random, sources: list[str]) -> str:
     longest = rng.choice([3, 20, 20, 20, 300])
     return "".join(rng.choice(ATOMS) * rng.randint(1, longest) for _ in range(rng.randint(1, 4)))
@@ -98,7 +117,7 @@ def _damaged_code(rng: random.Random, sources: list[str]) -> str:
     return text[:cut] + rng.choice([_atoms, _any_characters])(rng, sources) + text[cut:]
 
 
-_KINDS = (_random_bytes, _any_characters, _atoms, _runs, _code, _damaged_code)
+_KINDS = (_random_bytes, _any_characters, _atoms, _ascii, _runs, _code, _damaged_code)
 
 
 def make_definition(pre_tokenizer: pre_tokenizers.PreTokenizer, *, vocab_size: int = 3000) -> dict:
