@@ -214,6 +214,14 @@ def test_name_that_two_token_files_share_is_refused_and_the_prefix_tells_them_ap
     assert [excluded(found, prefix) for prefix in prefixes] == [[], [1]]
 
 
+def test_whole_prefix_goes_before_the_last_part_of_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two").mkdir()
+    files = {prefix: write(prefix, ROWS) for prefix in ("py", "two/py")}
+    found = exclude_documents([write_list(tmp_path, {"dataset": "py", "document": 1})], files)
+    assert excluded(found, "py") == [1] and excluded(found, "two/py") == []
+
+
 def test_document_beyond_the_last_is_refused(tmp_path, files):
     check_refused(tmp_path, files, {"dataset": "py", "document": 6}, r":2: .*py has no document 6")
 

@@ -65,6 +65,7 @@ def test_positions_are_those_of_the_kept_documents_in_order(tmp_path, seed):
             pieces = view.pieces(start, stop)
             assert [token for piece in pieces for token in piece] == expected[start:stop]
             # As few pieces as there are: neighbours in the file are one.
+            assert all(len(piece) > 0 for piece in pieces)
             assert all(a.stop < b.start for a, b in itertools.pairwise(pieces))
 
 
