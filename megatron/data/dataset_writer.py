@@ -27,6 +27,7 @@ class DatasetWriter:
     ) -> None:
         """Start the files; each document's provenance has these fields."""
         self.builder = IndexedDatasetBuilder(prefix, dtype)
+        self._is_published = False
         self._provenance_path = Path(f"{provenance_path(prefix)}.tmp")
         self._provenance = ProvenanceWriter(self._provenance_path, fields) if fields else None
 
@@ -39,9 +40,11 @@ class DatasetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.builder.abort()
-        if self._provenance is not None:
+        # The builder holds the lock on this name: its abort comes last.
+        if self._provenance is not None and not self._is_published:
             self._provenance.abort()
+            self._provenance_path.unlink(missing_ok=True)
+        self.builder.abort()
 
     def add(self, documents: Documents) -> None:
         """Append documents."""
@@ -64,8 +67,18 @@ class DatasetWriter:
 
     def finalize(self) -> None:
         """Force all to disk and publish it."""
+        self.complete()
+        self.publish()
+
+    def complete(self) -> None:
+        """Do all of `finalize` that a full disk can refuse."""
         if self._provenance is None:
-            self.builder.finalize()
+            self.builder.complete()
             return
         self._provenance.close()
-        self.builder.finalize(self._provenance_path)
+        self.builder.complete(self._provenance_path)
+
+    def publish(self) -> None:
+        """Put what is complete in its place."""
+        self.builder.publish()
+        self._is_published = True

@@ -220,6 +220,8 @@ class IndexedDatasetBuilder:
         self._sizes: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by abort
         self._document_items: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._document_items.write(bytes(8))
+        self._files: list[tuple[Path, Path]] = []  # temporary, final, in the order of publishing
+        self._stale: list[Path] = []
         self.num_items = 0
         self.num_documents = 0
         self.num_tokens = 0
@@ -285,10 +287,15 @@ class IndexedDatasetBuilder:
         self.num_tokens += dataset.num_tokens
 
     def finalize(self, provenance: Path | None = None) -> None:
-        """Write the index and the checksums, force all to disk, and publish them: .idx last.
+        """Write the index and the checksums, force all to disk, and publish it.
 
         `provenance` is a finished side file under a temporary name, to be published with them.
         """
+        self.complete(provenance)
+        self.publish()
+
+    def complete(self, provenance: Path | None = None) -> None:
+        """Do all of `finalize` that a full disk can refuse."""
         # Here, since it imports pyarrow, which readers do without.
         from megatron.data.provenance import provenance_path
 
@@ -317,7 +324,11 @@ class IndexedDatasetBuilder:
         with self._checksum_path.open("wb") as file:
             file.write(format_checksums(digests).encode())
             sync(file)
-        publish(files, stale=stale)
+        self._files, self._stale = files, stale
+
+    def publish(self) -> None:
+        """Put what is complete in its place: .idx last."""
+        publish(self._files, stale=self._stale)
         self._close()
 
     def abort(self) -> None:

@@ -185,7 +185,9 @@ def preprocess(
                     writers[key].add(documents)
                     on_shuffled(len(documents.ids), summary.tokens.total())
             for writer in writers.values():
-                writer.finalize()
+                writer.complete()
+            for writer in writers.values():
+                writer.publish()
     except OSError as error:
         raise DataError(
             f"{error.filename or config.output_prefix}: {error.strerror or error}; the output is not complete, and "

@@ -16,6 +16,7 @@ import tokenizers
 
 from megatron.data import document_reader
 from megatron.data.chunk_encoder import NUM_NAMED
+from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.document_reader import CHUNK_BYTES
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import keyed_word, random_word
@@ -348,6 +349,17 @@ for shuffled in (False, True):
     small, large, small_shuffled, large_shuffled = map(json.loads, result.stdout.splitlines())
     for before, after in [(small, large), (small_shuffled, large_shuffled)]:
         assert max(b - a for a, b in zip(before, after, strict=True)) < 12, result.stdout
+
+
+def test_outputs_of_several_keys_are_published_together(tokenizer, tmp_path, monkeypatch):
+    def complete(self):
+        if "doc_document" in self.builder.prefix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(DatasetWriter, "complete", complete)
+    with pytest.raises(DataError, match="No space left on device; the output is not complete"):
+        run(tokenizer, tmp_path, [{"text": "a", "doc": "b"}], json_keys=("text", "doc"))
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
