@@ -35,6 +35,7 @@ class Situation:
     head_dim: int
     attention_dropout: float
     masks_documents: bool = False  # --reset-attention-mask
+    capability: tuple[int, int] | None = None  # of the GPU, as CUDA counts generations
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,16 @@ def _flash_obstacle(situation: Situation) -> str | None:
         return "has no dropout on a CPU" if situation.attention_dropout > 0 else None
     if situation.dtype not in (torch.bfloat16, torch.float16):
         return f"needs --bf16 or --fp16 on a GPU, and the dtype is {situation.dtype}"
+    if situation.capability is not None and situation.capability < (8, 0):
+        major, minor = situation.capability
+        return f"needs compute capability 8.0 (A100), and this GPU has {major}.{minor}"
     if situation.head_dim > 256:
         return f"takes heads up to 256 wide, and these are {situation.head_dim}"
+    if situation.masks_documents and situation.head_dim % 8:
+        return (
+            f"with --reset-attention-mask takes heads whose width is a multiple of 8, and these are "
+            f"{situation.head_dim}"
+        )
     return None
 
 

@@ -43,6 +43,7 @@ def choose_model_kernels(
         config.head_dim,
         attention_dropout=config.attention_dropout,
         masks_documents=masks_documents,
+        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
     )
     return choose_kernels(config.attention_backend, situation)
 

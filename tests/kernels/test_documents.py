@@ -111,8 +111,12 @@ def test_samples_of_one_document_need_no_mask():
     assert Documents.create(starts_of([[7], [6, 1]]), CPU) is not None
 
 
-def masked(device_type="cuda", dtype=torch.bfloat16, dropout=0.0):
-    return Situation(device_type, dtype, 64, dropout, masks_documents=True)
+def masked(
+    device_type="cuda", dtype=torch.bfloat16, dropout=0.0, *, head_dim=64, capability=(8, 0)
+):
+    return Situation(
+        device_type, dtype, head_dim, dropout, masks_documents=True, capability=capability
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,9 @@ def masked(device_type="cuda", dtype=torch.bfloat16, dropout=0.0):
         ("auto", masked(), "flash", "document by document"),
         ("auto", masked(dropout=0.1), "sdpa", "--attention-dropout"),
         ("auto", masked(dtype=torch.float32), "sdpa", "--bf16"),
+        ("auto", masked(head_dim=20), "sdpa", "multiple of 8"),
+        ("auto", masked(capability=(7, 5)), "sdpa", "this GPU has 7.5"),
+        ("auto", masked(capability=(9, 0)), "flash", "document by document"),
         ("auto", masked("cpu", torch.float32, 0.1), "blocked", "not touched"),
         ("flash", masked(), "flash", "asked for"),
         ("sdpa", masked(), "sdpa", "asked for"),
