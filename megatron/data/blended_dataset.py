@@ -25,7 +25,9 @@ except ImportError as error:
         "megatron/data/_helpers is not compiled; run `make env`, or `pip install -e .` in the repository"
     ) from error
 
-MIN_BLOCK = 1 << 8  # a sample at random costs a block: 5 us with two sources, 60 us with a hundred of one weight
+MIN_BLOCK = (
+    1 << 8
+)  # a sample at random costs a block: 5 us with two sources, 60 us with a hundred of one weight
 MAX_BLOCK = 1 << 20  # about 0.1 s and 10 MB with a hundred
 MAX_SUM = 1 << 61
 

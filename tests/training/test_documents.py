@@ -48,6 +48,7 @@ def flags(corpus, short, save, extra):
         corpus,
         save,
         f"--train-data-path 0.7 {short / 'a'} 0.3 {short / 'b'} --valid-data-path {short / 'valid'} "
+        f"--test-data-path {short / 'valid'} "
         f"--train-iters {NUM_STEPS} --eval-interval 4 --eval-iters 1 {extra}",
     )
 
@@ -123,8 +124,13 @@ def test_sets_are_evaluated_without_fim_as_in_a_run_that_has_none(
         corpus, short, tmp_path, f"{RESETS} --fim-rate 0 --train-iters 1 --lr-warmup-iters 0"
     )
     world(1).run(train_here, command)
-    names = {line["validation"] for line in read_lines(tmp_path) if "validation" in line}
-    assert names == {"valid"}
+    for save, expected in (
+        (tmp_path, ["valid", "test"]),
+        (alone, ["valid", "valid+fim", "test", "test+fim"]),
+    ):
+        lines = [line for line in read_lines(save) if line["iteration"] > 0]
+        names = dict.fromkeys(line["validation"] for line in lines if "validation" in line)
+        assert list(names) == expected
     _, without = read_metrics(tmp_path)
     assert read_metrics(alone, "valid")[1][0] == without[0]
     assert read_metrics(alone, "valid+fim")[1][0] != without[0]
