@@ -12,7 +12,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -81,7 +81,15 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse argv; an unknown flag is a ConfigError that names what to use or the nearest flag."""
-    args, unknown = parser.parse_known_args(argv)
+    known = _flags_of(parser)
+    try:
+        args, unknown = parser.parse_known_args(argv)
+    except ConfigError:
+        # What is missing or wrong may be what a misspelled flag was meant to give.
+        given = [arg.split("=", 1)[0] for arg in (sys.argv[1:] if argv is None else argv)]
+        unknown = [flag for flag in given if flag.startswith("--") and flag not in known]
+        if not unknown:
+            raise
     if not unknown:
         return args
     first = unknown[0].split("=", 1)[0]
@@ -89,10 +97,24 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         raise ConfigError(f"{first} is not an option here: {REPLACED[first]}")
     if not first.startswith("-"):
         raise ConfigError(f"{first!r} belongs to no option; options start with --")
-    known = [name for action in parser._actions for name in action.option_strings]
-    near = difflib.get_close_matches(first, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "; see --help"
+    near = _nearest(first.lstrip("-"), [name.lstrip("-") for name in known])
+    hint = f"; did you mean --{near}?" if near else "; see --help"
     raise ConfigError(f"{first} is not an option{hint}")
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Give the flags of a parser and of its subcommands."""
+    flags: set[str] = set()
+    for action in parser._actions:
+        flags.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            flags.update(*map(_flags_of, action.choices.values()))
+    return flags
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """Give the known name that a misspelled one resembles, None if none comes close."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
 
 
 def _value_type(hint: Any) -> Any:
@@ -212,8 +234,8 @@ def read_defaults(path: Path) -> dict[str, Any]:
     for key, value in flat.items():
         name = str(key).replace("-", "_")
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = _nearest(name, hints)
+            hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"--config {path}: {key} is not an option{hint}")
         if value is not None:
             result[name] = _coerce(f"--config {path}: {key}", value, hints[name])

@@ -223,8 +223,8 @@ class ParallelConfig:
         require(
             world_size >= tp * pp,
             f"--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} needs "
-            f"{tp * pp} processes and there are {world_size}; start more (torchrun "
-            f"--nproc-per-node) or lower one of them",
+            f"{tp * pp} processes and there are {world_size}; start more (torchrun's "
+            f"--nproc-per-node, the example's GPUS_PER_NODE) or lower one of them",
         )
         require(
             world_size % (tp * pp) == 0,

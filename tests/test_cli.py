@@ -125,6 +125,8 @@ def test_aliases_set_what_they_stand_for():
     ("flags", "message"),
     [
         ("--micro-batchsize 2", "did you mean --micro-batch-size"),
+        ("--bogus", "--bogus is not an option; see --help"),
+        ("--hiden-size 4 --lr abc", "did you mean --hidden-size"),
         ("--batch-size 2", "use --micro-batch-size"),
         ("--checkpoint-activations", "use --recompute-granularity full"),
         ("--lr abc", "--lr"),
@@ -242,6 +244,20 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "did you mean --num-layers" in result.stderr
+
+
+@pytest.mark.parametrize("argv", ["--inptu x", "--inptu=x --output y", "check --inptu x"])
+def test_a_misspelled_required_flag_is_named_before_the_missing_one(argv):
+    parser = cli.make_parser("", "")
+    parser.add_argument("--output")
+    if argv.startswith("check"):
+        parser.add_subparsers().add_parser("check").add_argument("--input", required=True)
+    else:
+        parser.add_argument("--input", required=True)
+    with pytest.raises(ConfigError, match=r"--inptu is not an option; did you mean --input\?"):
+        cli.parse_known(parser, argv.split())
+    with pytest.raises(ConfigError, match="--input"):
+        cli.parse_known(parser, argv.replace("--inptu", "--output").split())
 
 
 def test_every_flag_has_a_help_text():
