@@ -22,7 +22,7 @@ from megatron.checkpoint.layout import (
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import Config, from_json, to_json
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, DataError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
@@ -111,6 +111,7 @@ class Start:
     schedule: Schedule
     takes_optimizer: bool
     takes_progress: bool
+    opt_outs: tuple[str, ...] = ()  # SHA-256 of the lists that this process read
 
     @property
     def place(self) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def find_start(config: Config, schedule: Schedule) -> Start:
     A run that saved something goes on from there, also if it began with the weights of another (--finetune, or a
     --load that is not its --save): the same command continues. Raises CheckpointError when the two do not fit.
     """
-    options = config.checkpoint
+    options, opt_outs = config.checkpoint, config.data.exclude_documents_sha256
     own = _latest(options.save)
     if own is not None and options.load is None:
         raise CheckpointError(
@@ -142,11 +143,15 @@ def find_start(config: Config, schedule: Schedule) -> Start:
             )
         if options.load is not None:
             logger.info(f"no checkpoint in {options.load}: starting from random weights")
-        return Start(None, {}, schedule, takes_optimizer=False, takes_progress=False)
+        return Start(
+            None, {}, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
+        )
     saved, state = from_json(read_config(folder)), read_state(folder)
     _check_same(config, saved, "model", _model_fields(config), folder)
     if own is None and options.finetune:
-        return Start(folder, state, schedule, takes_optimizer=False, takes_progress=False)
+        return Start(
+            folder, state, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
+        )
     _check_same(config, saved, "data", SAMPLE_FIELDS, folder)
     _check_exclusions(config, saved, folder, state["consumed_samples"])
     if not options.no_load_rng and saved.training.seed != config.training.seed:
@@ -161,7 +166,7 @@ def find_start(config: Config, schedule: Schedule) -> Start:
     elif not options.override_opt_param_scheduler:
         _check_schedule(schedule, stored, folder)
     takes_optimizer = own is not None or not options.no_load_optim
-    return Start(folder, state, schedule, takes_optimizer, takes_progress=True)
+    return Start(folder, state, schedule, takes_optimizer, takes_progress=True, opt_outs=opt_outs)
 
 
 def _latest(root: str | None) -> Path | None:
@@ -257,14 +262,20 @@ def _check_schedule(ours: Schedule, stored: Schedule, folder: Path) -> None:
 def restore(start: Start, tensors: RunTensors) -> Progress:
     """Load the checkpoint into the run's tensors in place. Collective over the world.
 
-    Raises CheckpointError on every process if they found different checkpoints, as with a folder that is not shared.
+    Raises CheckpointError on every process if they found different checkpoints, as with a folder that is not shared,
+    and DataError if they read different opt-out lists.
     """
-    places: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
-    dist.all_gather_object(places, start.place)
-    if len(set(places)) > 1:
+    found: list[tuple[tuple[int, int], tuple[str, ...]]] = [((0, 0), ())] * dist.get_world_size()
+    dist.all_gather_object(found, (start.place, start.opt_outs))
+    places, opt_outs = {place for place, _ in found}, {lists for _, lists in found}
+    if len(places) > 1:
         raise CheckpointError(
-            f"the processes found checkpoints of different iterations ({sorted(set(places))}, -1 for "
+            f"the processes found checkpoints of different iterations ({sorted(places)}, -1 for "
             f"none): --save and --load have to be on storage that all nodes share"
+        )
+    if len(opt_outs) > 1:
+        raise DataError(
+            "the processes read --exclude-documents of different content; every node needs the same files"
         )
     if start.folder is None:
         return Progress()

@@ -1,5 +1,6 @@
 """A run that stops and starts again is bitwise the run that never stopped; what does not fit is refused."""
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from megatron.checkpoint.reader import CheckpointReader
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import plan_start
@@ -154,6 +155,7 @@ def test_a_change_of_the_opt_out_list_is_refused_by_name_and_allowed_on_purpose(
         assert "samples from 16 on are drawn from what is left" in caplog.text
     assert world(1).run(train_here, flags(two, "--override-exclude-documents")) == ["finished"]
     assert _start(flags(two)).place == (4, 32)  # the new list is the run's now
+    assert _start(flags(two)).opt_outs == (hashlib.sha256(two.read_bytes()).hexdigest(),)
 
 
 def test_finetune_takes_weights_starts_at_zero_and_continues_itself(
@@ -207,4 +209,19 @@ def _restore_on_separate_disks(rank: int, folder: str) -> str:
 
 def test_processes_that_found_different_checkpoints_all_say_so(world, trained):
     messages = world(2).run(_restore_on_separate_disks, str(trained / "iter_0000004"))
+    assert messages[0] == messages[1]
+
+
+def _restore_with_own_list(rank: int) -> str:
+    schedule = Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0)
+    start = Start(
+        None, {}, schedule, takes_optimizer=False, takes_progress=False, opt_outs=(f"list {rank}",)
+    )
+    with pytest.raises(DataError, match="every node needs the same files") as error:
+        restore(start, RunTensors({}, None, None, schedule))
+    return str(error.value)
+
+
+def test_processes_that_read_different_opt_out_lists_all_say_so(world):
+    messages = world(2).run(_restore_with_own_list)
     assert messages[0] == messages[1]
