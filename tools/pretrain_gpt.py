@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = open_inputs(config, launch.world_size)
         logging.configure(launch.rank, json_dir=_log_folder(config))
         # torch takes seconds to import: a dry run and a user's mistake do not wait for it.
-        from megatron.training.pretrain import plan_start, pretrain
+        from megatron.training.pretrain import pretrain
+        from megatron.training.start import plan_start
 
         start = plan_start(inputs, launch.world_size)
     except MegatronError:

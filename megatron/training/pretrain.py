@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron.config import Config
-from megatron.data.build import FIM_SUFFIX
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.kernels.registry import Kernels
@@ -18,7 +17,6 @@ from megatron.model.flops import flops_per_token
 from megatron.model.gpt import GPTModel, choose_model_kernels
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
-from megatron.optimizer.schedule import Schedule
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import shard_data_parallel
 from megatron.parallel.launch import Launch
@@ -33,7 +31,8 @@ from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
 from megatron.training.metrics import MetricsWriter
-from megatron.training.run_state import RunSaver, RunTensors, Start, find_start, restore
+from megatron.training.run_state import RunSaver, RunTensors, restore
+from megatron.training.start import Start
 from megatron.training.step import StepParts
 from megatron.training.summary import summarize
 from megatron.training.throughput import Throughput, peak_flops
@@ -42,13 +41,6 @@ from megatron.training.train import Outcome, Run, train
 logger = get_logger(__name__)
 
 TIED_WEIGHT = "embedding.word_embeddings.weight"
-
-
-def plan_start(inputs: Inputs, world_size: int) -> Start:
-    """Resolve the schedule and find the checkpoint to start from. Raises CheckpointError; no collective."""
-    config = inputs.config
-    batch_size = config.global_batch_size(config.parallel.data_parallel_size(world_size))
-    return find_start(config, Schedule.create(config.optimizer, config.training, batch_size))
 
 
 def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
@@ -104,10 +96,6 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
         _keep_tokenizer(config, inputs)
     datasets, resets = inputs.datasets, _document_resets(inputs)
-    tests = {
-        name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}": one
-        for name, one in datasets.test.items()
-    }
     return Run(
         config=config,
         parts=_step_parts(config, context, stages, modules, tensors),
@@ -115,7 +103,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         loader=_loader(config, datasets.train, context, config.data.num_workers, resets),
         batches=BatchSchedule.create(config.training, global_batch_size),
         validation=_validation(config, datasets.valid, context, resets),
-        test=_validation(config, tests, context, resets),
+        test=_validation(config, datasets.logged_test, context, resets),
         progress=progress,
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         throughput=_throughput(config, context),

@@ -13,22 +13,16 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.checkpoint.layout import (
-    checkpoint_folder,
-    latest_iteration,
-    read_config,
-    read_state,
-)
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
-from megatron.config import Config, from_json, to_json
+from megatron.config import Config, to_json
 from megatron.errors import CheckpointError, DataError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
-from megatron.options import DataConfig
 from megatron.training.metrics import Interval
+from megatron.training.start import Start
 
 logger = get_logger(__name__)
 
@@ -100,163 +94,6 @@ class RunSaver:
         )
         self._last_saved = progress.iteration
         logger.info(f"saved {path}")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run starts: at zero, at its own checkpoint, or (fine-tuning) with the weights of another."""
-
-    folder: Path | None  # the checkpoint to read
-    state: dict[str, Any]  # its state.json
-    schedule: Schedule
-    takes_optimizer: bool
-    takes_progress: bool
-    opt_outs: tuple[str, ...] = ()  # SHA-256 of the lists that this process read
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """(iteration, consumed samples) of the checkpoint, (-1, -1) without one."""
-        if self.folder is None:
-            return (-1, -1)
-        return (self.state["iteration"], self.state["consumed_samples"])
-
-
-def find_start(config: Config, schedule: Schedule) -> Start:
-    """Find what --load and --save ask to start from, and check that it belongs to this run. No collective.
-
-    A run that saved something goes on from there, also if it began with the weights of another (--finetune, or a
-    --load that is not its --save): the same command continues. Raises CheckpointError when the two do not fit.
-    """
-    options, opt_outs = config.checkpoint, config.data.exclude_documents_sha256
-    own = _latest(options.save)
-    if own is not None and options.load is None:
-        raise CheckpointError(
-            f"--save {options.save} already holds a run ({own.name}); add --load {options.save} to "
-            f"continue it, or give another folder"
-        )
-    folder = own or _latest(options.load)
-    if folder is None:
-        if options.finetune or options.exit_on_missing_checkpoint:
-            raise CheckpointError(
-                f"--load {options.load} holds no checkpoint (no latest_checkpointed_iteration.txt); "
-                f"give the folder that a run had as --save"
-            )
-        if options.load is not None:
-            logger.info(f"no checkpoint in {options.load}: starting from random weights")
-        return Start(
-            None, {}, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
-        )
-    saved, state = from_json(read_config(folder)), read_state(folder)
-    _check_same(config, saved, "model", _model_fields(config), folder)
-    if own is None and options.finetune:
-        return Start(
-            folder, state, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
-        )
-    _check_same(config, saved, "data", SAMPLE_FIELDS, folder)
-    _check_exclusions(config, saved, folder, state["consumed_samples"])
-    if not options.no_load_rng and saved.training.seed != config.training.seed:
-        raise CheckpointError(
-            f"{folder} was trained with --seed {saved.training.seed}, this run has "
-            f"{config.training.seed}: the order of its samples would change. Give the old seed, or "
-            f"--no-load-rng to go on with the new one"
-        )
-    stored = Schedule(**state["schedule"])
-    if options.use_checkpoint_opt_param_scheduler:
-        schedule = stored
-    elif not options.override_opt_param_scheduler:
-        _check_schedule(schedule, stored, folder)
-    takes_optimizer = own is not None or not options.no_load_optim
-    return Start(folder, state, schedule, takes_optimizer, takes_progress=True, opt_outs=opt_outs)
-
-
-def _latest(root: str | None) -> Path | None:
-    """Give the newest checkpoint under a run's folder."""
-    iteration = None if root is None else latest_iteration(Path(root))
-    return None if root is None or iteration is None else checkpoint_folder(Path(root), iteration)
-
-
-# What decides which tokens a sample number stands for and what is asked of them, besides the data itself.
-SAMPLE_FIELDS = (
-    "seq_length",
-    "fim_rate",
-    "fim_spm_rate",
-    "fim_split_sample",
-    "fragment_fim_rate",
-    "eod_mask_loss",
-    "reset_position_ids",
-    "reset_attention_mask",
-)
-
-
-def _model_fields(config: Config) -> tuple[str, ...]:
-    """Name the fields that decide the shape of the weights; how they are computed may change."""
-    free = {
-        "hidden_dropout",
-        "attention_dropout",
-        "init_method_std",
-        "recompute_granularity",
-        "recompute_method",
-        "recompute_num_layers",
-        "attention_backend",
-        "make_vocab_size_divisible_by",
-        "padded_vocab_size",
-        "group_query_attention",
-        # said by query_groups, ffn_size and head_dim, which compare what they come to
-        "attention_head_type",
-        "num_query_groups",
-        "ffn_hidden_size",
-        "kv_channels",
-    }
-    names = (item.name for item in dataclasses.fields(config.model))
-    return (*(name for name in names if name not in free), "query_groups", "ffn_size", "head_dim")
-
-
-def _check_same(
-    config: Config, saved: Config, section: str, names: tuple[str, ...], folder: Path
-) -> None:
-    """Raise CheckpointError naming the first field in which the two configurations differ."""
-    ours, theirs = getattr(config, section), getattr(saved, section)
-    for name in names:
-        if getattr(ours, name) != getattr(theirs, name):
-            raise CheckpointError(
-                f"{folder} has {name} = {getattr(theirs, name)}, this run {getattr(ours, name)}; "
-                f"give the old value, or another --save for a new run"
-            )
-
-
-def _check_exclusions(config: Config, saved: Config, folder: Path, consumed_samples: int) -> None:
-    """Raise CheckpointError if the opt-out lists hold something else than they did, unless that is meant."""
-    ours, theirs = config.data, saved.data
-    if sorted(ours.exclude_documents_sha256) == sorted(theirs.exclude_documents_sha256):
-        return
-    change = f"{folder} was trained with {_lists(theirs)}, this run has {_lists(ours)}"
-    if not config.checkpoint.override_exclude_documents:
-        raise CheckpointError(
-            f"{change}: the order of its samples would change. Give the old lists, or "
-            f"--override-exclude-documents to go on with the new ones"
-        )
-    logger.info(f"{change}; samples from {consumed_samples} on are drawn from what is left")
-
-
-def _lists(data: DataConfig) -> str:
-    """Name opt-out lists by path and by the start of their hash."""
-    named = zip(data.exclude_documents, data.exclude_documents_sha256, strict=True)
-    return " ".join(
-        ("--exclude-documents", *(f"{path} (sha256 {digest[:12]}…)" for path, digest in named))
-        if data.exclude_documents
-        else ("no --exclude-documents",)
-    )
-
-
-def _check_schedule(ours: Schedule, stored: Schedule, folder: Path) -> None:
-    """Raise CheckpointError naming the first part of the schedule that differs."""
-    for item in dataclasses.fields(Schedule):
-        if getattr(ours, item.name) != getattr(stored, item.name):
-            raise CheckpointError(
-                f"{folder} has {item.name} = {getattr(stored, item.name)} in its schedule, this run "
-                f"{getattr(ours, item.name)}; give the old options, --override-opt_param-scheduler "
-                f"for the new schedule or --use-checkpoint-opt_param-scheduler for the old"
-            )
 
 
 def restore(start: Start, tensors: RunTensors) -> Progress:

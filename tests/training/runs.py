@@ -10,7 +10,8 @@ from megatron import cli
 from megatron.config import Config
 from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
-from megatron.training.pretrain import build_run, plan_start
+from megatron.training.pretrain import build_run
+from megatron.training.start import plan_start
 from megatron.training.train import train
 from tests.training.corpus import Corpus
 

@@ -12,8 +12,8 @@ from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.inputs import open_inputs
-from megatron.training.pretrain import plan_start
-from megatron.training.run_state import RunTensors, Start, restore
+from megatron.training.run_state import RunTensors, restore
+from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, samples_of_step
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
