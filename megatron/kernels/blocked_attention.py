@@ -41,7 +41,7 @@ class _Block:
     samples: slice  # of b*g
     rows: slice  # of s*(n/g)
     keys: slice  # of s; the last ones are those of the rows' own positions
-    hidden: Tensor | None  # bool [samples / g, positions, keys]: keys of other documents
+    hidden: Tensor | None  # bool [positions, keys]: keys of other documents; of one sample only
 
     @property
     def queries(self) -> tuple[slice, slice]:
@@ -64,7 +64,7 @@ class _Blocks:
         probability: float,
         documents: Documents | None,
     ) -> None:
-        self.seq_length, self.num_samples = query.shape[:2]
+        self.seq_length = query.size(0)
         self.num_groups = num_groups
         self.heads_per_group = query.size(2) // num_groups
         self.probability = probability
@@ -78,18 +78,20 @@ class _Blocks:
     def __iter__(self) -> Iterator[_Block]:
         """Give the blocks: of all samples at once, or of one at a time where each has documents of its own."""
         g, r = self.num_groups, self.heads_per_group
-        starts = None if self.documents is None else self.documents.host_starts
-        parts = [slice(None)] if starts is None else [slice(i, i + 1) for i in range(len(starts))]
-        for part in parts:
-            samples = part if starts is None else slice(part.start * g, part.stop * g)
-            for begin in range(0, self.seq_length, self.size):
-                end = min(begin + self.size, self.seq_length)
-                first = 0 if starts is None else int(starts[part, begin])
-                hidden = None
-                if starts is not None and starts[part, end - 1] > first:
-                    assert self.documents is not None
-                    positions = torch.arange(first, end, device=self.documents.device)
-                    hidden = self.documents.starts[part, begin:end, None] > positions
+        begins = range(0, self.seq_length, self.size)
+        spans = [(begin, min(begin + self.size, self.seq_length)) for begin in begins]
+        if self.documents is None:
+            for begin, end in spans:
+                yield _Block(slice(None), slice(begin * r, end * r), slice(0, end), None)
+            return
+        device_starts = self.documents.starts
+        for sample, starts in enumerate(self.documents.host_starts.tolist()):
+            samples = slice(sample * g, (sample + 1) * g)
+            for begin, end in spans:
+                first, hidden = starts[begin], None
+                if starts[end - 1] > first:
+                    positions = torch.arange(first, end, device=device_starts.device)
+                    hidden = device_starts[sample, begin:end, None] > positions
                 yield _Block(samples, slice(begin * r, end * r), slice(first, end), hidden)
 
     def softmax(self, query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
@@ -98,9 +100,8 @@ class _Blocks:
         num_positions = query.size(1) // self.heads_per_group
         scores[:, :, -num_positions:] += self.future[: query.size(1), :num_positions]
         if hidden is not None:
-            b, r = len(hidden), self.heads_per_group
-            by_position = scores.view(b, self.num_groups, num_positions, r, key.size(1))
-            by_position.masked_fill_(hidden[:, None, :, None], float("-inf"))
+            by_position = scores.view(self.num_groups, num_positions, -1, key.size(1))
+            by_position.masked_fill_(hidden[:, None], float("-inf"))
         return torch.softmax(scores, dim=-1, out=scores)
 
     def drop(self, x: Tensor, block: _Block) -> Tensor:

@@ -45,9 +45,7 @@ class Batch(Protocol):
     def position_ids(self) -> Tensor | None: ...  # int64 [B, s]; None: each sample counts from 0
 
     @property
-    def document_starts(
-        self,
-    ) -> Tensor | None: ...  # int64 [B, s] on the CPU; None: each sample is one document
+    def document_starts(self) -> Tensor | None: ...  # int64 [B, s], on the CPU; None: no boundaries
 
 
 @dataclass(frozen=True)
