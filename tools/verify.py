@@ -133,7 +133,7 @@ def _sample(args: argparse.Namespace) -> None:
         if text is not None:
             print(*(f"  | {line}" for line in text.splitlines()), sep="\n")
     if not args.json:
-        print(f"{len(numbers)} samples, with the options of {record.folder}")
+        print(f"traced {len(numbers)}, with the options of {record.folder}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,14 @@ class Datasets:
     test: dict[str, Dataset]
     excluded_sha256: tuple[str, ...] = ()  # of each opt-out list
 
+    @property
+    def logged_test(self) -> dict[str, Dataset]:
+        """The test sets by the names that logs use, which tell them from validation: test, or test/NAME."""
+        return {
+            name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}": dataset
+            for name, dataset in self.test.items()
+        }
+
 
 def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Datasets:
     """Open every file that the options name and make the sets of it.

@@ -20,7 +20,7 @@ from megatron.checkpoint.layout import (
     saved_iterations,
 )
 from megatron.config import Config, from_json
-from megatron.data.build import Datasets, build_datasets
+from megatron.data.build import build_datasets
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.sample_order import sample_numbers
 from megatron.data.trace import TracedSample, Tracer
@@ -125,7 +125,7 @@ class RunTrace:
                 f"SHA-256 in {record.folder / CONFIG_FILE}; samples are others with other lists. Give the files "
                 "their old content back"
             )
-        self._sets = _named_sets(datasets)
+        self._sets = {**datasets.valid, **datasets.logged_test, "train": datasets.train}
         self._tracers: dict[str, Tracer] = {}
 
     def trace(self, name: str, sample: int) -> TracedSample:
@@ -196,12 +196,3 @@ def describe(traced: TracedSample, name: str) -> Iterator[str]:
             f"  tokens {span.tokens.start:>6}-{span.tokens.stop - 1:<6} document {span.document} "
             f"(its tokens {part})  {'  '.join(fields) if fields else 'no provenance'}"
         )
-
-
-def _named_sets(datasets: Datasets) -> dict[str, Dataset]:
-    """Name the sets as the log of a run does."""
-    tests = {
-        name if name.partition("+")[0] == "test" else f"test/{name}": one
-        for name, one in datasets.test.items()
-    }
-    return {**datasets.valid, **tests, "train": datasets.train}

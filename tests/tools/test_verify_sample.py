@@ -56,7 +56,7 @@ def test_sample_for_people(run):
     assert result.returncode == 0, result.stderr
     assert f"valid sample 5: {run / 'valid'}\n  tokens      0-" in result.stdout
     assert "no provenance" in result.stdout
-    assert f"2 samples, with the options of {run / 'iter_0000002'}" in result.stdout
+    assert f"traced 2, with the options of {run / 'iter_0000002'}" in result.stdout
 
 
 @pytest.mark.parametrize(
