@@ -44,10 +44,8 @@ class Part:
             with _open_parquet(self.path) as file:
                 return _row_groups(file, self)[0]
         with _open(self.path) as file:
-            count, left = (
-                1,
-                self.start - 1,
-            )  # a line starts after each of the ends in the bytes before
+            # The first line, and one after each end in the bytes before the last.
+            count, left = 1, self.start - 1
             while left and (piece := file.read(min(left, CHUNK_BYTES))):
                 count += piece.count(b"\n")
                 left -= len(piece)

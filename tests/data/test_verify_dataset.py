@@ -97,6 +97,29 @@ def test_every_finding_is_named_not_only_the_first(prefix, tmp_path):
         assert message in findings
 
 
+def test_a_file_that_the_checksums_do_not_name_is_found(prefix, tmp_path):
+    lines = (tmp_path / "a.sha256").read_text().splitlines(keepends=True)
+    (tmp_path / "a.sha256").write_text("".join(lines[:2]))
+    (finding,) = verify_dataset(prefix).findings
+    assert f"does not name {prefix}.provenance.arrow" in finding
+
+
+def test_rows_of_provenance_are_all_read(tmp_path):
+    count = 140_000
+    ones = np.ones(count, np.int64)
+    with DatasetWriter(tmp_path / "a", "<u2", ["repo"]) as writer:
+        rows = {"repo": pa.array(["x"] * count)}
+        writer.add(Documents(np.zeros(count, "<u2"), ones, ones, rows))
+        writer.finalize()
+    (tmp_path / "a.sha256").unlink()
+    path = tmp_path / "a.provenance.arrow"
+    damaged = bytearray(path.read_bytes())
+    damaged[5000:6000] = b"\xff" * 1000  # where the first rows lie; opening looks at the last
+    path.write_bytes(damaged)
+    (finding,) = verify_dataset(str(tmp_path / "a")).findings
+    assert "a.provenance.arrow is damaged" in finding
+
+
 def test_negative_ids_are_found_without_a_vocabulary(tmp_path):
     with DatasetWriter(tmp_path / "a", "<i4") as writer:
         one = np.ones(1, np.int64)
