@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.checksum import HashedFile, checksum_path, format_checksums, hash_file
-from megatron.data.opened_file import PositionedReader, map_file
+from megatron.data.opened_file import PositionedReader, map_file, page_by_page
 from megatron.data.publish import open_locked, publish, sync
 from megatron.errors import DataError
 
@@ -76,16 +76,17 @@ class IndexedDataset:
         """Open PREFIX.bin and PREFIX.idx; raise DataError if they are missing or do not fit together."""
         self.prefix = str(prefix)
         index = map_file(idx_path(prefix))
-        dtype, num_items, num_offsets = _read_header(idx_path(prefix), index)
-        position = HEADER.size
-        self.dtype = dtype
-        self.sizes = np.frombuffer(index, "<i4", num_items, position)
-        position += 4 * num_items
-        self.pointers = np.frombuffer(index, "<i8", num_items, position)
-        position += 8 * num_items
-        self.document_items = np.frombuffer(index, "<i8", num_offsets, position)
-        self._payload = PositionedReader(bin_path(prefix))
-        self._check_ends(self._payload.num_bytes)
+        with page_by_page(index):
+            dtype, num_items, num_offsets = _read_header(idx_path(prefix), index)
+            position = HEADER.size
+            self.dtype = dtype
+            self.sizes = np.frombuffer(index, "<i4", num_items, position)
+            position += 4 * num_items
+            self.pointers = np.frombuffer(index, "<i8", num_items, position)
+            position += 8 * num_items
+            self.document_items = np.frombuffer(index, "<i8", num_offsets, position)
+            self._payload = PositionedReader(bin_path(prefix))
+            self._check_ends(self._payload.num_bytes)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str]]:
         return IndexedDataset, (self.prefix,)

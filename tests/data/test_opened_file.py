@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from megatron.data.opened_file import PositionedReader, map_file
+from megatron.data.opened_file import PositionedReader, map_file, page_by_page
 from megatron.errors import DataError
 
 
@@ -49,3 +49,12 @@ def test_what_cannot_be_opened_is_named(tmp_path, path):
 def test_empty_file_is_mapped_as_nothing(tmp_path):
     (tmp_path / "empty").touch()
     assert map_file(tmp_path / "empty") == b""
+
+
+def test_reading_page_by_page_changes_nothing_but_cost(tmp_path, path):
+    (tmp_path / "empty").touch()
+    for file, content in ((path, bytes(range(100))), (tmp_path / "empty", b"")):
+        mapped = map_file(file)
+        with page_by_page(mapped):
+            assert bytes(mapped) == content
+        assert bytes(mapped) == content
