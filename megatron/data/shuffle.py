@@ -22,13 +22,9 @@ from megatron.data.documents import Documents, join_documents
 from megatron.data.permutation import keyed_word, random_words
 
 BUCKET_BITS = 7  # 128 files are open at a time, for each level of dealing
-GATHERED_BYTES = (
-    32 << 20
-)  # of ids that are dealt at a time, so that each file gets pieces of 256 KB
-SORTED_BYTES = (
-    128 << 20
-)  # of ids that are sorted at a time: 16 GB of them are dealt once, 2 TB twice
-PIECE_DOCUMENTS = 1 << 12  # given back at a time
+GATHERED_BYTES = 32 << 20  # of ids that are dealt at a time, so that a file gets 256 KB at once
+SORTED_BYTES = 64 << 20  # of ids that are sorted at a time: 8 GB are dealt once, 1 TB twice
+PIECE_DOCUMENTS = 1 << 10  # given back at a time
 
 Words = npt.NDArray[np.uint64]
 
@@ -36,7 +32,7 @@ Words = npt.NDArray[np.uint64]
 class DocumentShuffler:
     """Takes documents in the order of the input, gives them back in that of their random bits.
 
-    Holds about 300 MB whatever it is given, and the rest in unnamed files, which vanish with the process.
+    Holds about 220 MB whatever it is given, and the rest in unnamed files, which vanish with the process.
     """
 
     def __init__(
