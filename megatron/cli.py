@@ -274,6 +274,11 @@ def config_from(args: argparse.Namespace) -> Config:
     return Config(**built)
 
 
+def exit_code(error: MegatronError) -> int:
+    """Give the code that a tool ends with after this error."""
+    return EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USER_ERROR
+
+
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a tool's main and leave with its exit code; a user's mistake is one line and code 2."""
     name = Path(sys.argv[0]).name
@@ -281,7 +286,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
     except MegatronError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
-        code = EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USER_ERROR
+        code = exit_code(error)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED

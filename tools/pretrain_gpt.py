@@ -7,9 +7,10 @@ from pathlib import Path
 
 from megatron import cli, logging
 from megatron.config import Config
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import CheckpointError, ConfigError, MegatronError, TrainingError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
+from megatron.training.start import Start, plan_start
 from megatron.training.summary import summarize
 
 EXAMPLES = """\
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         world_size = args.world_size or config.parallel.model_parallel_size
         logging.configure()
-        print(*summarize(open_inputs(config, world_size), world_size), sep="\n")
+        inputs = open_inputs(config, world_size)
+        start = plan_start(inputs, world_size)
+        print(*summarize(inputs, world_size), f"start      {_described(start)}", sep="\n")
         print("all checks passed; nothing was started")
         return 0
     if args.world_size is not None:
@@ -53,24 +56,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         logging.configure(launch.rank)
         inputs = open_inputs(config, launch.world_size)
-        logging.configure(launch.rank, json_dir=_log_folder(config))
-        # torch takes seconds to import: a dry run and a user's mistake do not wait for it.
-        from megatron.training.pretrain import pretrain
-        from megatron.training.start import plan_start
-
         start = plan_start(inputs, launch.world_size)
+        _make_folder("--save", config.checkpoint.save)
+        logging.configure(launch.rank, json_dir=_log_folder(config))
     except MegatronError:
         if launch.local_rank == 0:
             raise
         return cli.EXIT_USER_ERROR  # the node's first process sees the same and says it
-    return 0 if pretrain(inputs, start, launch) == "finished" else EXIT_STOPPED
+    # torch takes seconds to import: a dry run and a user's mistake do not wait for it.
+    from megatron.training.pretrain import pretrain
+
+    try:
+        outcome = pretrain(inputs, start, launch)
+    except (CheckpointError, TrainingError) as error:
+        if launch.rank == 0:
+            raise
+        return cli.exit_code(error)  # every process raises the same
+    return 0 if outcome == "finished" else EXIT_STOPPED
+
+
+def _described(start: Start) -> str:
+    """Say where a run would start."""
+    if start.folder is None:
+        return "random weights"
+    if not start.takes_progress:
+        return f"the weights of {start.folder}, at step 0"
+    return f"{start.folder}, at step {start.state['iteration']}"
 
 
 def _log_folder(config: Config) -> Path | None:
-    """Give the folder of --structured-logs."""
+    """Give the folder of --structured-logs, made."""
     if not config.logging.structured_logs:
         return None
-    return Path(config.logging.structured_logs_dir or Path(config.checkpoint.save or ".") / "logs")
+    chosen, save = config.logging.structured_logs_dir, config.checkpoint.save
+    folder = chosen or str(Path(save or ".") / "logs")
+    _make_folder("--save" if save and not chosen else "--structured-logs-dir", folder)
+    return Path(folder)
+
+
+def _make_folder(flag: str, folder: str | None) -> None:
+    """Make a folder that the run writes to, if one is given; ConfigError where that cannot be."""
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder} cannot be made: {error.strerror}; give a folder on a disk with room"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, MegatronError
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def on_first_rank(action: Callable[[], T]) -> T:
     """Run action on rank 0 and give its result on every rank. Collective over the world.
 
-    Where it fails with a CheckpointError or OSError, every rank raises the same CheckpointError.
+    Where it fails with an error that a user can cause or an OSError, every rank raises the same CheckpointError.
     """
     if not dist.is_initialized():
         return _run(action)
@@ -31,7 +31,7 @@ def on_first_rank(action: Callable[[], T]) -> T:
     else:
         try:
             outcome = [_run(action), None]
-        except CheckpointError as error:
+        except MegatronError as error:
             outcome[1] = str(error)
         finally:
             # After any other exception too: the other ranks are already waiting.

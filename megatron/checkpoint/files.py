@@ -5,8 +5,10 @@ Knows nothing of tensors or of what the files mean.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,39 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError, such as of a full disk, into a CheckpointError that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be written: {error.strerror}; make room on that disk or give a folder "
+            f"on another. What was saved before is whole: the same command continues from it"
+        ) from error
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Create a file and force its content to disk. Its name is durable after `fsync_folder`."""
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Give a file new content in one step: a crash leaves the old content or the new, never part of it."""
+    """Give a file new content in one step: a crash leaves the old content or the new, never part of it.
+
+    Raises CheckpointError where it cannot be written, and leaves nothing beside the old content.
+    """
     aside = path.with_name(path.name + ".tmp")
-    write_durably(aside, data)
-    aside.rename(path)
+    try:
+        write_durably(aside, data)
+        with writing(path):
+            aside.rename(path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
     fsync_folder(path.parent)
 
 

@@ -23,7 +23,7 @@ from torch.futures import Future
 
 from megatron.checkpoint import layout
 from megatron.checkpoint.agreement import agreed, on_first_rank
-from megatron.checkpoint.files import encode_json, fsync_folder, write_durably
+from megatron.checkpoint.files import encode_json, fsync_folder, write_durably, writing
 from megatron.checkpoint.metadata import (
     CheckpointMetadata,
     Chunk,
@@ -92,7 +92,8 @@ class _FolderWriter(StorageWriter):
         )
         file = layout.rank_file(_rank())
         if in_order:
-            with SafetensorsWriter(self._folder / file, in_order) as writer:
+            path = self._folder / file
+            with writing(path), SafetensorsWriter(path, in_order) as writer:
                 for spec in in_order:
                     values = planner.resolve_data(specs[spec])
                     assert isinstance(values, Tensor) and values.shape == spec.shape

@@ -7,6 +7,7 @@ Knows nothing of flags.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -212,13 +213,20 @@ def read_json(path: Path) -> Json:
 
 
 def write_definition(path: Path, definition: Json) -> None:
-    """Write a tokenizer.json, complete or not at all."""
+    """Write a tokenizer.json, complete or not at all: DataError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(definition, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(definition, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}; make room on that disk or name another place"
+        ) from None
 
 
 def byte_pair_definition(vocab: dict[str, int], merges: Sequence[Sequence[str]]) -> Json:

@@ -8,7 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron.config import Config
+from megatron.checkpoint.agreement import on_first_rank
+from megatron.checkpoint.files import encode_json, replace_durably, writing
+from megatron.checkpoint.layout import CONFIG_FILE
+from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.kernels.registry import Kernels
@@ -92,9 +95,9 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
 
     global_batch_size = config.global_batch_size(context.dp_size)
     writer = None
+    on_first_rank(lambda: _describe_run(inputs))
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
-        _keep_tokenizer(config, inputs)
     datasets, resets = inputs.datasets, _document_resets(inputs)
     return Run(
         config=config,
@@ -227,9 +230,13 @@ def _throughput(config: Config, context: ParallelContext) -> Throughput:
     )
 
 
-def _keep_tokenizer(config: Config, inputs: Inputs) -> None:
-    """Copy the tokenizer beside the checkpoints, so that the run's folder is all an export needs."""
-    if config.checkpoint.save is not None:
-        folder = Path(config.checkpoint.save) / "tokenizer"
+def _describe_run(inputs: Inputs) -> None:
+    """Write the options and the tokenizer beside the checkpoints: the run's folder is all an export needs."""
+    if inputs.config.checkpoint.save is None:
+        return
+    save = Path(inputs.config.checkpoint.save)
+    folder = save / "tokenizer"
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         inputs.tokenizer.save(folder)
+    replace_durably(save / CONFIG_FILE, encode_json(to_json(inputs.config)))

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint.layout import (
+    METADATA_FILE,
+    TRACKER,
     checkpoint_folder,
     latest_iteration,
     read_config,
     read_state,
+    saved_iterations,
 )
 from megatron.config import Config, from_json
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.optimizer.schedule import Schedule
-from megatron.options import DataConfig
+from megatron.options import DataConfig, flag_of
 from megatron.training.inputs import Inputs
 
 logger = get_logger(__name__)
@@ -92,15 +95,37 @@ def find_start(config: Config, schedule: Schedule) -> Start:
     if options.use_checkpoint_opt_param_scheduler:
         schedule = stored
     elif not options.override_opt_param_scheduler:
-        _check_schedule(schedule, stored, folder)
+        _check_schedule(config, saved, schedule, stored, folder)
     takes_optimizer = own is not None or not options.no_load_optim
     return Start(folder, state, schedule, takes_optimizer, takes_progress=True, opt_outs=opt_outs)
 
 
 def _latest(root: str | None) -> Path | None:
-    """Give the newest checkpoint under a run's folder."""
-    iteration = None if root is None else latest_iteration(Path(root))
-    return None if root is None or iteration is None else checkpoint_folder(Path(root), iteration)
+    """Give the checkpoint to continue from under a run's folder; CheckpointError if none of those there can be.
+
+    Without a tracker (deleted, or a crash came before the first one) it is the newest: starting at zero would
+    overwrite them.
+    """
+    if root is None or not Path(root).is_dir():
+        return None
+    iteration = latest_iteration(Path(root))
+    if iteration is not None:
+        return checkpoint_folder(Path(root), iteration)
+    folders = [checkpoint_folder(Path(root), number) for number in saved_iterations(Path(root))]
+    if not folders:
+        return None
+    names = ", ".join(folder.name for folder in folders)
+    complete = [folder for folder in folders if (folder / METADATA_FILE).is_file()]
+    if not complete:
+        raise CheckpointError(
+            f"{root} holds {names} and no {TRACKER}, and none of them is a checkpoint (no {METADATA_FILE}); "
+            f"move them away, or give another folder"
+        )
+    logger.info(
+        f"{Path(root) / TRACKER} is missing beside {names}: taking the newest, {complete[-1].name}, as the one to "
+        f"start from; write another number into that file to choose, or give another folder to start afresh"
+    )
+    return complete[-1]
 
 
 # What decides which tokens a sample number stands for and what is asked of them, besides the data itself.
@@ -176,12 +201,40 @@ def _lists(data: DataConfig) -> str:
     )
 
 
-def _check_schedule(ours: Schedule, stored: Schedule, folder: Path) -> None:
-    """Raise CheckpointError naming the first part of the schedule that differs."""
-    for item in dataclasses.fields(Schedule):
-        if getattr(ours, item.name) != getattr(stored, item.name):
-            raise CheckpointError(
-                f"{folder} has {item.name} = {getattr(stored, item.name)} in its schedule, this run "
-                f"{getattr(ours, item.name)}; give the old options, --override-opt_param-scheduler "
-                f"for the new schedule or --use-checkpoint-opt_param-scheduler for the old"
-            )
+def _check_schedule(
+    config: Config, saved: Config, ours: Schedule, stored: Schedule, folder: Path
+) -> None:
+    """Raise CheckpointError if the schedules differ, naming the options that make them differ."""
+    parts = [
+        f"{item.name} was {getattr(stored, item.name)} and is {getattr(ours, item.name)}"
+        for item in dataclasses.fields(Schedule)
+        if getattr(ours, item.name) != getattr(stored, item.name)
+    ]
+    if not parts:
+        return
+    old, new = _schedule_options(saved), _schedule_options(config)
+    causes = [
+        f"{flag} was {_shown(old[flag])} and is {_shown(new[flag])}"
+        for flag in new
+        if new[flag] != old[flag]
+    ] or ["the default of --global-batch-size follows the number of processes"]
+    raise CheckpointError(
+        f"{folder} was trained on another schedule: {', '.join(causes)} ({', '.join(parts)}). Give the old value, "
+        f"another --save (the example's RUN_DIR) for a new run, --override-opt_param-scheduler to go on with the "
+        f"new schedule, or --use-checkpoint-opt_param-scheduler with the old"
+    )
+
+
+def _shown(value: object) -> object:
+    return "not set" if value is None else value
+
+
+def _schedule_options(config: Config) -> dict[str, object]:
+    """Give what decides the schedule: {flag: value}."""
+    values: dict[str, object] = {
+        flag_of(item): getattr(section, item.name)
+        for section in (config.training, config.optimizer)
+        for item in dataclasses.fields(section)
+        if item.name.startswith(("train_", "lr", "min_lr")) or "weight_decay" in item.name
+    }
+    return values | {"--global-batch-size": config.training.global_batch_size}

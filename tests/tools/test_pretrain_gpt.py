@@ -1,5 +1,6 @@
 """What a user of tools/pretrain_gpt.py meets: a dry run that explains, and one clear line for every mistake."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron.config import to_json
+from megatron.optimizer.schedule import Schedule
+from megatron.training.inputs import open_inputs
 from tests.training.corpus import Corpus
-from tests.training.runs import flags_of
+from tests.training.runs import flags_of, parse
 from tests.world import launcher_environment
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +106,34 @@ def test_damaged_input_of_a_real_start_is_one_line(corpus, tmp_path):
     copy = _copy(corpus, tmp_path / "copy")
     _truncate(copy.valid.with_suffix(".idx"), 40)
     _assert_one_line(_run(*flags_of(copy, tmp_path / "run").split()), "valid.idx")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path):
+    _assert_one_line(_run(*flags_of(corpus, Path("/proc/x")).split()), "--save /proc/x")
+    extra = "--structured-logs --structured-logs-dir /proc/x/y"
+    result = _run(*flags_of(corpus, tmp_path / "run", extra).split())
+    _assert_one_line(result, "--structured-logs-dir /proc/x/y cannot be made")
+
+
+def _save_without_weights(flags: str, run: Path) -> None:
+    """Write what a check reads of a checkpoint after one step."""
+    inputs = open_inputs(parse(flags), 1)
+    folder = run / "iter_0000001"
+    folder.mkdir(parents=True)
+    schedule = Schedule.create(inputs.config.optimizer, inputs.config.training, 8)
+    state = {"iteration": 1, "consumed_samples": 8, "schedule": dataclasses.asdict(schedule)}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "config.json").write_text(json.dumps(to_json(inputs.config)))
+    (run / "latest_checkpointed_iteration.txt").write_text("1\n")
+
+
+def test_dry_run_finds_a_clash_with_the_checkpoint(corpus, tmp_path):
+    flags = flags_of(corpus, tmp_path / "run")
+    _save_without_weights(flags, tmp_path / "run")
+    checked = _run("--dry-run", *flags.split())
+    assert f"start      {tmp_path}/run/iter_0000001, at step 1" in checked.stdout, checked.stderr
+    result = _run("--dry-run", *flags.split(), "--train-iters", "2000")
+    _assert_one_line(result, "--train-iters was 20 and is 2000")
 
 
 def test_world_size_without_dry_run_is_refused(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def trained(world, corpus, tmp_path_factory):
 def test_run_keeps_everything_an_export_needs(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"iter_0000002", "iter_0000004", "tokenizer", "metrics.jsonl", "tensorboard"} <= names
+    options = (trained / "config.json").read_bytes()
+    assert options == (trained / "iter_0000004" / "config.json").read_bytes()
     assert (trained / "latest_checkpointed_iteration.txt").read_text().strip() == "4"
 
 
@@ -99,8 +102,10 @@ def _start(flags: str) -> Start:
         ("--hidden-size 64", "hidden_size = 32, this run 64"),
         ("--attention-head-type multihead", "query_groups = 1, this run 4"),
         ("--seed 7", "--seed 1234"),
-        ("--lr 0.5", "lr = 0.01 in its schedule, this run 0.5; give the old options, --override"),
-        ("--train-iters 8", "decay_samples = 32 in its schedule, this run 64"),
+        ("--lr 0.5", r"--lr was 0.01 and is 0.5 .*Give the old value, .*--override-opt_param"),
+        ("--train-iters 8", r"--train-iters was 4 and is 8 \(decay_samples was 32 and is 64\)"),
+        ("--lr-decay-iters 3", "--lr-decay-iters was not set and is 3"),
+        ("--global-batch-size 4", "--global-batch-size was 8 and is 4"),
         ("--fim-rate 0", "fim_rate = 0.5, this run 0.0"),
         ("--seq-length 16", "seq_length = 32, this run 16"),
         ("--reset-attention-mask", "reset_attention_mask = False, this run True"),
@@ -185,6 +190,53 @@ def test_a_run_that_began_elsewhere_goes_on_from_its_own_folder(corpus, trained,
     shutil.copytree(trained, tmp_path / "own")
     flags = flags_of(corpus, tmp_path / "own", f"--train-iters 4 --load {trained}")
     assert _start(flags).folder == tmp_path / "own" / "iter_0000004"
+
+
+def _train_with_small_files(rank: int, flags: str, limit: int, message: str) -> str:
+    """No file may grow over limit bytes, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=message) as error:
+            train_here(rank, flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return str(error.value)
+
+
+def test_a_disk_that_fills_ends_every_process_alike_and_keeps_what_was_saved(
+    world, corpus, trained, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = sorted(run.rglob("*"))
+    flags = flags_of(corpus, run, "--train-iters 5 --override-opt_param-scheduler --eval-iters 0")
+    assert corpus.tokenizer.stat().st_size > 10_000
+    for limit, message in [
+        (10_000, r"tokenizer\.json cannot be written: File too large; make room"),
+        (100_000, r"safetensors cannot be written: File too large; .*the same command continues"),
+    ]:
+        messages = world(2).run(_train_with_small_files, flags, limit, message)
+        assert messages[0] == messages[1]
+        after = sorted(path for path in run.rglob("*") if "tensorboard" not in path.parts)
+        assert after == [path for path in before if "tensorboard" not in path.parts]
+    assert _start(flags).folder == run / "iter_0000004"
+
+
+def test_a_run_whose_tracker_is_gone_goes_on_from_its_newest_checkpoint(
+    corpus, trained, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    with caplog.at_level("INFO", "megatron"):
+        assert _start(flags_of(corpus, run, "--train-iters 4")).folder == run / "iter_0000004"
+    assert "is missing beside iter_0000002, iter_0000004: taking the newest" in caplog.text
+    (run / "iter_0000004" / "metadata.json").unlink()
+    assert _start(flags_of(corpus, run, "--train-iters 4")).folder == run / "iter_0000002"
+    (run / "iter_0000002" / "metadata.json").unlink()
+    with pytest.raises(CheckpointError, match=r"iter_0000002, iter_0000004 .*move them away"):
+        _start(flags_of(corpus, run, "--train-iters 4"))
 
 
 @pytest.mark.parametrize("flag", ["--exit-on-missing-checkpoint", "--finetune"])
