@@ -30,8 +30,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <numeric>
+#include <queue>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -102,27 +105,29 @@ std::vector<uint64_t> counts_at(const Blend& blend, uint64_t t) {
     return counts;
 }
 
-// The schedule of `size` slots from slot `start` on.
+// The schedule of `size` slots from slot `start` on: the released job of earliest deadline, of equal ones the first
+// source's. Each source has one open job, which waits for its release in one heap and for its turn in another.
 void fill_block(const Blend& blend, uint64_t start, uint64_t size, uint16_t* sources,
                 int64_t* indices) {
-    const size_t num_sources = blend.weights.size();
+    using Job = std::pair<uint64_t, size_t>;  // slot, source
+    using Heap = std::priority_queue<Job, std::vector<Job>, std::greater<>>;
     std::vector<uint64_t> next = counts_at(blend, start);
     const std::vector<uint64_t> end = counts_at(blend, start + size);
-    std::vector<uint64_t> release(num_sources), deadline(num_sources);
     const uint64_t last = start + size - 1;
+    Heap by_release, by_deadline;
     const auto open = [&](size_t d) {
-        // A source that has given all its samples of the block is released after it.
-        release[d] = next[d] < end[d] ? blend.release(d, next[d]) : last + 1;
-        deadline[d] = next[d] < end[d] ? std::min(blend.deadline(d, next[d]), last) : last + 1;
+        if (next[d] < end[d]) by_release.emplace(blend.release(d, next[d]), d);
     };
-    for (size_t d = 0; d < num_sources; ++d) open(d);
+    for (size_t d = 0; d < next.size(); ++d) open(d);
     for (uint64_t slot = start; slot <= last; ++slot) {
-        size_t best = num_sources;
-        for (size_t d = 0; d < num_sources; ++d) {
-            if (release[d] > slot) continue;
-            if (best == num_sources || deadline[d] < deadline[best]) best = d;
+        while (!by_release.empty() && by_release.top().first <= slot) {
+            const size_t d = by_release.top().second;
+            by_release.pop();
+            by_deadline.emplace(std::min(blend.deadline(d, next[d]), last), d);
         }
-        if (best == num_sources || deadline[best] < slot) throw std::logic_error("blend: a deadline is missed");
+        if (by_deadline.empty() || by_deadline.top().first < slot) throw std::logic_error("blend: a deadline is missed");
+        const size_t best = by_deadline.top().second;
+        by_deadline.pop();
         sources[slot - start] = static_cast<uint16_t>(best);
         indices[slot - start] = static_cast<int64_t>(next[best]++);
         open(best);
