@@ -278,7 +278,7 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
     if [[ ! -d $corpus ]]; then
         say "collecting source code on this machine"
         "$python" "$root"/tools/collect_source.py --output "$corpus" --languages "${languages[@]}" \
-            --max-mb $((24 / ${#languages[@]}))
+            --min-mb 1 --max-mb $((24 / ${#languages[@]}))
     fi
     if [[ ! -f $tokenizer_file ]]; then
         say "training a tokenizer"

@@ -108,11 +108,34 @@ def test_a_language_stops_at_max_mb(tmp_path: Path, capsys) -> None:
 
 def test_too_little_source_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     write_tree(tmp_path / "source")
-    with pytest.raises(DataError, match=r"found 2\.\d MB of source, and --min-mb asks for 20"):
-        run("--root", tmp_path / "source", "--output", tmp_path / "out")
-    with pytest.raises(DataError, match=r"0\.0 MB of ruby"):
-        run("--root", tmp_path / "source", "--output", tmp_path / "out", "--languages", "ruby")
+    arguments = ("--root", tmp_path / "source", "--output", tmp_path / "out")
+    wanted = r"cpp: 1\.\d\d MB, and --min-mb asks for 2; python: 1\.\d\d MB, .*lower --min-mb"
+    with pytest.raises(DataError, match=wanted):
+        run(*arguments, "--min-mb", 2)
+    with pytest.raises(DataError, match=r"\(ruby: 0\.00 MB, and --min-mb asks for 0\.1"):
+        run(*arguments, "--languages", "ruby", "python")
+    (tmp_path / "source" / "package_0" / "small.rb").write_text("x")
+    with pytest.raises(DataError, match=r"ruby: one file.* files left out: 1 near-empty"):
+        run(*arguments, "--languages", "ruby", "--min-mb", 0)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_one_small_language_is_enough_and_a_smaller_one_is_named(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    for number in range(6):  # 25 kB each: none is drawn to be held out
+        (root / f"module_{number}.py").write_text(f"value_{number} = compute()\n" * 1100)
+    (root / "one.rb").write_text(GOOD)
+    run("--root", root, "--output", tmp_path / "out")
+    train, valid = (read(tmp_path / "out" / f"python_{part}.jsonl") for part in ("train", "valid"))
+    assert (len(train), len(valid)) == (5, 1)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "python_train.jsonl",
+        "python_valid.jsonl",
+    }
+    assert "ruby       left out: 0.00 MB, and --min-mb asks for 0.1" in capsys.readouterr().out
+    run("--root", root, "--output", tmp_path / "all", "--min-mb", 0)
+    assert "ruby       left out: one file" in capsys.readouterr().out
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
@@ -122,6 +145,14 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         run("--output", tmp_path)
     with pytest.raises(ConfigError, match=r"--valid-fraction is 1\.5"):
         run("--output", tmp_path / "out", "--valid-fraction", 1.5)
+    for sizes in (
+        ("--max-mb", -1),
+        ("--max-mb", 0, "--min-mb", 0),
+        ("--min-mb", 17),
+        ("--max-mb", "nan"),
+    ):
+        with pytest.raises(ConfigError, match=f"{sizes[0]}"):
+            run("--output", tmp_path / "out", *sizes)
 
 
 def test_this_machine_has_python_and_the_headers_of_torch() -> None:
