@@ -169,11 +169,11 @@ def collect(
         part = kept[language].valid if is_held_out else kept[language].train
         part.append((shown, data.decode("utf-8")))
         kept[language].num_bytes += len(data)
-    for part in kept.values():
-        if not part.valid and len(part.train) > 1:
-            first = min(part.train, key=lambda file: hash_path(file[0])[1])
-            part.train.remove(first)
-            part.valid.append(first)
+    for found in kept.values():
+        if not found.valid and len(found.train) > 1:
+            first = min(found.train, key=lambda file: hash_path(file[0])[1])
+            found.train.remove(first)
+            found.valid.append(first)
     return kept, dropped
 
 

@@ -67,6 +67,11 @@ def draw(runs: Sequence[Curves], output: Path) -> None:
     except ImportError:
         raise DataError("plot_loss.py needs matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if output.suffix.removeprefix(".") not in known:
+        raise DataError(
+            f"--output {output} ends in none of .{', .'.join(sorted(known))}: that says which picture to write"
+        )
     axes = figure.subplots()
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
@@ -85,8 +90,6 @@ def draw(runs: Sequence[Curves], output: Path) -> None:
         aside.rename(output)
     except OSError as error:
         raise DataError(f"--output {output} cannot be written: {error.strerror}") from None
-    except ValueError as error:  # matplotlib names the formats it knows
-        raise DataError(f"--output {output}: {error}") from None
 
 
 def _points(losses: dict[int, float]) -> tuple[list[int], list[float]]:

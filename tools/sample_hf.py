@@ -34,6 +34,7 @@ SENTINELS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 def load(folder: Path) -> tuple[Any, Any]:
     """Load model and tokenizer from a local folder; DataError if it is none."""
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError:
@@ -44,7 +45,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"--model {folder} does not load: {str(error).splitlines()[0]}") from None
     return model.eval(), tokenizer
 
@@ -66,7 +67,13 @@ def generate(model: Any, tokenizer: Any, ids: list[int], args: argparse.Namespac
     import torch
 
     torch.manual_seed(args.seed)
-    room = model.config.max_position_embeddings - args.max_new_tokens
+    num_positions = model.config.max_position_embeddings
+    room = num_positions - args.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"--max-new-tokens is {args.max_new_tokens} and the model has {num_positions} positions, the prompt's "
+            f"included; give {num_positions - 1} at most"
+        )
     if len(ids) > room:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens and the model room for {room} before "
@@ -106,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = cli.parse_known(parser, argv)
     if args.infill.count(HOLE) != 1:
         raise ConfigError(f"--infill holds {args.infill.count(HOLE)} times {HOLE}; write it once")
+    if not args.prompt:
+        raise ConfigError("--prompt is empty; give text to continue, or leave it out")
     if args.max_new_tokens < 1 or args.temperature < 0:
         raise ConfigError("--max-new-tokens starts at 1 and --temperature at 0")
 

@@ -20,7 +20,7 @@ from megatron.data.document_reader import (
     read_text,
 )
 from megatron.data.records import parse_chunk
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, DataError
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
 
@@ -55,15 +55,19 @@ def main() -> None:
     if args.max_bytes is not None and args.max_bytes < 1:
         raise ConfigError(f"--max-bytes is {args.max_bytes}; give 1 or more, or leave it out")
     check_inputs(args.input, allow_text=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.output.is_dir():
+        raise ConfigError(f"--output {args.output} is a folder; name a file, tokenizer.json in it")
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output {args.output}: no folder for it: {error.strerror}") from None
 
     start = time.monotonic()
-    is_terminal = sys.stderr.isatty()
     total = sum(path.stat().st_size for path in args.input)
     skipped = [0]
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="read") as bar:
         texts = read_texts(args.input, args.json_key, args.max_bytes, bar, skipped)
-        definition = train_tokenizer(texts, args.vocab_size, show_progress=is_terminal)
+        definition = train_tokenizer(texts, args.vocab_size)
     write_definition(args.output, definition)
     found = len(definition["model"]["vocab"])
     if found < args.vocab_size:
@@ -100,6 +104,7 @@ def read_texts(
             if budget is not None and budget <= 0:
                 break
         bar.update(size - done)
+    bar.set_description("read; learning merges")
 
 
 def _texts_of(path: Path, key: str, skipped: list[int]) -> Iterator[tuple[str, int]]:

@@ -20,7 +20,6 @@ def train_tokenizer(
     vocab_size: int,
     *,
     special_tokens: Sequence[str] = STARCODER_SPECIAL_TOKENS,
-    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Learn a vocabulary and give the content of its tokenizer.json.
 
@@ -45,7 +44,7 @@ def train_tokenizer(
         vocab_size=vocab_size,
         special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=show_progress,
+        show_progress=False,  # the caller sees the texts go by, and may show it
     )
     num_bytes = 0
 

@@ -194,6 +194,22 @@ def test_a_disk_that_fills_is_one_line_and_leaves_nothing(corpus, tmp_path, opti
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_tokenizer_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
+    command = [sys.executable, ROOT / "tools/train_tokenizer.py", "--input", corpus / "plain.py"]
+    command += ["--vocab-size", "300", "--output", tmp_path / "tokenizer.json"]
+    result = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1; exec "$@"', "-", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert "tokenizer.json cannot be written: File too large" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -226,6 +242,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(corpus, tmp_path, args, message):
             "train_tokenizer",
             ["--input", "{c}/plain.py", "--vocab-size", "9", "--output", "{t}/o"],
             "need 275",
+        ),
+        ("train_tokenizer", ["--input", "{c}/plain.py", "--output", "{t}"], "is a folder; name a"),
+        (
+            "train_tokenizer",
+            ["--input", "{c}/plain.py", "--output", "{c}/plain.py/o"],
+            "no folder for it",
+        ),
+        (
+            "train_tokenizer",
+            ["--inptu", "{c}/plain.py", "--output", "{t}/o"],
+            "did you mean --input?",
         ),
         ("merge_datasets", ["--input", "{t}", "--output-prefix", "{t}/o"], "no .bin and .idx"),
         (

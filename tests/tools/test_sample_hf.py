@@ -1,5 +1,6 @@
 """tools/sample_hf.py: an exported folder completes and infills, and what cannot is named."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,5 +51,15 @@ def test_what_cannot_be_sampled_is_named(export: Path, tmp_path: Path) -> None:
         run(export, "--infill", "nothing to fill")
     with pytest.raises(ConfigError, match="room for 14 before --max-new-tokens 50"):
         run(export, "--prompt", "x = 1\n" * 10, "--max-new-tokens", 50)
+    with pytest.raises(ConfigError, match=r"has 64 positions, .*give 63 at most"):
+        run(export, "--max-new-tokens", 100_000)
+    with pytest.raises(ConfigError, match="--prompt is empty"):
+        run(export, "--prompt", "")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(export, damaged)
+    with (damaged / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataError, match=f"--model {damaged} does not load: "):
+        run(damaged)
     with pytest.raises(ConfigError, match="starts at 1"):
         run(export, "--max-new-tokens", 0)
