@@ -18,15 +18,15 @@ from torch import Tensor
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.checkpoint.safetensors_file import BLOCK_BYTES, SafetensorsWriter, TensorSpec
+from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
 from megatron.convert.hf_tokenizer import write_tokenizer
 from megatron.convert.mapping import MappedTensor, Rows, is_multi_query, map_gpt_bigcode
 from megatron.convert.model_card import model_card
-from megatron.convert.source import Source
+from megatron.convert.source import GENERATION_CONFIG, Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import ModelConfig
 
 MODEL_TYPE = "gpt_bigcode"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def export_gpt_bigcode(
     tensors = map_gpt_bigcode(model)
     check_source(source.reader, tensors)
     _write_json(folder / "config.json", gpt_bigcode_config(model, source.eod, dtype))
-    _write_json(folder / "generation_config.json", _generation_config(source.eod))
+    _write_json(folder / GENERATION_CONFIG, _generation_config(source))
     if source.tokenizer is not None:
         write_tokenizer(
             source.tokenizer, source.tokenizer_folder, folder, model.max_position_embeddings
@@ -135,7 +135,7 @@ def write_weights(
     """
     shards = _plan_shards(tensors, dtype.itemsize, max_shard_bytes)
     names = (
-        ["model.safetensors"]
+        [SINGLE_FILE]
         if len(shards) == 1
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
@@ -205,8 +205,14 @@ def is_export(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
-def _generation_config(eod: int) -> dict[str, Any]:
-    return {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod}
+def _generation_config(source: Source) -> dict[str, Any]:
+    """Give what the run was converted with, if it was; a document ends as the tokenizer says."""
+    eod = source.eod
+    return {
+        "bos_token_id": eod,
+        "eos_token_id": eod,
+        "pad_token_id": eod,
+    } | source.generation_config
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
-"""The weights of GPTBigCode in transformers, as rows of ours.
+"""The weights of GPTBigCode in transformers, as rows of ours, and ours as rows of theirs.
 
-Every tensor of theirs is a run of rows of one of ours or several such runs one after another, nothing is
-transposed: GPTBigCode uses `nn.Linear`. So a conversion needs memory for a few rows, whatever the model. Knows
+Every tensor of the one side is a run of rows of one of the other or several such runs one after another, nothing
+is transposed: GPTBigCode uses `nn.Linear`. So a conversion needs memory for a few rows, whatever the model. Knows
 nothing of files.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from megatron.errors import ConfigError
@@ -16,7 +17,7 @@ from megatron.options import ModelConfig
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows start … stop - 1 of one of our tensors, by its logical name."""
+    """Rows start … stop - 1 of a tensor of the other side, by its name."""
 
     name: str
     start: int
@@ -25,7 +26,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A tensor of transformers and the rows of ours that it is made of, in order."""
+    """A tensor of one side and the rows of the other that it is made of, in order."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,6 +82,28 @@ def map_gpt_bigcode(config: ModelConfig) -> list[MappedTensor]:
     if config.untie_embeddings_and_output_weights:
         tensors.append(_whole("lm_head.weight", "output_layer.weight", vocab, hidden))
     return tensors
+
+
+def invert(tensors: list[MappedTensor]) -> list[MappedTensor]:
+    """Turn tensors made of the other side's rows into the other side's, made of theirs. Every row must be used once."""
+    parts: dict[str, dict[int, Rows]] = defaultdict(dict)  # by name, then by first row
+    columns: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors:
+        place = 0
+        for rows in tensor.rows:
+            count = rows.stop - rows.start
+            parts[rows.name][rows.start] = Rows(tensor.name, place, place + count)
+            columns[rows.name] = tensor.shape[1:]
+            place += count
+    result = []
+    for name, by_start in parts.items():
+        end = 0
+        for start, rows in sorted(by_start.items()):
+            assert start == end, f"rows {end} to {start} of {name} have no source"
+            end += rows.stop - rows.start
+        ordered = tuple(rows for _, rows in sorted(by_start.items()))
+        result.append(MappedTensor(name, (end, *columns[name]), ordered))
+    return result
 
 
 def _layer(config: ModelConfig, theirs: str, ours: str) -> list[MappedTensor]:

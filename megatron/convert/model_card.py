@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron.convert.hf_tokenizer import end_of_document
-from megatron.convert.source import Source
+from megatron.convert.source import CONVERTED_FROM, Source
 from megatron.options import DataConfig
 from megatron.tokenizer.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, FIM_TOKENS
 
@@ -27,7 +27,7 @@ license: other
 <!-- Name the model, and put the licence under which you publish it into the lines above. Source code keeps the
 licence of its authors: say here which licences the training data has, and how its attribution is searched. -->
 
-A decoder-only transformer of the StarCoder family (`GPTBigCodeForCausalLM`), trained from scratch.
+A decoder-only transformer of the StarCoder family (`GPTBigCodeForCausalLM`).
 
 | | |
 |---|---|
@@ -98,7 +98,11 @@ def _architecture(source: Source) -> list[tuple[str, str]]:
 
 def _training(source: Source) -> list[tuple[str, str]]:
     config, state = source.config, source.reader.state
-    rows = [("steps", f"{source.reader.iteration:,}")]
+    rows = []
+    if CONVERTED_FROM in state:
+        rows.append(("converted from", str(state[CONVERTED_FROM])))
+    if source.reader.iteration > 0:
+        rows.append(("steps", f"{source.reader.iteration:,}"))
     samples = state.get("consumed_samples")
     if isinstance(samples, int) and samples > 0:
         rows.append(("tokens seen", f"{samples * config.data.seq_length:,}"))

@@ -25,7 +25,7 @@ def check_target(path: Path, may_replace: Callable[[Path], bool] | None) -> None
         raise ConfigError(f"--save {path} is not empty; give another folder, or --overwrite")
     if not may_replace(path):
         raise ConfigError(
-            f"--overwrite replaces an earlier export, and {path} is none; give another folder, or "
+            f"--overwrite replaces an earlier export or import, and {path} is none; give another folder, or "
             f"delete it yourself"
         )
 
@@ -52,7 +52,7 @@ def new_folder(path: Path, may_replace: Callable[[Path], bool] | None) -> Iterat
 
 
 def _force_to_disk(folder: Path) -> None:
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import check_bounds
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+
+GENERATION_CONFIG = "generation_config.json"  # beside a checkpoint that came with one
+CONVERTED_FROM = "converted_from"  # in state.json of a checkpoint that came from elsewhere
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Source:
     def eod(self) -> int:
         """The id that ends a document; 0 as in StarCoder's vocabulary where no tokenizer was kept."""
         return self.tokenizer.eod if self.tokenizer is not None else 0
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What the run was converted with, empty for one that began here."""
+        path = self.reader.folder.parent / GENERATION_CONFIG
+        return read_json_object(path) if path.is_file() else {}
 
     def metrics(self) -> list[dict[str, Any]]:
         """Give the lines of metrics.jsonl up to this checkpoint, none where the file is missing."""

@@ -56,7 +56,9 @@ def find_start(config: Config, schedule: Schedule) -> Start:
     """Find what --load and --save ask to start from, and check that it belongs to this run. No collective.
 
     A run that saved something goes on from there, also if it began with the weights of another (--finetune, or a
-    --load that is not its --save): the same command continues. Raises CheckpointError when the two do not fit.
+    --load that is not its --save): the same command continues. A checkpoint that was converted from elsewhere has
+    weights only: a run starts from it at iteration 0, with --finetune or without, as from Megatron's `release`.
+    Raises CheckpointError when the two do not fit.
     """
     options, opt_outs = config.checkpoint, config.data.exclude_documents_sha256
     own = _latest(options.save)
@@ -79,7 +81,12 @@ def find_start(config: Config, schedule: Schedule) -> Start:
         )
     saved, state = from_json(read_config(folder)), read_state(folder)
     _check_same(config, saved, "model", _model_fields(config), folder)
-    if own is None and options.finetune:
+    is_converted = "schedule" not in state
+    if is_converted and options.use_checkpoint_opt_param_scheduler:
+        raise CheckpointError(
+            f"{folder} was converted and has no schedule; leave out --use-checkpoint-opt_param-scheduler"
+        )
+    if is_converted or (own is None and options.finetune):
         return Start(
             folder, state, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
         )
