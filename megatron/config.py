@@ -48,6 +48,7 @@ class Config:
             section.check()
         self.checkpoint.check()
         self.logging.check()
+        self.parallel.check(world_size)
         dp_size = self.parallel.data_parallel_size(world_size)
         self._check_layers()
         self._check_sequence()

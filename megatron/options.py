@@ -206,6 +206,12 @@ class ParallelConfig:
     use_distributed_optimizer: bool = option(
         False, "shard optimizer state and gradients over data parallel processes"
     )
+    num_distributed_optimizer_instances: int = option(
+        1,
+        "with --use-distributed-optimizer: copies of the optimizer state, each sharded over its part of the data "
+        "parallel processes, such as a node; gradients are summed over all",
+        minimum=1,
+    )
     distributed_backend: Literal["auto", "gloo", "nccl"] = option(
         "auto", "nccl with a GPU for each process, gloo without"
     )
@@ -233,6 +239,27 @@ class ParallelConfig:
             f"use a multiple of {tp * pp}",
         )
         return world_size // (tp * pp)
+
+    def data_parallel_sizes(self, world_size: int) -> tuple[int, int]:
+        """Data parallel processes as (copies of the optimizer state, processes each is sharded over)."""
+        dp_size = self.data_parallel_size(world_size)
+        if not self.use_distributed_optimizer:
+            return dp_size, 1
+        copies = self.num_distributed_optimizer_instances
+        require(
+            dp_size % copies == 0,
+            f"--num-distributed-optimizer-instances {copies} does not divide the {dp_size} data parallel "
+            f"processes; give a divisor of {dp_size}",
+        )
+        return copies, dp_size // copies
+
+    def check(self, world_size: int) -> None:
+        require(
+            self.use_distributed_optimizer or self.num_distributed_optimizer_instances == 1,
+            "--num-distributed-optimizer-instances needs --use-distributed-optimizer: without it every "
+            "data parallel process holds a copy",
+        )
+        self.data_parallel_sizes(world_size)
 
 
 @dataclass(frozen=True)

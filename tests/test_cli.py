@@ -184,6 +184,16 @@ def test_unusable_flag_says_what_to_use(flags, message):
         ("--min-lr 1", 1, ["--min-lr", "--lr"]),
         ("--lr-decay-style WSD", 1, ["--lr-wsd-decay-iters"]),
         ("--num-layers-per-virtual-pipeline-stage 1", 1, ["--pipeline-model-parallel-size"]),
+        (
+            "--num-distributed-optimizer-instances 2",
+            2,
+            ["--num-distributed-optimizer-instances", "--use-distributed-optimizer"],
+        ),
+        (
+            "--use-distributed-optimizer --num-distributed-optimizer-instances 3 --global-batch-size 4",
+            4,
+            ["--num-distributed-optimizer-instances 3", "4 data parallel"],
+        ),
         ("--pipeline-model-parallel-size 2", 2, ["at least 2 micro-batches", "has 1"]),
         (
             "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "

@@ -94,8 +94,7 @@ class ParallelContext:
 
         Raises ConfigError if the sizes do not divide the world. torch.distributed is initialised before.
         """
-        dp_size = config.data_parallel_size(world_size)
-        replicate, shard = (1, dp_size) if config.use_distributed_optimizer else (dp_size, 1)
+        replicate, shard = config.data_parallel_sizes(world_size)
         mesh = init_device_mesh(
             device.type,
             (

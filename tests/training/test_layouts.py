@@ -17,6 +17,11 @@ LAYOUTS = [
     ("DP2", 2, ""),
     ("DP2 distributed optimizer", 2, "--use-distributed-optimizer"),
     ("TP2 PP2", 4, f"{TP2} {PP2}"),
+    (
+        "DP4 in two copies",
+        4,
+        "--use-distributed-optimizer --num-distributed-optimizer-instances 2",
+    ),
     ("PP4", 4, "--pipeline-model-parallel-size 4"),
     ("TP2 PP2 DP2", 8, f"{TP2} {PP2} --sequence-parallel --use-distributed-optimizer"),
 ]
