@@ -9,7 +9,8 @@
 #   MODEL=15b bash examples/pretrain_starcoder.sh --dry-run
 #       Check a recipe on any machine: starts nothing and needs no data.
 #
-# Flags after the script's name go to tools/pretrain_gpt.py behind the recipe's own: the last one wins.
+# Flags after the script's name go to tools/pretrain_gpt.py behind the recipe's own: the last one wins. After
+# make env, .venv/bin/python tools/pretrain_gpt.py --help lists them.
 #
 # Needs: what tools/make_env.sh needs (Python >= 3.10, a C++ compiler, a package index the first time).
 # Reads, all optional but for what a published recipe says it misses:
@@ -23,6 +24,8 @@
 #   TRAIN_PYTHON    a Python that has everything, as in a container (default: .venv's, which is made if missing)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT                    (default: Slurm's, or one node)
 set -euo pipefail
+
+usage() { sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 model=${MODEL:-tiny}
@@ -46,6 +49,34 @@ has_flag() { # has_flag PATTERN ARGUMENTS...
         [[ ${argument%%=*} != $pattern ]] || return 0
     done
     return 1
+}
+
+check_number() { # check_number NAME VALUE LEAST
+    [[ -z $2 ]] && return
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && (($2 >= $3)) && return
+    die "$1 is '$2'; give a whole number from $3 on, or leave it out"
+}
+check_variables() {
+    declare -F "recipe_$model" >/dev/null ||
+        die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"
+    check_number GPUS_PER_NODE "${GPUS_PER_NODE:-}" 1
+    check_number NNODES "${NNODES:-}" 1
+    check_number NODE_RANK "${NODE_RANK:-}" 0
+    check_number MASTER_PORT "${MASTER_PORT:-}" 1
+    [[ -z ${NODE_RANK:-} ]] || ((NODE_RANK < num_nodes)) ||
+        die "NODE_RANK is $NODE_RANK and NNODES $num_nodes; give 0 to $((num_nodes - 1))"
+}
+check_train_python() { # .venv is what make_env.sh makes; another Python may lack anything
+    local missing
+    missing=$("$python" - 2>/dev/null <<'END'
+import importlib.util, sys
+assert sys.version_info >= (3, 10)
+names = "torch numpy tokenizers safetensors pyarrow orjson zstandard tqdm tensorboard yaml transformers matplotlib megatron"
+print(*(name for name in names.split() if importlib.util.find_spec(name) is None))
+END
+    ) || die "TRAIN_PYTHON is '$python', which runs no Python >= 3.10; name one, or leave it out for .venv"
+    [[ -z $missing ]] ||
+        die "TRAIN_PYTHON is '$python' and lacks $missing; there: pip install -r requirements.txt -e ., or leave it out"
 }
 
 # ---------------------------------------------------------------------------------------------- recipes
@@ -305,6 +336,17 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
     )
 }
 
+how_to_train_longer() { # on what this run was trained on, in a run of its own: the schedule is another
+    local data=""
+    [[ -z $data_path ]] || data="DATA_PATH='$data_path' "
+    [[ -z $tokenizer_file ]] || data+="TOKENIZER_FILE='$tokenizer_file' "
+    if [[ $has_data == yes && -z $data_path ]]; then
+        echo "this command with RUN_DIR=runs/longer before it and --train-iters 5000 behind it"
+    else
+        echo "${data}RUN_DIR=runs/longer bash examples/pretrain_starcoder.sh --train-iters 5000"
+    fi
+}
+
 size_of() { du -sh "$1" | cut -f1; }
 
 finish_tiny() {
@@ -330,7 +372,7 @@ loss.png         the loss curve                            $(size_of "$run_dir/l
 
 == what next
 look at it       .venv/bin/tensorboard --logdir '$save/tensorboard'
-train longer     RUN_DIR=runs/longer bash examples/pretrain_starcoder.sh --train-iters 5000
+train longer     $(how_to_train_longer)
 your own code    README.md, "Your own data"
 a real size      MODEL=1b bash examples/pretrain_starcoder.sh --dry-run
 END
@@ -357,23 +399,27 @@ END
     recipe+=(
         --train-data-path "$folder/stand_in" --valid-data-path "$folder/stand_in"
         --tokenizer-type NullTokenizer --vocab-size "$num_ids" --fim-rate 0
+        --save "$folder/checkpoints" --load "$folder/checkpoints"
     )
-    echo "DATA_PATH is not set: a stand-in takes the place of data and tokenizer"
+    echo "DATA_PATH is not set: a stand-in takes the place of data, tokenizer and checkpoints"
     local code=0
     dry_run "$@" || code=$?
     rm -rf "$folder"
     return "$code"
 }
 
-declare -F "recipe_$model" >/dev/null ||
-    die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"
+if has_flag --help "$@" || has_flag -h "$@"; then
+    usage
+    exit
+fi
+check_variables
 # The batch script of an allocation runs on its first node only: start this one on each.
 if ((num_nodes > 1)) && [[ -n ${SLURM_JOB_ID:-} && -z ${SLURM_STEP_ID:-} ]]; then
     exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL bash "${BASH_SOURCE[0]}" "$@"
 fi
-trap 'stop 130' INT
+if [[ -n ${TRAIN_PYTHON:-} ]]; then check_train_python; else bash "$root"/tools/make_env.sh; fi
+trap 'stop 130' INT # from here on: make_env.sh has its own word for it
 trap 'stop 143' TERM
-[[ -n ${TRAIN_PYTHON:-} ]] || bash "$root"/tools/make_env.sh
 
 num_cores=$(getconf _NPROCESSORS_ONLN)
 num_gpus=$(count_gpus)

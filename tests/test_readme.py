@@ -40,16 +40,14 @@ def test_command_can_be_typed(command: str) -> None:
         assert (ROOT / tool).is_file(), f"{tool} does not exist"
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    if tools and tools[0].endswith(".py"):
-        given = words[words.index(tools[0]) + 1 :]
-    elif tools:  # what follows the example's name is for training
-        given = words[words.index(tools[0]) + 1 :]
-        tools = ["tools/pretrain_gpt.py"]
-    else:
-        return
-    for word in given:
-        if word.startswith("--"):
-            assert word in flags_of(tools[0]) | {"--help"}
+    owner = None  # of the flags that follow
+    for word in words:
+        if word.endswith(
+            (".py", ".sh", ".slurm")
+        ):  # what follows an example's name is for training
+            owner = word if word.startswith("tools/") else "tools/pretrain_gpt.py"
+        elif word.startswith("--") and owner is not None:
+            assert word in flags_of(owner) | {"--help"}
 
 
 def test_every_tool_is_in_the_table() -> None:

@@ -11,6 +11,16 @@
 # where there is an NVIDIA GPU, and the CPU build where there is none.
 set -euo pipefail
 
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit
+        ;;
+    ?*)
+        printf 'environment: error: %s is not an option; there is only --help\n' "$1" >&2
+        exit 2
+        ;;
+esac
 readonly TORCH_VERSION=2.13.0 # what the tests ran with; setup.py states the range
 readonly OLDEST_TORCH="(2, 11)"
 readonly CPU_WHEELS=https://download.pytorch.org/whl/cpu
@@ -94,11 +104,10 @@ END
 
 create_venv() {
     rm -rf .venv
-    if [[ $torch != installed ]]; then
-        "$python" -m venv .venv
-        return
-    fi
-    "$python" -m venv --system-site-packages .venv
+    local command=("$python" -m venv) output
+    [[ $torch != installed ]] || command+=(--system-site-packages)
+    output=$("${command[@]}" .venv 2>&1) || die "$python -m venv .venv failed:" "$output"
+    [[ $torch == installed ]] || return 0
     # "System" means the interpreter that a virtual environment was made from, not the environment itself.
     "$python" - .venv <<'END'
 import site, sys
@@ -151,12 +160,14 @@ build() {
 }
 
 is_fresh && exit 0
+# bash runs this when the child that the signal ended too is gone: nothing else is said of it.
+trap 'printf "\n" >&2 && say "interrupted; the same command continues" && exit 130' INT
 python=$(find_python)
 # The lock lasts as long as file descriptor 9 is open, whatever ends this script.
 exec 9>.venv.lock
 "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
     say "another process is making .venv; waiting for it"
-    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+    "$python" -c 'import fcntl, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); fcntl.flock(9, fcntl.LOCK_EX)'
 }
 if ! packages_are_fresh; then
     check_tools
@@ -165,9 +176,10 @@ if ! packages_are_fresh; then
     create_venv
     say "installing packages (first time: a minute or two, more on a slow network)"
     install_packages
-    .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true # some packages hold templates
+    .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true # some packages hold templates
     printf '%s\n' "$torch" >.venv/torch
     packages_stamp >.venv/packages.stamp
 fi
 build_is_fresh || build
+rm -f install.log # of an attempt that failed
 say "ready: .venv"

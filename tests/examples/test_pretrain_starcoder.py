@@ -3,12 +3,14 @@
 Whole runs of MODEL=tiny are the job of .ci/run.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megatron import cli
 from tests.world import launcher_environment
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_starcoder.sh"
@@ -58,6 +60,30 @@ def test_recipe_is_the_published_model(model: str) -> None:
         assert text in result.stdout
 
 
+@pytest.mark.parametrize("flags", [["--help"], ["--train-iters", "20", "-h"]])
+def test_help_is_the_scripts_own_and_starts_nothing(flags: list[str], tmp_path: Path) -> None:
+    result = launch(*flags, MODEL="15b", TRAIN_PYTHON="/nope", RUN_DIR=str(tmp_path / "run"))
+    assert (result.returncode, result.stderr) == (0, "")
+    for name in OURS:
+        assert name in result.stdout
+    assert result.stdout.count("bash examples/pretrain_starcoder.sh") >= 2
+    assert "tools/pretrain_gpt.py --help" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_are_whole_and_say_what_the_script_does(tmp_path: Path) -> None:
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    for path in SCRIPT.parent.glob("*.yaml"):
+        flags = ["--config", str(path), "--data-path", "a", "--save", "b"]
+        config = cli.config_from(cli.parse_known(parser, flags))
+        config.check(1)
+        recipe = SCRIPT.read_text().split(f"recipe_{path.stem}()")[1].split("\n}")[0]
+        for name in ("num-layers", "hidden-size", "seq-length", "global-batch-size", "train-iters"):
+            (value,) = re.findall(rf"--{name} (\d+)", recipe)
+            assert f"  {name}: {value}\n" in path.read_text()
+
+
 def test_flags_after_the_name_win_and_nodes_are_counted() -> None:
     result = launch(
         "--dry-run",
@@ -80,6 +106,11 @@ def test_flags_after_the_name_win_and_nodes_are_counted() -> None:
     [
         ([], {"MODEL": "2b"}, "MODEL is '2b'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"),
         ([], {"MODEL": "15b"}, "DATA_PATH is not set"),
+        ([], {"GPUS_PER_NODE": "abc"}, "GPUS_PER_NODE is 'abc'; give a whole number from 1 on"),
+        ([], {"GPUS_PER_NODE": "0"}, "GPUS_PER_NODE is '0'"),
+        ([], {"NNODES": "x"}, "NNODES is 'x'"),
+        ([], {"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK is 2 and NNODES 2; give 0 to 1"),
+        ([], {"TRAIN_PYTHON": "/nope"}, "TRAIN_PYTHON is '/nope', which runs no Python"),
         ([], {"MODEL": "15b", "DATA_PATH": "data/code"}, "TOKENIZER_FILE is not set"),
         (["--dry-run", "--num-layer", "4"], {}, "did you mean --num-layers?"),
         (
@@ -111,3 +142,13 @@ def test_mistakes_end_with_a_line_and_code_2(
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    result = launch(TRAIN_PYTHON=str(bare))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"TRAIN_PYTHON is '{bare}' and lacks torch numpy tokenizers" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ case "$*" in
     *"import ensurepip, venv"*) exit {venv_code} ;;
     *"import sys, torch"*|-) exit 1 ;;
     "-m venv .venv") mkdir -p .venv/bin .venv/lib/python{version} && cp "$0" .venv/bin/python ;;
-    "-m pip"*) echo "$*" >>"$PIP_CALLS"; echo "{pip_says}"; exit {pip_code} ;;
+    "-m pip"*) echo "$*" >>"$PIP_CALLS"; echo "{pip_says}"; {pip_does}; exit {pip_code} ;;
     "-m compileall"*) ;;
     *) exec {python} "$@" ;;
 esac
@@ -40,7 +40,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make_stub(
-    checkout: Path, *, venv_code: int = 0, pip_code: int = 0, pip_says: str = "fine"
+    checkout: Path,
+    *,
+    venv_code: int = 0,
+    pip_code: int = 0,
+    pip_says: str = "fine",
+    pip_does: str = ":",
 ) -> str:
     stub = checkout / "stub_python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -51,17 +56,18 @@ def make_stub(
             venv_code=venv_code,
             pip_code=pip_code,
             pip_says=pip_says,
+            pip_does=pip_does,
         )
     )
     stub.chmod(0o755)
     return str(stub)
 
 
-def make_env(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def make_env(checkout: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment |= {"CXX": "bash", "PIP_CALLS": str(checkout / "pip_calls")}  # any program there is
     return subprocess.run(
-        ["bash", str(checkout / "tools" / "make_env.sh")],
+        ["bash", str(checkout / "tools" / "make_env.sh"), *arguments],
         capture_output=True,
         text=True,
         env=environment | variables,
@@ -124,6 +130,25 @@ def test_a_half_made_environment_is_made_again(checkout: Path) -> None:
     result = make_env(checkout, PYTHON=make_stub(checkout))
     assert result.returncode == 0, result.stderr
     assert "ready" in result.stderr
+    assert not (checkout / "install.log").exists()  # it told of the first attempt
+
+
+def test_ctrl_c_is_one_line_and_no_failure_of_the_network(checkout: Path) -> None:
+    python = make_stub(checkout, pip_code=1, pip_does="kill -INT $PPID")
+    result = make_env(checkout, PYTHON=python)
+    assert result.returncode == 130
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1] == "environment: interrupted; the same command continues"
+    assert "Is there a network" not in result.stderr and not (checkout / "install.log").exists()
+    assert make_env(checkout, PYTHON=make_stub(checkout)).returncode == 0
+
+
+def test_help_tells_what_it_reads_and_makes_nothing(checkout: Path) -> None:
+    result = make_env(checkout, "--help")
+    assert result.returncode == 0
+    assert "PYTHON   the interpreter to build on" in result.stdout
+    assert "set -" not in result.stdout and not (checkout / ".venv").exists()
+    assert make_env(checkout, "--halp").returncode == 2
 
 
 @pytest.mark.skipif(
