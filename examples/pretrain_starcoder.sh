@@ -399,7 +399,7 @@ END
     recipe+=(
         --train-data-path "$folder/stand_in" --valid-data-path "$folder/stand_in"
         --tokenizer-type NullTokenizer --vocab-size "$num_ids" --fim-rate 0
-        --save "$folder/checkpoints" --load "$folder/checkpoints"
+        --save "$folder/checkpoints"
     )
     echo "DATA_PATH is not set: a stand-in takes the place of data, tokenizer and checkpoints"
     local code=0
@@ -429,7 +429,6 @@ if [[ $model == tiny ]] && ((num_processes == 0)); then
 fi
 recipe=() recipe_gpus=0 recipe_vocabulary=0
 "recipe_$model"
-recipe+=(--save "$save" --load "$save")
 world_size=$((num_nodes * num_processes))
 [[ -z ${data_path} ]] || { read -r -a paths <<<"$data_path" && recipe+=(--data-path "${paths[@]}"); }
 [[ -z $tokenizer_file ]] ||
@@ -441,7 +440,14 @@ fi
 
 if has_flag --dry-run "$@"; then
     [[ -n ${GPUS_PER_NODE:-} ]] || world_size=$recipe_gpus
-    if [[ $has_data == yes ]]; then dry_run "$@"; else dry_run_without_data "$@"; fi
+    if [[ $has_data == no ]]; then
+        dry_run_without_data "$@"
+        exit
+    fi
+fi
+recipe+=(--save "$save" --load "$save")
+if has_flag --dry-run "$@"; then
+    dry_run "$@"
     exit
 fi
 
