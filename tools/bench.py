@@ -71,6 +71,12 @@ def main() -> None:
     parser.add_argument(
         "--bigcode", type=Path, metavar="DIR", help="a checkout of BigCode's Megatron-LM"
     )
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="with what the checkouts need, and without this project (default: this one)",
+    )
     args = parse_known(parser, None)
     if args.rounds < 1 or args.documents < 1 or args.megabytes <= 0:
         raise ConfigError("--rounds, --documents and --megabytes must be above 0")
@@ -97,6 +103,7 @@ def main() -> None:
             args.documents,
             megatron_lm=args.megatron_lm and args.megatron_lm.resolve(),
             bigcode=args.bigcode and args.bigcode.resolve(),
+            peer_python=args.peer_python,
         )
         print(describe(bench), file=sys.stderr)
         rows: list[Row] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Bench:
     num_documents: int  # of the synthetic dataset
     megatron_lm: Path | None = None  # checkouts whose tools are timed
     bigcode: Path | None = None
+    peer_python: str = sys.executable  # with which they run; their packages are named megatron, too
 
     @property
     def megabytes(self) -> float:
