@@ -65,6 +65,7 @@ def open_hf(path: Path, *, accepts_exact_gelu: bool) -> Import:
         model = replace(model, vocab_size=tokenizer.vocab_size)
         notes += _tokenizer_notes(fields, tokenizer, num_rows)
     names = _weight_names(folder)
+    _check_sizes(folder, names, model, num_rows)
     theirs = map_gpt_bigcode(replace(model, vocab_size=num_rows))
     _check_tensors(folder, names, theirs)
     if not model.untie_embeddings_and_output_weights and LM_HEAD in names:
@@ -162,6 +163,22 @@ def _tokenizer_notes(fields: Fields, tokenizer: Tokenizer, num_rows: int) -> lis
 
 def _weight_names(folder: HfFolder) -> set[str]:
     return {name for name in folder.names() if not MASK.fullmatch(name)}
+
+
+def _check_sizes(folder: HfFolder, names: set[str], model: ModelConfig, num_rows: int) -> None:
+    """Raise CheckpointError for sizes that the weights rule out, before lists of such sizes are made."""
+    shape = (num_rows, model.hidden_size)
+    found = list(folder.shape(WORD_EMBEDDINGS)) if WORD_EMBEDDINGS in names else "missing"
+    if found != list(shape):
+        raise CheckpointError(
+            f"{folder.path} does not hold the model of its config.json: {WORD_EMBEDDINGS} is {found} and "
+            f"has to be {list(shape)}"
+        )
+    if model.num_layers > len(names):
+        raise CheckpointError(
+            f"{folder.path} does not hold the model of its config.json: it has {len(names)} tensors for "
+            f"{model.num_layers} layers"
+        )
 
 
 def _check_tensors(folder: HfFolder, names: set[str], expected: list[MappedTensor]) -> None:

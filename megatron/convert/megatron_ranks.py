@@ -86,16 +86,20 @@ def read_grid(folder: Path) -> list[list[Rank]]:
     first = _read_rank(folder, found[0])
     tp_size = first.arguments.whole("tensor_model_parallel_size")
     pp_size = first.arguments.whole("pipeline_model_parallel_size")
-    names = [
-        [f"mp_rank_{tp:02d}" + (f"_{pp:03d}" if pp_size > 1 else "") for tp in range(tp_size)]
-        for pp in range(pp_size)
-    ]
-    wanted = {name for stage in names for name in stage}
-    for name in sorted(wanted ^ set(found)):
-        what = "is missing" if name in wanted else "has no place in it"
-        raise CheckpointError(
-            f"{folder} is of a run at TP {tp_size} and PP {pp_size}, and {name} {what}; copy the checkpoint again"
-        )
+    where = f"{folder} is of a run at TP {tp_size} and PP {pp_size}"
+    names: list[list[str]] = []
+    for pp_rank in range(pp_size):
+        suffix = f"_{pp_rank:03d}" if pp_size > 1 else ""
+        names.append([])
+        for tp_rank in range(tp_size):
+            names[-1].append(f"mp_rank_{tp_rank:02d}{suffix}")
+            if names[-1][-1] not in found:
+                raise CheckpointError(
+                    f"{where}, and {names[-1][-1]} is missing; copy the checkpoint again"
+                )
+    extra = sorted(set(found) - {name for stage in names for name in stage})
+    if extra:
+        raise CheckpointError(f"{where}, and {extra[0]} has no place in it; move it away")
     return [
         [first if name == found[0] else _read_rank(folder, name) for name in stage]
         for stage in names

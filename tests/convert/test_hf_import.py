@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, GPTBigCodeConfig, GPTB
 
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.load import load_checkpoint
+from megatron.convert import imported
 from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
@@ -102,9 +103,11 @@ def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, mul
 
 @pytest.mark.parametrize("multi_query", [True, False], ids=["multiquery", "multihead"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_round_trip_is_bit_equal(tmp_path, multi_query, dtype):
+def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, multi_query, dtype):
+    monkeypatch.setattr(imported, "BLOCK_BYTES", 200)  # three rows of fp32
     make_theirs(tmp_path / "hf", multi_query=multi_query, dtype=dtype, layer_norm_epsilon=1e-4)
     source = bring_in(tmp_path / "hf", tmp_path / "ours")
+    assert source.config.precision.compute_dtype == str(dtype).removeprefix("torch.")
     export(source, tmp_path / "back", dtype)
     first = load_file(tmp_path / "hf" / "model.safetensors")
     second = load_file(tmp_path / "back" / "model.safetensors")
@@ -193,6 +196,8 @@ def test_rows_beyond_the_tokenizer_are_padding(tmp_path, capsys):
         ({"n_embd": None}, "n_embd is None"),
         ({"n_embd": 15.0}, "n_embd is 15.0"),
         ({"n_layer": 3}, "lacks transformer.h.2.ln_1.weight"),
+        ({"n_layer": 10**12}, "28 tensors for 1000000000000 layers"),
+        ({"n_embd": 10**9, "n_head": 10**9}, "wte.weight is"),
         ({"n_layer": 1}, "has transformer.h.1.* no place"),
         ({"n_inner": 30}, r"h.0.mlp.c_fc.weight is \[26, 15\] and has to be \[30, 15\]"),
         ({"n_inner": None}, r"has to be \[60, 15\]"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron.convert import imported
 from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
 from megatron.convert.imported import convert
 from megatron.convert.megatron_legacy import open_megatron
@@ -67,7 +68,8 @@ def assert_equals(source, weights):
     ],
 )
 @pytest.mark.parametrize("is_untied", [False, True], ids=["tied", "untied"])
-def test_the_weights_are_those_that_were_cut(tmp_path, heads, layout, is_untied):
+def test_the_weights_are_those_that_were_cut(tmp_path, monkeypatch, heads, layout, is_untied):
+    monkeypatch.setattr(imported, "BLOCK_BYTES", 500)  # a few rows
     config, weights = make_model(untie_embeddings_and_output_weights=is_untied, **heads)
     write_megatron(tmp_path / "theirs", weights, config, **layout)
     source = bring_in(tmp_path / "theirs", tmp_path / "ours")
@@ -215,6 +217,7 @@ def test_copies_of_nan_are_equal(tmp_path):
         ({"attention_head_type": "multihead"}, "lacks .*query_key_value"),
         ({"pipeline_model_parallel_size": 3}, "mp_rank_00_002 is missing"),
         ({"tensor_model_parallel_size": 1}, "mp_rank_01_000 has no place"),
+        ({"tensor_model_parallel_size": 10**12}, "mp_rank_02_000 is missing"),
         ({"padded_vocab_size": None}, "padded_vocab_size is None"),
     ],
 )
