@@ -20,10 +20,11 @@ EXAMPLES = """\
 examples:
   two processes on this machine:
     python tools/launch.py --standalone --nproc-per-node 2 tools/pretrain_gpt.py \\
-      --config examples/tiny.yaml --tensor-model-parallel-size 2
+      --config examples/tiny.yaml --tensor-model-parallel-size 2 --save runs/a --load runs/a \\
+      --data-path data/code_text_document --tokenizer-file data/tokenizer.json
   the same line on each of two nodes, of which node0 is one:
     python tools/launch.py --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id a \\
-      --rdzv-endpoint node0:6000 tools/pretrain_gpt.py --config examples/tiny.yaml
+      --rdzv-endpoint node0:6000 tools/pretrain_gpt.py <the same flags>
 
 The options below are torchrun's; the flags of training are in python tools/pretrain_gpt.py --help.
 """
