@@ -9,7 +9,8 @@ import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,23 +129,36 @@ class MetricsWriter:
 
     def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(_json_ready(values)) + "\n")
-            self._file.flush()
+            with _going_on_without(METRICS_FILE):
+                self._file.write(json.dumps(_json_ready(values)) + "\n")
+                self._file.flush()
 
     def _scalar(self, name: str, value: float, iteration: int) -> None:
         if self._tensorboard is not None:
-            self._tensorboard.add_scalar(name, value, iteration)
+            with _going_on_without("TensorBoard"):
+                self._tensorboard.add_scalar(name, value, iteration)
         if self._wandb is not None:
             self._wandb.log({name: value}, step=iteration)
 
     def close(self) -> None:
         """Flush and close everything."""
         if self._file is not None:
-            self._file.close()
+            with _going_on_without(METRICS_FILE):
+                self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with _going_on_without("TensorBoard"):
+                self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+@contextmanager
+def _going_on_without(name: str) -> Iterator[None]:
+    """Say that a full or failing disk took numbers, and no more: the weights are worth more than their curve."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); training goes on without", name, error)
 
 
 def _open_tensorboard(config: Config, save: Path | None, start_iteration: int) -> Any:

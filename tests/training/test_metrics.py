@@ -137,3 +137,15 @@ def test_read_of_each_source_is_a_line_that_says_so(tmp_path):
 )
 def test_durations_read_well(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_takes_numbers_and_not_the_run(tmp_path, caplog):
+    config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    writer = MetricsWriter(config, start_iteration=0)
+    writer._file.close()
+    writer._file = open("/dev/full", "w")  # noqa: SIM115 - the writer closes it
+    writer.training({"iteration": 1, **LINE}, total_iterations=5)
+    writer.close()
+    said = [record.message for record in caplog.records if "metrics.jsonl" in record.message]
+    assert said and "No space left" in said[0] and "goes on" in said[0]
