@@ -70,12 +70,23 @@ public:
             bytes_ += token;
             starts_.push_back(bytes_.size());
         }
+        bytes_.append(kChunk, '\0');
+    }
+    // Writes the bytes of an id and gives where they end. Copies kChunk bytes, in one move, where there is room.
+    char* copy(size_t id, char* out, const char* limit) const {
+        if (size(id) <= kChunk && limit - out >= static_cast<ptrdiff_t>(kChunk)) {
+            std::memcpy(out, begin(id), kChunk);
+            return out + size(id);
+        }
+        return std::copy_n(begin(id), size(id), out);
     }
     size_t count() const { return starts_.size() - 1; }
     const char* begin(size_t id) const { return bytes_.data() + starts_[id]; }
     size_t size(size_t id) const { return starts_[id + 1] - starts_[id]; }
 
 private:
+    static constexpr size_t kChunk = 16;
+
     std::string bytes_;
     std::vector<size_t> starts_;
 };
@@ -129,10 +140,8 @@ public:
         PyObject* bytes = PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(size));
         if (bytes == nullptr) throw py::error_already_set();
         char* out = PyBytes_AS_STRING(bytes);
-        for (py::ssize_t i = 0; i < ids.size(); ++i) {
-            const auto id = static_cast<size_t>(ids.data()[i]);
-            out = std::copy_n(tokens_.begin(id), tokens_.size(id), out);
-        }
+        const char* const limit = out + size;
+        for (py::ssize_t i = 0; i < ids.size(); ++i) out = tokens_.copy(static_cast<size_t>(ids.data()[i]), out, limit);
         return py::reinterpret_steal<py::bytes>(bytes);
     }
 
