@@ -22,9 +22,9 @@ from megatron.data.indexed_dataset import (
     MAGIC,
     VERSION,
     IndexedDataset,
-    IndexedDatasetBuilder,
     idx_path,
 )
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 NUM_READS = 2000
 NUM_SOURCES = 100

@@ -15,7 +15,8 @@ from megatron.benchmark.bench import SEQ_LENGTH, Bench
 from megatron.benchmark.measure import Row, Timed, measure, timed
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.loader import BatchLoader
 
 

@@ -12,7 +12,8 @@ from types import TracebackType
 import numpy.typing as npt
 
 from megatron.data.documents import Documents
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.provenance import Provenance, ProvenanceWriter, provenance_path
 
 

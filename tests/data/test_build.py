@@ -7,7 +7,7 @@ import pytest
 
 from megatron.config import TokenizerConfig
 from megatron.data.build import build_datasets
-from megatron.data.indexed_dataset import IndexedDatasetBuilder
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.errors import ConfigError, DataError
 from megatron.options import DataConfig
 from megatron.tokenizer.tokenizer import build_tokenizer

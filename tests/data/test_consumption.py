@@ -8,7 +8,8 @@ import pytest
 from megatron.data.blended_dataset import BlendedDataset
 from megatron.data.consumption import consumption
 from megatron.data.gpt_dataset import GPTDataset
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 SEQ_LENGTH = 8
 

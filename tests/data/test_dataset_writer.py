@@ -7,7 +7,7 @@ import pytest
 
 from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.documents import Documents
-from megatron.data.indexed_dataset import IndexedDatasetBuilder
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 ONE = np.ones(1, np.int64)
 SUFFIXES = ["bin", "idx", "provenance.arrow", "sha256"]

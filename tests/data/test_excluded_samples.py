@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron.data.build import build_datasets
-from megatron.data.indexed_dataset import IndexedDatasetBuilder
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.provenance import ProvenanceWriter, provenance_path
 from megatron.errors import ConfigError, DataError
 from megatron.options import DataConfig, TokenizerConfig

@@ -10,7 +10,8 @@ import pytest
 from megatron.data import exclusion, provenance
 from megatron.data.exclusion import exclude_documents
 from megatron.data.exclusion_list import read_exclusion_list
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.provenance import ProvenanceWriter, provenance_path
 from megatron.errors import DataError
 

@@ -7,7 +7,8 @@ import pytest
 
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.errors import DataError
 
 SIZES = [5, 1, 40, 17, 3, 28, 9]

@@ -14,7 +14,8 @@ import torch
 from megatron.data.blended_dataset import BlendedDataset
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.loader import BatchLoader, sample_numbers
 from megatron.errors import DataError
 from tests.data.numbers_dataset import DAMAGED, DEADLY, Numbers

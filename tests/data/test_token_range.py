@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.token_range import NO_RUNS, TokenRange, clip_runs, join_runs, token_positions
 
 

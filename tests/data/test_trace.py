@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from megatron.data.build import build_datasets
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.provenance import ProvenanceWriter, provenance_path
 from megatron.data.trace import Tracer
 from megatron.errors import DataError

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.model.flops import flops_per_token
 from megatron.training.inputs import open_inputs
 from tests.training.runs import flags_of, parse, read_lines, read_metrics, train_here
