@@ -19,6 +19,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -53,6 +54,17 @@ public:
     void advance(size_t count) { size_ += count; }
     const uint32_t* data() const { return data_.get(); }
     size_t size() const { return size_; }
+
+    // Hands the ids over without a copy; the buffer is empty then.
+    py::array_t<int32_t> to_array() {
+        void* const block = std::realloc(data_.get(), std::max<size_t>(size_, 1) * sizeof(uint32_t));
+        if (block == nullptr) throw std::bad_alloc();
+        static_cast<void>(data_.release());
+        const py::capsule owner(block, [](void* given) { std::free(given); });
+        const auto count = static_cast<py::ssize_t>(size_);
+        size_ = capacity_ = 0;
+        return py::array_t<int32_t>(count, static_cast<int32_t*>(block), owner);
+    }
 
 private:
     struct Free {
@@ -104,14 +116,14 @@ public:
     }
 
     py::tuple encode_batch(const py::sequence& texts, size_t num_threads) {
+        // A list of our own keeps every text alive: a sequence may make its items on demand, and a caller's list may
+        // change while other threads of Python run.
+        PyObject* const list = PySequence_List(texts.ptr());
+        if (list == nullptr) throw py::error_already_set();
+        const auto alive = py::reinterpret_steal<py::list>(list);
         std::vector<Text> views;
-        views.reserve(texts.size());
-        std::vector<py::object> alive;  // a sequence may make its items on demand
-        alive.reserve(texts.size());
-        for (const py::handle item : texts) {
-            alive.push_back(py::reinterpret_borrow<py::object>(item));
-            views.push_back(view_of(item));
-        }
+        views.reserve(alive.size());
+        for (const py::handle item : alive) views.push_back(view_of(item));
         py::array_t<int64_t> sizes(static_cast<py::ssize_t>(views.size()));
         std::vector<IdBuffer> parts;
         {
@@ -119,12 +131,7 @@ public:
             py::gil_scoped_release release;
             parts = encode(views, counts, num_threads);
         }
-        size_t total = 0;
-        for (const IdBuffer& part : parts) total += part.size();
-        py::array_t<int32_t> ids(static_cast<py::ssize_t>(total));
-        int32_t* out = ids.mutable_data();
-        for (const IdBuffer& part : parts) out = std::copy_n(part.data(), part.size(), out);
-        return py::make_tuple(ids, sizes);
+        return py::make_tuple(parts.size() == 1 ? parts[0].to_array() : joined(parts), sizes);
     }
 
     py::bytes decode(const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& ids) const {
@@ -146,6 +153,15 @@ public:
     }
 
 private:
+    static py::array_t<int32_t> joined(const std::vector<IdBuffer>& parts) {
+        size_t total = 0;
+        for (const IdBuffer& part : parts) total += part.size();
+        py::array_t<int32_t> ids(static_cast<py::ssize_t>(total));
+        int32_t* out = ids.mutable_data();
+        for (const IdBuffer& part : parts) out = std::copy_n(part.data(), part.size(), out);
+        return ids;
+    }
+
     struct Memory {
         WordTable words;
         LongWordTable long_words;
@@ -156,6 +172,7 @@ private:
     public:
         explicit Lease(BytePairEncoder& owner) : owner_(owner) {
             const std::lock_guard<std::mutex> lock(owner_.mutex_);
+            owner_.idle_.reserve(owner_.idle_.size() + ++owner_.num_leases_);  // so that giving back cannot fail
             if (!owner_.idle_.empty()) {
                 memory_ = std::move(owner_.idle_.back());
                 owner_.idle_.pop_back();
@@ -164,6 +181,7 @@ private:
         ~Lease() {
             const std::lock_guard<std::mutex> lock(owner_.mutex_);
             owner_.idle_.push_back(std::move(memory_));
+            --owner_.num_leases_;
         }
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;
@@ -241,17 +259,11 @@ private:
     }
 
     static void check_utf8(const char* data, Py_ssize_t size) {
-        uint64_t bits = 0;
-        Py_ssize_t i = 0;
-        for (uint64_t word; i + 8 <= size; i += 8) {
-            std::memcpy(&word, data + i, 8);
-            bits |= word;
-        }
-        for (; i < size; ++i) bits |= static_cast<uint8_t>(data[i]);
-        if ((bits & 0x8080808080808080u) == 0) return;
-        PyObject* decoded = PyUnicode_DecodeUTF8(data, size, "strict");
+        const auto* const begin = reinterpret_cast<const uint8_t*>(data);
+        if (is_utf8(begin, begin + size)) return;
+        PyObject* const decoded = PyUnicode_DecodeUTF8(data, size, "strict");  // raises, and says where
+        Py_XDECREF(decoded);
         if (decoded == nullptr) throw py::error_already_set();
-        Py_DECREF(decoded);
     }
 
     // Ids of all texts in order, in one or more parts, and how many are of each. Holds no lock of Python.
@@ -261,6 +273,7 @@ private:
             encode_part(texts, 0, texts.size(), counts, parts[0]);
             return parts;
         }
+        num_threads = std::min(num_threads, texts.size());
         const size_t num_parts = std::min(texts.size(), kPartsPerThread * num_threads);
         std::vector<IdBuffer> parts(num_parts);
         std::atomic<size_t> next_part{0};
@@ -276,7 +289,12 @@ private:
             }
         };
         std::vector<std::thread> threads;
-        for (size_t i = 1; i < num_threads; ++i) threads.emplace_back(work, i);
+        threads.reserve(num_threads);
+        try {
+            for (size_t i = 1; i < num_threads; ++i) threads.emplace_back(work, i);
+        } catch (const std::system_error&) {
+            // The system gives no more threads: those that there are do all of the work.
+        }
         work(0);
         for (std::thread& thread : threads) thread.join();
         for (const std::exception_ptr& failure : failures) {
@@ -372,6 +390,7 @@ private:
     size_t longest_ = LongWordTable::kMaxSize;  // piece that is remembered
     std::mutex mutex_;
     std::vector<std::unique_ptr<Memory>> idle_;
+    size_t num_leases_ = 0;  // that are out
 };
 
 }  // namespace

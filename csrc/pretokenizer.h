@@ -1,5 +1,5 @@
 // Cuts text into the pieces that byte-pair encoding never merges across, as the regular expressions of GPT-2 and of
-// cl100k (Llama 3, Qwen 2) do, with one pass over the bytes and a table of character classes in place of a matcher.
+// cl100k (Llama 3) do, with one pass over the bytes and a table of character classes in place of a matcher.
 //
 //   gpt2    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //   cl100k  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,m}| ?[^\s\p{L}\p{N}]+[\r\n]*
@@ -20,6 +20,29 @@
 #include <vector>
 
 #include "unicode_classes.h"
+
+// Says whether bytes are UTF-8 as Unicode defines it: no surrogate, nothing above U+10FFFF, no longer form than needed.
+inline bool is_utf8(const uint8_t* p, const uint8_t* end) {
+    while (p < end) {
+        uint64_t word;
+        if (end - p >= 8 && (std::memcpy(&word, p, 8), (word & 0x8080808080808080u) == 0)) {
+            p += 8;
+            continue;
+        }
+        const uint8_t first = *p++;
+        if (first < 0x80) continue;
+        const int num_more = first < 0xC2 ? -1 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : first < 0xF5 ? 3 : -1;
+        if (num_more < 0 || end - p < num_more) return false;
+        const uint8_t low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+        const uint8_t high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+        if (*p < low || *p > high) return false;
+        for (int i = 1; i < num_more; ++i) {
+            if ((p[i] & 0xC0) != 0x80) return false;
+        }
+        p += num_more;
+    }
+    return true;
+}
 
 enum Class : uint8_t { kOther, kLetter, kNumber, kSpace, kWall, kMultibyte };
 

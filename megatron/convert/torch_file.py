@@ -38,7 +38,12 @@ STORAGES = {
 DTYPES = {str(dtype).removeprefix("torch.") for dtype in STORAGES.values()}
 # Names of values that stand beside the weights (states of generators, arguments) and are not needed from them.
 INERT = {
+    (
+        "__builtin__",
+        "getattr",
+    ),  # how Python 3.11.0 to 3.11.3 spell a member of an enum; nothing is looked up
     ("_codecs", "encode"),
+    ("builtins", "getattr"),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
     ("numpy.core.multiarray", "_reconstruct"),

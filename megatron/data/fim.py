@@ -47,6 +47,7 @@ CHOSEN, CUT_1, CUT_2, ORDER, FRAGMENTS = range(5)
 
 Ids = npt.NDArray[np.int64]  # [n]
 Run = str | int  # text, or one sentinel of the corpus
+Item = str | Ids  # text that is yet to be encoded, or ids as they will stand
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ class FillInTheMiddle:
         self._is_sentinel = np.zeros(tokenizer.vocab_size, np.bool_)
         self._is_sentinel[list(tokenizer.special_tokens.values())] = True
         _check_tokenizer(tokenizer, split_token)
-        self._prefix, self._middle, self._suffix, self._pad = (
-            tokenizer.special_tokens[name] for name in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD)
+        self._pad = tokenizer.special_tokens[FIM_PAD]
+        self._prefix, self._middle, self._suffix = (
+            np.array([tokenizer.special_tokens[name]])
+            for name in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX)
         )
         self._split = None if split_token is None else tokenizer.special_tokens[split_token]
 
@@ -95,8 +98,14 @@ class FillInTheMiddle:
         """
         result = np.full_like(window, self._pad)
         num_tokens = 0
-        for piece in self._pieces(window, key):
-            ids, is_whole = self._fit(piece, len(window) - num_tokens)
+        pieces = list(self._pieces(window, key))
+        for piece, transformed in zip(pieces, self._transform(pieces, len(window)), strict=True):
+            room = len(window) - num_tokens
+            needed = max(len(transformed), len(piece.ids) + NUM_SENTINELS)
+            if len(transformed) and needed <= room:
+                ids, is_whole = transformed, True
+            else:
+                ids, is_whole = self._fit(piece, room)
             result[num_tokens : num_tokens + len(ids)] = ids
             num_tokens += len(ids)
             if not is_whole or num_tokens == len(window):
@@ -118,40 +127,51 @@ class FillInTheMiddle:
                 is_cut = _happens(random_word(word_of_fragment, CHOSEN), self._fragment_rate)
                 yield Piece(fragment, word_of_fragment, is_cut, end if split is None else split)
 
+    def _transform(self, pieces: Sequence[Piece], room: int) -> list[Ids]:
+        """Transform the chosen pieces that may fit, all with one call of the encoder; nothing for the others."""
+        cuts: list[list[Item]] = []
+        for piece in pieces:
+            room -= len(piece.ids) + NUM_SENTINELS * piece.is_chosen
+            is_cut = piece.is_chosen and room >= 0
+            cuts.append((is_cut and self._cut(piece.ids, piece.word)) or [piece.ids[:0]])
+        return self._encode(cuts)
+
     def _fit(self, piece: Piece, room: int) -> tuple[Ids, bool]:
         """Give a piece in at most `room` ids, and whether it is all there: if not, the sample ends with it."""
         num_kept = len(piece.ids)
         if num_kept + NUM_SENTINELS > room:
             num_kept = room - NUM_SENTINELS
         while piece.is_chosen and num_kept > 0:
-            transformed = self._transform(piece.ids[:num_kept], piece.word)
-            if transformed is None:
+            items = self._cut(piece.ids[:num_kept], piece.word)
+            if items is None:
                 break
+            (transformed,) = self._encode([items])
             if len(transformed) <= room:
                 return transformed, num_kept == len(piece.ids)
             num_kept -= len(transformed) - room
         return piece.ids[:room], len(piece.ids) <= room
 
-    def _transform(self, ids: Ids, word: int) -> Ids | None:
+    def _cut(self, ids: Ids, word: int) -> list[Item] | None:
         """Cut ids in three and put them in order; None if they do not hold a whole character."""
-        start, stop = self._whole_characters(ids)
-        runs = self._decode(ids[start:stop])
+        head, runs, tail = ids[:0], self._decode(ids), ids[:0]
+        if runs is None:  # part of a character at an end
+            start, stop = self._whole_characters(ids)
+            head, runs, tail = ids[:start], self._decode(ids[start:stop]), ids[stop:]
         if not runs:
             return None
         num_places = sum(map(_num_characters, runs)) + 1
         cuts = (_below(random_word(word, number), num_places) for number in (CUT_1, CUT_2))
         first, second = sorted(cuts)
         bounds = ((0, first), (first, second), (second, num_places))
-        parts = [_slice(runs, low, high) for low, high in bounds]
-        prefix, middle, suffix = self._encode(parts)
-        prefix, suffix = [ids[:start], *prefix], [*suffix, ids[stop:]]
+        prefix, middle, suffix = (_items(_slice(runs, low, high)) for low, high in bounds)
         if _happens(random_word(word, ORDER), self._spm_rate):
-            return np.concatenate(
-                [[self._prefix, self._suffix], *suffix, [self._middle], *prefix, *middle]
-            )
-        return np.concatenate(
-            [[self._prefix], *prefix, [self._suffix], *suffix, [self._middle], *middle]
-        )
+            start_of_suffix, start_of_prefix = [self._prefix, self._suffix], [self._middle, head]
+            return [*start_of_suffix, *suffix, tail, *start_of_prefix, *prefix, *middle]
+        return [
+            *(self._prefix, head, *prefix),
+            *(self._suffix, *suffix, tail),
+            *(self._middle, *middle),
+        ]
 
     def _whole_characters(self, ids: Ids) -> tuple[int, int]:
         """Give the part of ids[start:stop] without the ids at either end that hold part of a character."""
@@ -176,15 +196,23 @@ class FillInTheMiddle:
             return None
         return [run for run in runs if run != ""]
 
-    def _encode(self, parts: Sequence[list[Run]]) -> list[list[npt.NDArray[np.integer]]]:
-        """Encode the text of each part, run by run."""
-        texts = [run for runs in parts for run in runs if isinstance(run, str)]
+    def _encode(self, laid_out: Sequence[list[Item]]) -> list[Ids]:
+        """Encode each text by itself and join what is laid out together."""
+        texts = [item for items in laid_out for item in items if isinstance(item, str)]
         ids, sizes = self._tokenizer.encode_batch(texts)
-        encoded = iter(np.split(ids, np.cumsum(sizes)[:-1]))
-        return [
-            [np.array([run]) if isinstance(run, int) else next(encoded) for run in runs]
-            for runs in parts
-        ]
+        ends = iter(np.cumsum(sizes).tolist())
+        end = 0
+        result = []
+        for items in laid_out:
+            parts: list[npt.NDArray[np.integer]] = []
+            for item in items:
+                if isinstance(item, str):
+                    start, end = end, next(ends)
+                    parts.append(ids[start:end])
+                else:
+                    parts.append(item)
+            result.append(np.concatenate(parts).astype(np.int64, copy=False))
+        return result
 
     def _bytes(self, ids: Ids) -> bytes:
         """Give the bytes of ids, of which sentinels have none."""
@@ -234,6 +262,11 @@ def _slice(runs: list[Run], start: int, stop: int) -> list[Run]:
             result.append(run if isinstance(run, int) else run[low:high])
         start, stop = start - num_characters, stop - num_characters
     return result
+
+
+def _items(runs: list[Run]) -> list[Item]:
+    """Spell the sentinels of the corpus as ids."""
+    return [np.array([run]) if isinstance(run, int) else run for run in runs]
 
 
 def _num_characters(run: Run) -> int:

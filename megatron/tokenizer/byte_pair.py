@@ -28,10 +28,10 @@ CL100K = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 MAX_IDS = 1 << 21  # csrc/byte_pair_merges.h keeps a pair of them and its rank in one word
-# Llama 3 and the cl100k files on one side, Qwen 2 on the other: the most digits of a piece of numbers.
+# The most digits of a piece of numbers: three in Llama 3 and in the files made of cl100k, one in Qwen 2's expression
+# (whose own files also normalise text, which is not served).
 MAX_DIGITS = {
     CL100K.replace("NUMBERS", r"\p{N}{1,3}"): 3,
-    CL100K.replace("NUMBERS", r"\p{N}{1,2}"): 2,
     CL100K.replace("NUMBERS", r"\p{N}"): 1,
 }
 
@@ -89,15 +89,20 @@ def make_encoder(definition: Json, token_bytes: Sequence[bytes]) -> BytePairEnco
         raise DataError(
             f"the tokenizer's merges use {error.args[0]!r}, which its vocabulary lacks"
         ) from None
-    return BytePairEncoder(
-        list(token_bytes),
-        is_piece,
-        merges,
-        is_cl100k=pre_tokenizer.is_cl100k,
-        max_digits=pre_tokenizer.max_digits,
-        digits_alone=pre_tokenizer.digits_alone,
-        ignore_merges=bool(model.get("ignore_merges")),
-    )
+    if len(set(vocab.values())) < len(vocab):
+        raise UnsupportedError("a vocabulary in which two tokens share an id")
+    try:
+        return BytePairEncoder(
+            list(token_bytes),
+            is_piece,
+            merges,
+            is_cl100k=pre_tokenizer.is_cl100k,
+            max_digits=pre_tokenizer.max_digits,
+            digits_alone=pre_tokenizer.digits_alone,
+            ignore_merges=bool(model.get("ignore_merges")),
+        )
+    except ValueError as error:  # too many merges, or an added token in the place of a byte's
+        raise UnsupportedError(str(error)) from None
 
 
 def read_pre_tokenizer(definition: Json | None) -> PreTokenizer:

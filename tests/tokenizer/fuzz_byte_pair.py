@@ -38,10 +38,9 @@ PRE_TOKENIZERS = {
     "Llama 3": pre_tokenizers.Sequence(
         [_split(CL100K.replace("NUMBERS", r"\p{N}{1,3}")), BYTES_ONLY]
     ),
-    "two digits": pre_tokenizers.Sequence(
-        [_split(CL100K.replace("NUMBERS", r"\p{N}{1,2}")), BYTES_ONLY]
+    "Qwen 2's expression": pre_tokenizers.Sequence(
+        [_split(CL100K.replace("NUMBERS", r"\p{N}")), BYTES_ONLY]
     ),
-    "Qwen 2": pre_tokenizers.Sequence([_split(CL100K.replace("NUMBERS", r"\p{N}")), BYTES_ONLY]),
     "digits, then cl100k": pre_tokenizers.Sequence(
         [DIGITS, _split(CL100K.replace("NUMBERS", r"\p{N}{1,3}")), BYTES_ONLY]
     ),

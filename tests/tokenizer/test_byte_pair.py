@@ -5,6 +5,7 @@ import json
 import random
 import runpy
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,61 @@ def test_bytes_and_strings_and_no_texts(each):
     assert encoder.encode_batch(["", b"", "a"])[1].tolist() == [0, 0, 1]
 
 
+class OnDemand(Sequence):
+    """Makes its items when they are asked for and keeps none."""
+
+    def __len__(self):
+        return 500
+
+    def __getitem__(self, index):
+        if not 0 <= index < 500:
+            raise IndexError
+        return f"def f{index}(x):\n    return x * {index}\n" * 3
+
+
+def test_texts_that_nobody_else_holds(each):
+    encoder = each["StarCoder"].ours
+    ids, sizes = encoder.encode_batch(OnDemand())
+    assert encoder.decode(ids) == "".join(OnDemand()).encode() and len(sizes) == 500
+    words = np.array(["abc def", "b", "c" * 40])
+    assert encoder.decode(encoder.encode_batch(words)[0]).decode() == "".join(words)
+
+
+def test_utf8_is_checked_as_python_does(each):
+    encoder, rng = each["StarCoder"].ours, random.Random(0)
+    edges = [
+        0x00,
+        0x7F,
+        0x80,
+        0x8F,
+        0x90,
+        0x9F,
+        0xA0,
+        0xBF,
+        0xC1,
+        0xC2,
+        0xDF,
+        0xE0,
+        0xEC,
+        0xED,
+        0xEF,
+        0xF0,
+        0xF4,
+        0xF5,
+        0xFF,
+    ]
+    for _ in range(20_000):
+        text = bytes(rng.choices(edges, k=rng.randint(1, 5)))
+        text = b"a" * rng.choice([0, 7, 8]) + text
+        try:
+            expected = text.decode()
+        except UnicodeDecodeError:
+            with pytest.raises(UnicodeDecodeError):
+                encoder.encode_batch([text])
+        else:
+            assert encoder.decode(encoder.encode_batch([text])[0]).decode() == expected
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -169,6 +225,7 @@ UNSUPPORTED = {
     ),
     "suffix": lambda d: d["model"].update(continuing_subword_prefix="ab"),
     "added token": plain_token,
+    "id of two tokens": lambda d: d["model"]["vocab"].update(zz=d["model"]["vocab"]["a"]),
 }  # fmt: skip
 
 

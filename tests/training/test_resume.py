@@ -12,10 +12,13 @@ import torch
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
+from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
+from megatron.training.pretrain import build_run
 from megatron.training.run_state import RunTensors, restore
 from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, samples_of_step
+from megatron.training.train import train
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 LAYOUT = "--tensor-model-parallel-size 2 --hidden-dropout 0.1 --attention-dropout 0.1"
