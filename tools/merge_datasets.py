@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import megatron.logging
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.data.merge import list_prefixes, merge, merge_shuffled, open_sources
 
@@ -39,6 +40,7 @@ def main() -> None:
         "--drop-provenance", action="store_true", help="leave out where documents come from"
     )
     args = parse_known(parser, None)
+    megatron.logging.configure()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     prefixes = list_prefixes(args.input, args.output_prefix)

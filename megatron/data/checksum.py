@@ -12,6 +12,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,6 +82,33 @@ class HashedFile:
             except OSError as error:
                 self._error = error
             self._hash.update(piece)
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """What `PREFIX.sha256` says of the files of a dataset."""
+
+    path: Path
+    digests: dict[Path, str]
+
+    @classmethod
+    def open(cls, prefix: str | Path) -> Checksums | None:
+        """Read the checksums of a dataset; None if it was written without, as other programs do."""
+        path = checksum_path(prefix)
+        return cls(path, read_checksums(path)) if path.exists() else None
+
+    def compare(self, file: Path, digest: str) -> None:
+        """Raise DataError unless this is what is written of a file."""
+        if file not in self.digests:
+            raise DataError(
+                f"{self.path} does not name {file}: they were not written together; copy all files of the dataset "
+                "again"
+            )
+        if self.digests[file] != digest:
+            raise DataError(
+                f"{file} is damaged: its SHA-256 is {digest}, not what {self.path} says; copy it again, or run "
+                "tools/preprocess_data.py again"
+            )
 
 
 def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> str:

@@ -57,10 +57,13 @@ class DatasetWriter:
         self,
         dataset: IndexedDataset,
         provenance: Provenance | None,
-        on_bytes: Callable[[int], None] = lambda num_bytes: None,
+        on_piece: Callable[[bytes], None] = lambda piece: None,
     ) -> None:
-        """Append a whole dataset; its provenance must have the fields of this one."""
-        self.builder.add_dataset(dataset, on_bytes)
+        """Append a whole dataset; its provenance must have the fields of this one.
+
+        on_piece is given the content of its .bin, piece by piece, as it is copied.
+        """
+        self.builder.add_dataset(dataset, on_piece)
         if self._provenance is not None:
             assert provenance is not None
             for batch in provenance.batches():

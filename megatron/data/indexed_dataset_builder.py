@@ -101,9 +101,12 @@ class IndexedDatasetBuilder:
         self.num_tokens += len(ids)
 
     def add_dataset(
-        self, dataset: IndexedDataset, on_bytes: Callable[[int], None] = lambda num_bytes: None
+        self, dataset: IndexedDataset, on_piece: Callable[[bytes], None] = lambda piece: None
     ) -> None:
-        """Append all documents of another token file of the same id type, copying files, not arrays."""
+        """Append all documents of another token file of the same id type, copying files, not arrays.
+
+        on_piece is given the content of .bin, piece by piece, as it is copied.
+        """
         if dataset.dtype != self.dtype:
             raise DataError(
                 f"{dataset.prefix} holds {dataset.dtype.name} ids, {self.prefix} {self.dtype.name}: they come from "
@@ -112,7 +115,7 @@ class IndexedDatasetBuilder:
         with bin_path(dataset.prefix).open("rb") as payload:
             while piece := payload.read(COPY_BYTES):
                 self._bin.write(piece)
-                on_bytes(len(piece))
+                on_piece(piece)
         for _, sizes, _ in dataset.chunks():
             self._sizes.write(sizes.tobytes())
         for start in range(1, len(dataset.document_items), CHUNK):

@@ -5,18 +5,23 @@ Knows nothing of text.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron.data.checksum import Checksums, hash_file
 from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.documents import read_documents
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
-from megatron.data.provenance import Provenance
+from megatron.data.provenance import Provenance, provenance_path
 from megatron.data.shards import natural_key, order_shards, split_name
 from megatron.data.shuffle import DocumentShuffler
 from megatron.errors import DataError
+from megatron.logging import get_logger
+
+logger = get_logger(__name__)
 
 Progress = Callable[[int], None]  # told of bytes of ids as they are copied
 
@@ -27,6 +32,7 @@ class Source:
 
     dataset: IndexedDataset
     provenance: Provenance | None
+    checksums: Checksums | None
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,24 @@ def open_sources(prefixes: Sequence[Path], *, drop_provenance: bool) -> list[Sou
                 f"{dataset.prefix} holds {dataset.dtype.name} ids, {datasets[0].prefix} {datasets[0].dtype.name}: "
                 "they come from tokenizers of different size; preprocess them with the same one"
             )
-    if drop_provenance:
-        return [Source(dataset, None) for dataset in datasets]
     sources = [
-        Source(dataset, Provenance.open(dataset.prefix, num_documents=dataset.num_documents))
+        Source(
+            dataset,
+            None
+            if drop_provenance
+            else Provenance.open(dataset.prefix, num_documents=dataset.num_documents),
+            Checksums.open(dataset.prefix),
+        )
         for dataset in datasets
     ]
+    unchecked = [source.dataset.prefix for source in sources if source.checksums is None]
+    if unchecked:
+        logger.warning(
+            "%d of %d datasets have no checksums and are taken as they are, the first is %s",
+            len(unchecked),
+            len(sources),
+            unchecked[0],
+        )
     first = _fields(sources[0])
     for source in sources:
         if _fields(source) != first:
@@ -85,7 +103,10 @@ def open_sources(prefixes: Sequence[Path], *, drop_provenance: bool) -> list[Sou
 
 
 def merge(sources: Sequence[Source], output: Path, *, on_bytes: Progress) -> Merged:
-    """Write all documents in the order of the sources. Raises DataError for a damaged index and a full disk."""
+    """Write all documents in the order of the sources.
+
+    Raises DataError for a file that is not what its checksum says, for a damaged index and for a full disk.
+    """
     return _write(sources, output, lambda writer: _copy(sources, writer, on_bytes))
 
 
@@ -118,8 +139,15 @@ def _write(
 
 def _copy(sources: Sequence[Source], writer: DatasetWriter, on_bytes: Progress) -> None:
     for source in sources:
-        source.dataset.verify()
-        writer.add_dataset(source.dataset, source.provenance, on_bytes)
+        _check_index(source)
+        digest = hashlib.sha256()
+
+        def copied(piece: bytes, digest: hashlib._Hash = digest) -> None:
+            digest.update(piece)
+            on_bytes(len(piece))
+
+        writer.add_dataset(source.dataset, source.provenance, copied)
+        _check_ids(source, digest.hexdigest())
 
 
 def _shuffle(
@@ -127,13 +155,32 @@ def _shuffle(
 ) -> None:
     with DocumentShuffler(output.parent, seed) as shuffler:
         for source in sources:
-            source.dataset.verify()
+            _check_index(source)
+            digest = hashlib.sha256()
             for documents in read_documents(source.dataset, source.provenance):
+                digest.update(documents.ids.data)
                 shuffler.add(documents)
                 on_bytes(documents.num_bytes)
+            _check_ids(source, digest.hexdigest())
         for documents in shuffler.in_order():
             writer.add(documents)
             on_bytes(documents.num_bytes)
+
+
+def _check_index(source: Source) -> None:
+    """Read what says where documents lie and come from; DataError if it is damaged."""
+    prefix = source.dataset.prefix
+    if source.checksums is not None:
+        source.checksums.compare(idx_path(prefix), hash_file(idx_path(prefix)))
+        if source.provenance is not None:
+            source.checksums.compare(provenance_path(prefix), hash_file(provenance_path(prefix)))
+    source.dataset.verify()
+
+
+def _check_ids(source: Source, digest: str) -> None:
+    """Compare the ids that were read, before anything made of them is published."""
+    if source.checksums is not None:
+        source.checksums.compare(bin_path(source.dataset.prefix), digest)
 
 
 def _prefixes_of(path: Path, output: Path) -> list[Path]:

@@ -162,12 +162,52 @@ def test_only_empty_shards_are_no_dataset(tmp_path):
     assert not list(tmp_path.glob("m*"))
 
 
+MERGES = [merge, lambda *args, **kwargs: merge_shuffled(*args, 1, **kwargs)]
+
+
+@pytest.mark.parametrize("function", MERGES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_flipped_bit_is_not_sealed_with_new_checksums(tmp_path, suffix, function):
+    prefixes = [write(tmp_path / "a", range(30)), write(tmp_path / "b", range(30))]
+    path = tmp_path / f"b.{suffix}"
+    damaged = bytearray(path.read_bytes())
+    place = damaged.rindex(b"name 29") + 5 if suffix == "provenance.arrow" else len(damaged) // 2
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(
+        DataError, match=rf"b\.{suffix} is damaged: .*what .*b\.sha256 says; copy it"
+    ):
+        function(open_sources(prefixes, drop_provenance=False), tmp_path / "m", on_bytes=id)
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_checksums_that_do_not_name_a_file_are_refused(tmp_path):
+    a = write(tmp_path / "a", range(30))
+    (tmp_path / "a.sha256").write_text("")
+    with pytest.raises(DataError, match="cut short"):
+        open_sources([a], drop_provenance=False)
+    (tmp_path / "a.sha256").write_text("0" * 64 + "  other.bin\n")
+    with pytest.raises(DataError, match=r"a\.sha256 does not name .*a\.idx"):
+        merge(open_sources([a], drop_provenance=False), tmp_path / "m", on_bytes=id)
+
+
+def test_datasets_without_checksums_are_named_and_taken(tmp_path, caplog):
+    prefixes = [write(tmp_path / name, range(3)) for name in ("a", "b")]
+    (tmp_path / "b.sha256").unlink()
+    with caplog.at_level("WARNING", "megatron"):
+        merge(open_sources(prefixes, drop_provenance=False), tmp_path / "m", on_bytes=id)
+    (message,) = caplog.messages
+    assert message.startswith("1 of 2 datasets have no checksums") and message.endswith("/b")
+    assert len(read(tmp_path / "m")) == 6
+
+
 def test_a_damaged_index_is_found_before_anything_is_published(tmp_path):
     a = write(tmp_path / "a", range(30))
     damaged = bytearray((tmp_path / "a.idx").read_bytes())
     damaged[34 + 20] ^= 1
     (tmp_path / "a.idx").write_bytes(damaged)
-    for function in (merge, lambda *args, **kwargs: merge_shuffled(*args, 1, **kwargs)):
+    (tmp_path / "a.sha256").unlink()
+    for function in MERGES:
         with pytest.raises(DataError, match="damaged"):
             function(open_sources([a], drop_provenance=False), tmp_path / "m", on_bytes=print)
     assert not list(tmp_path.glob("m*"))
