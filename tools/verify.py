@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check token files, and look into what a run has read; starts nothing and needs no GPU."""
+"""Check token files and checkpoints, and look into what a run has read; starts nothing and needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from megatron.cli import (
+    EXIT_FAILURE,
     EXIT_USER_ERROR,
     add_section,
     make_parser,
@@ -25,6 +28,9 @@ from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.trace import RunRecord, RunTrace, describe, samples_of_step, to_json
 
+if TYPE_CHECKING:
+    from megatron.checkpoint.compare import TensorSource
+
 EXAMPLES = """\
   are these datasets whole, and made with this tokenizer?
     python tools/verify.py data data/py_text_document data/cpp_text_document --tokenizer-file tokenizer.json
@@ -32,15 +38,21 @@ EXAMPLES = """\
     python tools/verify.py sample --load runs/a --step 1200 --rank 3
   the same for programs, and a sample of a validation set by number with its text
     python tools/verify.py sample --load runs/a --step 1200 --rank 3 --json
-    python tools/verify.py sample --load runs/a --set valid --sample 17 --text"""
+    python tools/verify.py sample --load runs/a --set valid --sample 17 --text
+  what does the latest checkpoint of a run hold, and where do two first differ?
+    python tools/verify.py checkpoint runs/a
+    python tools/verify.py checkpoint runs/a/iter_0000200 --against runs/b/iter_0000200 --tensors 'model.*'"""
+
+EXIT_DIFFERENT = EXIT_FAILURE  # as cmp and diff
 
 
-def main() -> int | None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     parser = make_parser(__doc__ or "", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_data(commands)
     _add_sample(commands)
-    args = parse_known(parser, None)
+    _add_checkpoint(commands)
+    args = parse_known(parser, argv)
     return args.run(args)
 
 
@@ -134,6 +146,80 @@ def _sample(args: argparse.Namespace) -> None:
             print(*(f"  | {line}" for line in text.splitlines()), sep="\n")
     if not args.json:
         print(f"traced {len(numbers)}, with the options of {record.folder}")
+
+
+def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "checkpoint",
+        help="print what a checkpoint holds, or where two of any layouts differ",
+        description="Read all of a checkpoint: a line for each whole tensor with shape, dtype, norm and SHA-256 of "
+        "its values, then totals and how far the run had come. With --against also where a second one differs, bit "
+        "by bit; exit code 0 if the two are equal and 1 if not, 2 for a checkpoint that cannot be read.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a run's --save (its latest), or an iter_ folder",
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="compare with this one, of any layout"
+    )
+    parser.add_argument(
+        "--tensors",
+        default="*",
+        metavar="PATTERN",
+        help="only tensors with such names, as 'model.layers.0.*'; with --against the state is compared all the same",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a tensor, and one with the totals"
+    )
+    parser.set_defaults(run=_checkpoint)
+
+
+def _checkpoint(args: argparse.Namespace) -> int:
+    # Imported here: they need torch, which the other commands start without.
+    from megatron.checkpoint import compare, describe
+
+    first = _open_checkpoint(args.checkpoint)
+    second = _open_checkpoint(args.against) if args.against else None
+    pairs = compare.pair_tensors(first, second, args.tensors)
+    totals, total = compare.Totals(), sum(pair.num_bytes for pair in pairs)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verify") as bar:
+        for pair in pairs:
+            summary, difference = compare.examine(pair, first, second, on_bytes=bar.update)
+            totals.add(pair, summary, difference)
+            lines = describe.describe_tensor(pair, summary, difference)
+            if args.json:
+                lines = [json.dumps(describe.tensor_to_json(pair, summary, difference))]
+            bar.write("\n".join(lines))
+    fields = None  # a folder of transformers has no state to compare
+    if second is not None and first.state and second.state:
+        fields = compare.differing_fields(first.state, second.state)
+    if args.json:
+        values = {"checkpoint": str(first.folder)} | describe.totals_to_json(totals, first.state)
+        if second is not None:
+            values |= {"against": str(second.folder)} | describe.verdict_to_json(totals, fields)
+        print(json.dumps(values))
+    else:
+        print(f"{first.folder}: {describe.describe_totals(totals)}")
+        print("state: " + (", ".join(describe.describe_state(first.state)) or "none"))
+        if second is not None:
+            print(*describe.describe_verdict(totals, fields), sep="\n")
+    return EXIT_DIFFERENT if totals.different or fields else 0
+
+
+def _open_checkpoint(path: Path) -> TensorSource:
+    from megatron.checkpoint.layout import find_checkpoint
+    from megatron.checkpoint.reader import CheckpointReader
+    from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+    from megatron.convert.hf_import import open_hf
+    from megatron.convert.import_source import ImportSource
+
+    if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        # Only weights are compared: what they are activated by is no matter.
+        return ImportSource(open_hf(path, accepts_exact_gelu=True), path)
+    return CheckpointReader.open(find_checkpoint(path))
 
 
 if __name__ == "__main__":

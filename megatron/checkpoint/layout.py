@@ -88,6 +88,10 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> Path:
         raise CheckpointError(
             f"{path} is not a folder; give a run's --save or one of its iter_ folders"
         )
+    if _FOLDER.fullmatch(path.name) and not (path / TRACKER).exists():
+        raise CheckpointError(
+            f"{path / METADATA_FILE} is missing: the checkpoint is incomplete; copy it again or load an older one"
+        )
     if iteration is None:
         iteration = latest_iteration(path)
     if iteration is None:

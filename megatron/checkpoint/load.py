@@ -33,13 +33,12 @@ from megatron.checkpoint.metadata import (
     CheckpointMetadata,
     TensorEntry,
     chunk_spec,
+    has_row_per_token,
     read_metadata,
+    vocabulary_size,
 )
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
 from megatron.errors import CheckpointError
-
-# Tensors with a row for each token and then rows of padding, as many as the tensor parallel size asks for.
-VOCABULARY_NAMES = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def load_checkpoint(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -59,10 +58,7 @@ def load_checkpoint(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _describe(folder: Path) -> tuple[CheckpointMetadata, int | None]:
     """Read what the folder holds, and the true size of its vocabulary where its configuration says it."""
-    metadata = read_metadata(folder)
-    model = read_config(folder).get("model")
-    vocab_size = model.get("vocab_size") if isinstance(model, dict) else None
-    return metadata, vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else None
+    return read_metadata(folder), vocabulary_size(read_config(folder))
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -122,7 +118,7 @@ class _Planner(dcp.DefaultLoadPlanner):
     def _differs_in_padding(self, name: str, stored: list[int], asked: list[int]) -> bool:
         """Tell whether the two shapes hold the same vocabulary and differ in rows after it only."""
         return (
-            name.endswith(VOCABULARY_NAMES)
+            has_row_per_token(name)
             and self._vocab_size is not None
             and stored[1:] == asked[1:]
             and min(stored[0], asked[0]) >= self._vocab_size

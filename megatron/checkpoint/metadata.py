@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from megatron.checkpoint.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec
 from megatron.errors import CheckpointError
 
 FORMAT_VERSION = 1
+# Tensors with a row for each token and then rows of padding, as many as the tensor parallel size asks for.
+VOCABULARY_NAMES = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*\.(safetensors|json)")
 
@@ -74,6 +76,18 @@ def chunk_key(name: str, offsets: Sequence[int]) -> str:
 def chunk_spec(name: str, entry: TensorEntry, chunk: Chunk) -> TensorSpec:
     """Describe a chunk as a tensor of its file."""
     return TensorSpec(chunk_key(name, chunk.offsets), entry.dtype, chunk.sizes)
+
+
+def has_row_per_token(name: str) -> bool:
+    """Tell whether a tensor of this name, of the model or the optimizer, ends in rows that only pad the vocabulary."""
+    return name.endswith(VOCABULARY_NAMES)
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Give the number of tokens where the configuration beside a checkpoint says it."""
+    model = config.get("model")
+    size = model.get("vocab_size") if isinstance(model, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def find_uncovered(entry: TensorEntry) -> str | None:
