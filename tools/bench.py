@@ -105,6 +105,7 @@ def main() -> None:
             bigcode=args.bigcode and args.bigcode.resolve(),
             peer_python=args.peer_python,
         )
+        bench.check()
         print(describe(bench), file=sys.stderr)
         rows: list[Row] = []
         for name in args.only or SECTIONS:

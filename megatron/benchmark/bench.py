@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron.data.indexed_dataset import id_dtype
+from megatron.errors import DataError
 from megatron.tokenizer.json_tokenizer import JsonTokenizer
-from megatron.tokenizer.special_tokens import EOD
+from megatron.tokenizer.special_tokens import EOD, STARCODER_SPECIAL_TOKENS
 
 SEQ_LENGTH = 8192  # StarCoder §5.4
 
@@ -37,8 +39,27 @@ class Bench:
     def tokenizer(self) -> JsonTokenizer:
         return JsonTokenizer("bench", self.definition, eod=EOD)
 
-    def packed(self) -> npt.NDArray[np.uint16]:
-        """Give all texts as ids, each with its end-of-document token."""
+    def check(self) -> None:
+        """Raise DataError unless the vocabulary is like StarCoder's, which some peers are set up for by hand."""
+        stages = (self.definition.get("pre_tokenizer") or {}).get("pretokenizers") or []
+        added = [(token["id"], token["content"]) for token in self.definition["added_tokens"]]
+        if added != list(enumerate(STARCODER_SPECIAL_TOKENS)) or [s["type"] for s in stages] != [
+            "Digits",
+            "ByteLevel",
+        ]:
+            raise DataError(
+                "--tokenizer-file: both sides are measured under StarCoder's sentinels, at ids 0 to 18, and its "
+                "pre-tokenizer; give a file that tools/train_tokenizer.py made, or none to have one trained"
+            )
+
+    def packed(self, max_characters: int | None = None) -> npt.NDArray[np.integer]:
+        """Give all texts as ids, each with its end-of-document token; cut into documents of at most so long."""
         tokenizer = self.tokenizer()
-        ids, sizes = tokenizer.encode_batch(self.texts)
-        return np.insert(ids, np.cumsum(sizes), tokenizer.eod).astype(np.uint16)
+        step = max_characters or max(map(len, self.texts))
+        documents = [
+            text[start : start + step] for text in self.texts for start in range(0, len(text), step)
+        ]
+        ids, sizes = tokenizer.encode_batch(documents)
+        return np.insert(ids, np.cumsum(sizes), tokenizer.eod).astype(
+            id_dtype(tokenizer.vocab_size)
+        )

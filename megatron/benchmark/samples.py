@@ -12,44 +12,42 @@ import numpy.typing as npt
 
 from megatron.benchmark import peers
 from megatron.benchmark.bench import SEQ_LENGTH, Bench
-from megatron.benchmark.measure import Row, Timed, measure, timed
+from megatron.benchmark.measure import Row, Timed, measure, scaled, timed
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.loader import BatchLoader
 
+SHORT = 1000  # characters of a short document
+
 
 def fim(bench: Bench) -> Iterator[Row]:
     """Samples of 8K at rate 0.5; theirs decodes each chosen document and encodes its parts with tokenizers."""
     tokenizer = bench.tokenizer()
-    packed = bench.packed()
-    num_samples = min(len(packed) // SEQ_LENGTH, 400)
-    windows = [
-        packed[n * SEQ_LENGTH : (n + 1) * SEQ_LENGTH].astype(np.int64) for n in range(num_samples)
-    ]
     ours = FillInTheMiddle(tokenizer, rate=0.5)
-    few = windows[: max(1, num_samples // 20)]
-    others = {
-        "decode, cut, encode with tokenizers": _scaled(
-            _reference_fim(bench, few), num_samples / len(few)
+    for what, max_characters in (("", None), (f", documents of {SHORT:,} characters", SHORT)):
+        packed = bench.packed(max_characters)
+        num_samples = min(len(packed) // SEQ_LENGTH, 400)
+        windows = [
+            packed[n * SEQ_LENGTH : (n + 1) * SEQ_LENGTH].astype(np.int64)
+            for n in range(num_samples)
+        ]
+        few = windows[: max(1, num_samples // 20)]
+        factor = num_samples / len(few)
+        others = {"decode, cut, encode with tokenizers": scaled(_reference_fim(bench, few), factor)}
+        if bench.bigcode is not None:
+            others["BigCode's permute"] = scaled(_bigcode_fim(bench, few), factor)
+        num_documents = np.count_nonzero(packed == tokenizer.eod) / len(packed) * SEQ_LENGTH
+        yield from measure(
+            f"fill in the middle, 8K, rate 0.5{what}",
+            "Mtok/s",
+            num_samples * SEQ_LENGTH / 1e6,
+            timed(lambda windows=windows: [ours(w, key) for key, w in enumerate(windows)]),  # type: ignore[misc]
+            others,
+            rounds=bench.rounds,
+            note=f"{num_documents:.1f} documents a sample",
         )
-    }
-    if bench.bigcode is not None:
-        others["BigCode's permute"] = _scaled(_bigcode_fim(bench, few), num_samples / len(few))
-    yield from measure(
-        "fill in the middle, 8K, rate 0.5",
-        "Mtok/s",
-        num_samples * SEQ_LENGTH / 1e6,
-        timed(lambda: [ours(window, key) for key, window in enumerate(windows)]),
-        others,
-        rounds=bench.rounds,
-        note=f"{np.count_nonzero(packed == tokenizer.eod) / len(packed) * SEQ_LENGTH:.1f} documents a sample",
-    )
-
-
-def _scaled(work: Timed, factor: float) -> Timed:
-    return lambda: work() * factor
 
 
 def _reference_fim(bench: Bench, windows: Sequence[npt.NDArray[np.int64]]) -> Timed:
