@@ -5,6 +5,7 @@ Knows nothing of text, nor of where documents are written.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,11 @@ from megatron.data.indexed_dataset import IdArray, IndexedDataset
 from megatron.data.provenance import BATCH_ROWS, Provenance
 
 SLICE_BYTES = 16 << 20  # of ids read from a dataset at a time
+GATHERED_VALUES = 1 << 17  # copied in one go, so that what is needed beside the result is small
+SHORT_RUN = (
+    64  # values; below, an index of every value is faster than a Python object for every run
+)
+OBJECT_BYTES = 2000  # what the Python objects of one `Documents` take
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class Documents:
         """Count the bytes of the ids."""
         return self.ids.nbytes
 
+    @property
+    def memory_bytes(self) -> int:
+        """Count all that these take in memory: ids, sizes, provenance, and the objects that hold them."""
+        arrays = (self.ids, self.sizes, self.items_per_document, *self.provenance.values())
+        return OBJECT_BYTES + sum(array.nbytes for array in arrays)
+
     def take(self, order: npt.NDArray[np.int64]) -> Documents:
         """Give the documents with these numbers, in this order."""
         items = _ends(self.items_per_document)
@@ -46,6 +58,20 @@ class Documents:
             self.items_per_document[order],
             {name: column.take(order) for name, column in self.provenance.items()},
         )
+
+    def cut(self, bounds: npt.NDArray[np.int64]) -> Iterator[Documents]:
+        """Give documents bounds[i] to bounds[i + 1] for every i."""
+        items = _ends(self.items_per_document)[bounds]
+        tokens = _ends(self.sizes)[items]
+        for i, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+            rows = np.arange(begin, end)
+            yield Documents(
+                self.ids[tokens[i] : tokens[i + 1]],
+                self.sizes[items[i] : items[i + 1]],
+                self.items_per_document[begin:end],
+                # Copied: Arrow pickles the whole of what a slice is part of.
+                {name: column.take(rows) for name, column in self.provenance.items()},
+            )
 
 
 def join_documents(parts: Sequence[Documents]) -> Documents:
@@ -77,7 +103,7 @@ def read_documents(dataset: IndexedDataset, provenance: Provenance | None) -> It
             limit = tokens[start] + SLICE_BYTES // dataset.dtype.itemsize
             stop = max(int(np.searchsorted(tokens, limit, "right")) - 1, start + 1)
             yield Documents(
-                dataset.tokens[tokens[start] : tokens[stop]],
+                dataset.read(int(tokens[start]), int(tokens[stop])),
                 dataset.sizes[items[start] : items[stop]].astype(np.int64),
                 np.diff(items[start : stop + 1]),
                 {}
@@ -101,5 +127,20 @@ def _gather(
     values: npt.NDArray[Any], ends: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
 ) -> npt.NDArray[Any]:
     """Put the runs of values with these numbers one after another."""
-    runs = zip(ends[order].tolist(), ends[order + 1].tolist(), strict=True)
-    return np.concatenate([values[:0], *(values[begin:end] for begin, end in runs)])
+    begins, sizes = ends[order], ends[order + 1] - ends[order]
+    places = _ends(sizes)  # in the result
+    result = np.empty(places[-1], values.dtype)
+    first = 0
+    while first < len(order):
+        limit = places[first] + GATHERED_VALUES
+        last = max(int(np.searchsorted(places, limit, "right")) - 1, first + 1)
+        start, stop = places[first], places[last]
+        if stop - start < SHORT_RUN * (last - first):
+            shifts = np.repeat(begins[first:last] - places[first:last], sizes[first:last])
+            result[start:stop] = values[np.arange(start, stop) + shifts]
+        else:
+            for run in range(first, last):
+                begin = begins[run]
+                result[places[run] : places[run + 1]] = values[begin : begin + sizes[run]]
+        first = last
+    return result

@@ -7,7 +7,6 @@ dealt again. Knows nothing of text.
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import tempfile
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ from megatron.data.documents import Documents, join_documents
 from megatron.data.permutation import keyed_word, random_words
 
 BUCKET_BITS = 7  # 128 files are open at a time, for each level of dealing
-GATHERED_BYTES = 32 << 20  # of ids that are dealt at a time, so that a file gets 256 KB at once
-SORTED_BYTES = 64 << 20  # of ids that are sorted at a time: 8 GB are dealt once, 1 TB twice
+GATHERED_BYTES = 32 << 20  # in memory, dealt at a time, so that a file gets 256 KB at once
+SORTED_BYTES = 64 << 20  # in memory, sorted at a time: 8 GB are dealt once, 1 TB twice
 PIECE_DOCUMENTS = 1 << 10  # given back at a time
 
 Words = npt.NDArray[np.uint64]
@@ -32,7 +31,7 @@ Words = npt.NDArray[np.uint64]
 class DocumentShuffler:
     """Takes documents in the order of the input, gives them back in that of their random bits.
 
-    Holds about 220 MB whatever it is given, and the rest in unnamed files, which vanish with the process.
+    Holds about 150 MB whatever it is given, and the rest in unnamed files, which vanish with the process.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class _Deal:
         if not len(documents):
             return
         self._gathered.append((documents, words))
-        self._num_gathered_bytes += documents.num_bytes
+        self._num_gathered_bytes += documents.memory_bytes + words.nbytes
         if self._num_gathered_bytes >= self.gathered_bytes:
             self.flush()
 
@@ -108,18 +107,17 @@ class _Deal:
         buckets = words >> np.uint64(64 - BUCKET_BITS * (self.level + 1))
         buckets &= np.uint64((1 << BUCKET_BITS) - 1)
         order = np.argsort(buckets, kind="stable")
-        bounds = np.searchsorted(
-            buckets[order], np.arange(len(self.num_bytes) + 1, dtype=np.uint64)
-        )
-        for bucket, (begin, end) in enumerate(itertools.pairwise(bounds)):
-            if begin == end:
-                continue
-            part = documents.take(order[begin:end])
-            self.num_bytes[bucket] += part.num_bytes
+        buckets, words = buckets[order], words[order]
+        documents = documents.take(order)
+        present, begins = np.unique(buckets, return_index=True)
+        bounds = np.append(begins, len(buckets))
+        for i, part in enumerate(documents.cut(bounds)):
+            bucket, part_words = int(present[i]), words[bounds[i] : bounds[i + 1]]
+            self.num_bytes[bucket] += part.memory_bytes + part_words.nbytes
             self.num_documents[bucket] += len(part)
             if bucket not in self._files:
                 self._files[bucket] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            pickle.dump((part, words[order[begin:end]]), self._files[bucket], protocol=5)
+            pickle.dump((part, part_words), self._files[bucket], protocol=5)
 
     def take(self, bucket: int) -> Iterator[tuple[Documents, Words]]:
         """Give what was dealt to a bucket, in the order it came, then free its file."""
@@ -159,5 +157,6 @@ def _sorted(deal: _Deal, sorted_bytes: int) -> Iterator[Documents]:
         # Stable: where two words are equal, the order of the input decides.
         order = np.argsort(np.concatenate([words for _, words in parts]), kind="stable")
         del parts
-        for start in range(0, len(order), PIECE_DOCUMENTS):
-            yield documents.take(order[start : start + PIECE_DOCUMENTS])
+        documents = documents.take(order)
+        bounds = np.append(np.arange(0, len(order), PIECE_DOCUMENTS), len(order))
+        yield from documents.cut(bounds)

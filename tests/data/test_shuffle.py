@@ -1,10 +1,13 @@
+import itertools
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from megatron.data import documents as documents_module
 from megatron.data import shuffle
 from megatron.data.documents import Documents, join_documents
 from megatron.data.permutation import keyed_word, random_word, random_words
@@ -96,15 +99,51 @@ def test_files_have_no_names_and_are_freed(tmp_path):
     assert num_open() == before
 
 
+@pytest.mark.parametrize(("count", "pieces"), [(100_000, 1000), (3000, 1)])
+def test_memory_does_not_grow_with_the_number_of_tiny_documents(tmp_path, count, pieces):
+    """Two ids and two short fields each: what a document takes beside its ids is many times these."""
+    kinds = pa.array(["", "a", "bc", None])
+
+    def make(start, stop):
+        numbers = np.arange(start, stop)
+        return Documents(
+            np.repeat(numbers, 2).astype("<u2"),
+            np.full(len(numbers), 2),
+            np.ones(len(numbers), np.int64),
+            {name: kinds.take(pa.array(numbers % 4)) for name in ("repo", "path")},
+        )
+
+    bounds = {"gathered_bytes": 200_000, "sorted_bytes": 400_000}
+    before, arrow_peak, given = pa.total_allocated_bytes(), 0, 0
+    tracemalloc.start()
+    with DocumentShuffler(tmp_path, 1, **bounds) as shuffler:
+        for start in range(0, count, pieces):
+            shuffler.add(make(start, start + pieces))
+            arrow_peak = max(arrow_peak, pa.total_allocated_bytes() - before)
+        for part in shuffler.in_order():
+            given += len(part)
+            arrow_peak = max(arrow_peak, pa.total_allocated_bytes() - before)
+    peak = tracemalloc.get_traced_memory()[1] + arrow_peak
+    tracemalloc.stop()
+    assert given == count
+    assert peak < 2_500_000
+
+
 def test_random_words_are_those_taken_one_by_one():
     numbers = np.array([0, 1, 2**40, 2**62 - 1])
     assert random_words(99, numbers).tolist() == [random_word(99, int(n)) for n in numbers]
 
 
+@pytest.mark.parametrize(("gathered", "short"), [(1 << 17, 64), (1 << 17, 0), (40, 64), (40, 0)])
 @pytest.mark.parametrize("seed", range(5))
-def test_taking_and_joining_are_those_of_lists(seed):
+def test_taking_and_joining_are_those_of_lists(monkeypatch, seed, gathered, short):
+    monkeypatch.setattr(documents_module, "GATHERED_VALUES", gathered)
+    monkeypatch.setattr(documents_module, "SHORT_RUN", short)
     draw = random.Random(seed)
     documents = join_documents([make_documents(0, 20), make_documents(20, 33)])
     rows = as_rows(make_documents(0, 33))
     order = [draw.randrange(33) for _ in range(draw.randrange(40))]
     assert as_rows(documents.take(np.array(order, np.int64))) == [rows[i] for i in order]
+    bounds = np.array([0, *sorted(draw.randrange(34) for _ in range(5)), 33])
+    parts = [as_rows(part) for part in documents.cut(bounds)]
+    assert parts == [rows[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
