@@ -87,7 +87,12 @@ def _check_positions(fields: Fields) -> None:
     name = "position_embedding_type"
     value = fields.values.get(name)
     if isinstance(value, Inert):
-        is_learned = value.arguments == LEARNED_POSITIONS_IN_ENUM
+        # By value, or as Python 3.11.0 to 3.11.3 do: getattr of the class, and the name.
+        is_by_name = value.origin.endswith(".getattr") and value.arguments[1:] != ()
+        name_in_enum = value.arguments[1] if is_by_name else None
+        is_learned = (
+            value.arguments == LEARNED_POSITIONS_IN_ENUM or name_in_enum in LEARNED_POSITIONS
+        )
     else:
         is_learned = value is None or value in LEARNED_POSITIONS
     if not is_learned:
