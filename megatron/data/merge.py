@@ -47,7 +47,7 @@ def list_prefixes(inputs: Sequence[Path], output: Path) -> list[Path]:
     """Give the prefixes of all inputs in order: of a folder all datasets, of a sharded dataset its shards.
 
     The output itself, left by an earlier run, is not one of them. Raises DataError where shards are missing or twice
-    there, and where a folder holds shards beside other datasets.
+    there, where a folder holds shards beside other datasets, and where a name means a dataset as well as its shards.
     """
     prefixes = list(itertools.chain(*(_prefixes_of(path, output) for path in inputs)))
     if output.resolve() in [prefix.resolve() for prefix in prefixes]:
@@ -196,17 +196,27 @@ def _prefixes_of(path: Path, output: Path) -> list[Path]:
                 f"what is to be merged, as --input {wholes[0]}"
             )
         return found
-    if idx_path(path).exists() or bin_path(path).exists() or not path.parent.is_dir():
+    if not path.parent.is_dir():
         return [path]
-    shards = [prefix for prefix in _datasets_in(path.parent) if _is_shard_of(prefix, path)]
+    shards = [
+        prefix
+        for prefix in _datasets_in(path.parent, f"{path.name}_")
+        if _is_shard_of(prefix, path)
+    ]
+    is_there = idx_path(path).exists() or bin_path(path).exists()
+    if shards and is_there and path.resolve() != output.resolve():
+        raise DataError(
+            f"{path} is a dataset, and {shards[0]} is a shard of one of that name: one of them is older; remove it, "
+            "or move it to another folder"
+        )
     return shards or [path]
 
 
-def _datasets_in(folder: Path) -> list[Path]:
+def _datasets_in(folder: Path, beginning: str = "") -> list[Path]:
     prefixes = {
         file.with_name(file.name[: -len(file.suffix)])
         for file in folder.iterdir()
-        if file.suffix in (".bin", ".idx")
+        if file.suffix in (".bin", ".idx") and file.name.startswith(beginning)
     }
     return sorted(prefixes, key=natural_key)
 

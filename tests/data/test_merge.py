@@ -140,6 +140,19 @@ def test_a_folder_of_shards_and_others_is_refused(tmp_path):
         list_prefixes(mixed, tmp_path / "out")
 
 
+def test_a_stale_whole_is_not_taken_for_its_shards(tmp_path):
+    for number in (1, 2):
+        write(shard(tmp_path, number, 2), range(1))
+    whole = write(tmp_path / "a", range(1))
+    with pytest.raises(DataError, match=r"/a is a dataset, and .*/a_00001-of-00002 is a shard"):
+        list_prefixes([whole], tmp_path / "out")
+    expected = [shard(tmp_path, number, 2).name for number in (1, 2)]
+    assert names_in([whole], whole) == names_in([tmp_path], whole) == expected
+    (tmp_path / "a.idx").unlink()
+    (tmp_path / "a.bin").unlink()
+    assert names_in([whole], tmp_path / "out") == expected
+
+
 def test_datasets_that_do_not_go_together_are_refused(tmp_path):
     a = write(tmp_path / "a", range(3))
     wide = write(tmp_path / "wide", range(3), dtype="<i4")
