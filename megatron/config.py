@@ -11,6 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron.layer_split import split_layers
 from megatron.options import (
     CheckpointConfig,
     DataConfig,
@@ -59,25 +60,7 @@ class Config:
     def _check_layers(self) -> None:
         model, parallel = self.model, self.parallel
         model.check_tensor_parallel(parallel.tensor_model_parallel_size)
-        num_stages = parallel.pipeline_model_parallel_size
-        require(
-            model.num_layers % num_stages == 0,
-            f"--pipeline-model-parallel-size {num_stages} does not divide "
-            f"--num-layers {model.num_layers}; change one of them",
-        )
-        chunk = parallel.num_layers_per_virtual_pipeline_stage
-        if chunk is None:
-            return
-        require(
-            num_stages > 1,
-            "--num-layers-per-virtual-pipeline-stage interleaves a pipeline and "
-            "--pipeline-model-parallel-size is 1; raise it or leave the option out",
-        )
-        require(
-            chunk > 0 and (model.num_layers // num_stages) % chunk == 0,
-            f"--num-layers-per-virtual-pipeline-stage {chunk} does not divide the "
-            f"{model.num_layers // num_stages} layers of a stage",
-        )
+        split_layers(model.num_layers, parallel)
 
     def _check_sequence(self) -> None:
         seq_length, tp_size = self.data.seq_length, self.parallel.tensor_model_parallel_size
@@ -137,12 +120,14 @@ class Config:
             f"and has {fewest}; raise --global-batch-size (or the first of --rampup-batch-size) or "
             f"lower --micro-batch-size",
         )
+        is_interleaved = len(split_layers(self.model.num_layers, self.parallel)) > num_stages
         require(
-            self.parallel.num_layers_per_virtual_pipeline_stage is None
+            not is_interleaved
             or (most % num_stages == 0 and self.training.rampup_batch_size is None),
             f"an interleaved pipeline of {num_stages} stages needs a multiple of {num_stages} "
             f"micro-batches in every step and has {most}; change --global-batch-size, or leave out "
-            f"--num-layers-per-virtual-pipeline-stage or --rampup-batch-size",
+            f"--rampup-batch-size or what interleaves (--num-layers-per-virtual-pipeline-stage, "
+            f"--num-virtual-stages-per-pipeline-rank)",
         )
 
     def _check_schedule(self) -> None:

@@ -200,6 +200,23 @@ class ParallelConfig:
     num_layers_per_virtual_pipeline_stage: int | None = option(
         None, "interleave the pipeline: layers of one chunk", minimum=1
     )
+    num_virtual_stages_per_pipeline_rank: int | None = option(
+        None,
+        "interleave the pipeline: chunks of each stage, which may be of uneven stages",
+        minimum=1,
+    )
+    decoder_first_pipeline_num_layers: int | None = option(
+        None, "layers of the first stage; the other stages share the rest evenly", minimum=1
+    )
+    decoder_last_pipeline_num_layers: int | None = option(
+        None, "layers of the last stage; the other stages share the rest evenly", minimum=1
+    )
+    account_for_embedding_in_pipeline_split: bool = option(
+        False, "split as if the embedding were a layer: the first stage holds one less"
+    )
+    account_for_loss_in_pipeline_split: bool = option(
+        False, "split as if the LM head and the loss were a layer: the last stage holds one less"
+    )
     sequence_parallel: bool = option(
         False, "shard LayerNorm, dropout and residuals over the sequence within a tensor group"
     )

@@ -184,6 +184,7 @@ def test_unusable_flag_says_what_to_use(flags, message):
         ("--min-lr 1", 1, ["--min-lr", "--lr"]),
         ("--lr-decay-style WSD", 1, ["--lr-wsd-decay-iters"]),
         ("--num-layers-per-virtual-pipeline-stage 1", 1, ["--pipeline-model-parallel-size"]),
+        ("--decoder-last-pipeline-num-layers 0", 1, ["--decoder-last-pipeline-num-layers is 0"]),
         (
             "--num-distributed-optimizer-instances 2",
             2,

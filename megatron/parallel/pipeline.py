@@ -65,15 +65,11 @@ class StageLayers:
         return self.index == self.num_stages - 1
 
 
-def assign_stages(
-    num_layers: int, context: ParallelContext, layers_per_chunk: int | None
-) -> list[StageLayers]:
-    """Give the stages of this process: stage k lies on pipeline rank k mod pp, layers in order."""
-    num_stages = num_layers // layers_per_chunk if layers_per_chunk else context.pp_size
-    size = num_layers // num_stages
+def assign_stages(split: list[range], context: ParallelContext) -> list[StageLayers]:
+    """Give the stages of this process: stage k, with layers split[k], lies on pipeline rank k mod pp."""
     return [
-        StageLayers(index, num_stages, range(index * size, (index + 1) * size))
-        for index in range(context.pp_rank, num_stages, context.pp_size)
+        StageLayers(index, len(split), split[index])
+        for index in range(context.pp_rank, len(split), context.pp_size)
     ]
 
 

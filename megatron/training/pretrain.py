@@ -15,6 +15,7 @@ from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.kernels.registry import Kernels
+from megatron.layer_split import split_layers
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
 from megatron.model.gpt import GPTModel, choose_model_kernels
@@ -73,9 +74,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     )
     for choice in kernels.choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
-    stages = assign_stages(
-        config.model.num_layers, context, config.parallel.num_layers_per_virtual_pipeline_stage
-    )
+    stages = assign_stages(split_layers(config.model.num_layers, config.parallel), context)
     modules: list[nn.Module] = []
     for stage in stages:
         module = _build_stage(config, context, stage, kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron.layer_split import split_layers
 from megatron.model.flops import flops_per_token, num_parameters
 from megatron.training.inputs import Inputs
 
@@ -22,9 +23,18 @@ def summarize(inputs: Inputs, world_size: int) -> list[str]:
         f"layout     {world_size} processes = {parallel.pipeline_model_parallel_size} pipeline x "
         f"{dp_size} data x {parallel.tensor_model_parallel_size} tensor parallel, "
         f"{config.precision.compute_dtype}",
+        *_describe_split(inputs),
         f"batch      {batch} sequences of {config.data.seq_length} = "
         f"{batch * config.data.seq_length:,} tokens a step, "
         f"{batch // (training.micro_batch_size * dp_size)} micro-batches a process",
         f"run        {samples:,} samples, {tokens:,} tokens, {flops:.3g} FLOP",
         f"validation {', '.join(inputs.datasets.valid) or 'none'}",
     ]
+
+
+def _describe_split(inputs: Inputs) -> list[str]:
+    """Say what a pipeline's stages hold, in one line or none."""
+    split = split_layers(inputs.config.model.num_layers, inputs.config.parallel)
+    if len(split) == 1:
+        return []
+    return [f"stages     {', '.join(str(len(layers)) for layers in split)} layers"]

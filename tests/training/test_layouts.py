@@ -14,6 +14,13 @@ LAYOUTS = [
     ("TP2 SP", 2, f"{TP2} --sequence-parallel"),
     ("PP2", 2, PP2),
     ("PP2 interleaved", 2, f"{PP2} --num-layers-per-virtual-pipeline-stage 1"),
+    ("PP2, 1 + 3 layers", 2, f"{PP2} --decoder-first-pipeline-num-layers 1"),
+    (
+        "PP2 interleaved, 0 + 1 + 1 + 1 + 1 + 0 layers",
+        2,
+        f"{PP2} --num-layers-per-virtual-pipeline-stage 1 "
+        "--account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split",
+    ),
     ("DP2", 2, ""),
     ("DP2 distributed optimizer", 2, "--use-distributed-optimizer"),
     ("TP2 PP2", 4, f"{TP2} {PP2}"),
@@ -50,4 +57,16 @@ def test_losses_equal_one_process(world, corpus, alone, tmp_path, name, size, la
     for step in range(1, NUM_STEPS + 1):
         assert training[step]["lm_loss"] == pytest.approx(alone[0][step]["lm_loss"], abs=1e-4)
         assert training[step]["grad_norm"] == pytest.approx(alone[0][step]["grad_norm"], rel=1e-3)
+    assert validation == {step: pytest.approx(loss, abs=1e-4) for step, loss in alone[1].items()}
+
+
+def test_a_run_continues_under_another_split(world, corpus, alone, tmp_path):
+    uneven = f"{PP2} --decoder-last-pipeline-num-layers 1 --exit-interval 10"
+    assert world(2).run(train_here, flags_of(corpus, tmp_path, uneven)) == ["stopped"] * 2
+    chunks = f"{PP2} --num-virtual-stages-per-pipeline-rank 2"
+    assert world(2).run(train_here, flags_of(corpus, tmp_path, chunks)) == ["finished"] * 2
+    training, validation = read_metrics(tmp_path)
+    assert {step: row["lm_loss"] for step, row in training.items()} == {
+        step: pytest.approx(row["lm_loss"], abs=1e-4) for step, row in alone[0].items()
+    }
     assert validation == {step: pytest.approx(loss, abs=1e-4) for step, loss in alone[1].items()}
