@@ -191,6 +191,16 @@ def test_bits_decide_whether_values_are_equal(tmp_path, one, other, largest):
     assert (None if difference is None else difference.largest) == largest
 
 
+@pytest.mark.parametrize("same", [math.nan, math.inf])
+def test_values_that_are_equally_not_finite_are_no_difference_beside_one(tmp_path, same):
+    folders = [
+        save(tmp_path / name, {"model.w": torch.tensor([same, value, same])})
+        for name, value in (("a", 1.0), ("b", 1.5))
+    ]
+    difference = differences(*folders)["model.w"]
+    assert (difference.num_values, difference.index, difference.largest) == (1, (1,), 0.5)
+
+
 def test_what_only_one_has_and_other_shapes_and_dtypes_are_named(tmp_path):
     ones = torch.ones(2, 3)
     same = {"model.same": ones}

@@ -78,6 +78,15 @@ def test_two_checkpoints_that_differ_end_with_1_and_say_where(runs):
     )
 
 
+def test_a_state_that_differs_is_a_difference_too(runs):
+    result = verify(runs / "a", "--against", runs / "b", "--tensors", "model.z")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.endswith(
+        "different: the state; every tensor is equal bit for bit\n"
+        "  state consumed_samples: 16 and 24\n"
+    )
+
+
 def test_two_equal_checkpoints_end_with_0(runs, tmp_path):
     shutil.copytree(runs / "a", tmp_path / "copy")
     result = verify(runs / "a", "--against", tmp_path / "copy")
