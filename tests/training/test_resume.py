@@ -134,6 +134,18 @@ def test_a_flag_allows_the_difference(corpus, trained, extra, lr):
     assert start.takes_optimizer and start.takes_progress
 
 
+def test_no_load_optim_goes_on_at_the_same_step_with_a_fresh_optimizer_once(
+    corpus, trained, tmp_path
+):
+    extra = f"--train-iters 4 --load {trained} --no-load-optim"
+    start = _start(flags_of(corpus, tmp_path / "own", extra))
+    assert (start.folder, start.place) == (trained / "iter_0000004", (4, 32))
+    assert start.takes_progress and not start.takes_optimizer
+    # The same command after a checkpoint of its own: the optimizer in it was begun afresh already.
+    shutil.copytree(trained, tmp_path / "own")
+    assert _start(flags_of(corpus, tmp_path / "own", extra)).takes_optimizer
+
+
 def _opt_out(tmp_path: Path, *documents: int) -> Path:
     path = tmp_path / f"without{documents}.jsonl".replace(" ", "")
     lines = [f'{{"dataset": "train", "document": {document}}}\n' for document in documents]
