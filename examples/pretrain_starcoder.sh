@@ -391,7 +391,7 @@ dry_run_without_data() { # a few tokens stand in for what this machine lacks; th
     local num_ids=$((recipe_vocabulary - 1))
     "$python" - "$folder/stand_in" "$num_ids" <<'END'
 import sys
-from megatron.data.indexed_dataset import IndexedDatasetBuilder
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 with IndexedDatasetBuilder(sys.argv[1], "uint16") as builder:
     builder.add_document([0] * 20_000 + [int(sys.argv[2])])
     builder.finalize()
