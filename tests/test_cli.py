@@ -202,6 +202,17 @@ def test_unusable_flag_says_what_to_use(flags, message):
             2,
             ["a multiple of 2 micro-batches", "has 3"],
         ),
+        (
+            "--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2 "
+            "--global-batch-size 3",
+            2,
+            ["a multiple of 2 micro-batches", "--num-virtual-stages-per-pipeline-rank"],
+        ),
+        (
+            "--pipeline-model-parallel-size 3 --decoder-first-pipeline-num-layers 1 --global-batch-size 3",
+            3,
+            ["--decoder-first-pipeline-num-layers 1 leaves 3 of --num-layers 4", "multiple of 2"],
+        ),
     ],
 )
 def test_clash_names_both_options(flags, world_size, names):

@@ -42,6 +42,7 @@ PUBLISHED = {
     "15b": (
         "15,517,456,384",
         "512 processes = 4 pipeline x 32 data x 4 tensor",
+        "stages     10, 10, 10, 10 layers",
         "4,194,304 tokens",
     ),
     "santacoder": (
