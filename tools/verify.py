@@ -160,7 +160,7 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "checkpoint",
         type=Path,
         metavar="DIR",
-        help="a run's --save (its latest), or an iter_ folder",
+        help="a run's --save (its latest), an iter_ folder, or a GPTBigCode folder of transformers",
     )
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="compare with this one, of any layout"
