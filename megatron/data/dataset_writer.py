@@ -14,21 +14,29 @@ import numpy.typing as npt
 from megatron.data.documents import Documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron.data.origin import Origin, format_origin, origin_path
 from megatron.data.provenance import Provenance, ProvenanceWriter, provenance_path
+from megatron.data.publish import sync
 
 
 class DatasetWriter:
-    """PREFIX.bin, .idx, .sha256 and, with fields, .provenance.arrow; nothing is seen before `finalize`.
+    """PREFIX.bin, .idx, .sha256, with fields .provenance.arrow, with an origin .origin.json; nothing is seen before `finalize`.
 
     As a context manager it leaves nothing behind unless `finalize` was called.
     """
 
     def __init__(
-        self, prefix: str | Path, dtype: npt.DTypeLike, fields: Sequence[str] = ()
+        self,
+        prefix: str | Path,
+        dtype: npt.DTypeLike,
+        fields: Sequence[str] = (),
+        origin: Origin | None = None,
     ) -> None:
         """Start the files; each document's provenance has these fields."""
         self.builder = IndexedDatasetBuilder(prefix, dtype)
         self._is_published = False
+        self._origin = origin
+        self._origin_path = Path(f"{origin_path(prefix)}.tmp")
         self._provenance_path = Path(f"{provenance_path(prefix)}.tmp")
         self._provenance = ProvenanceWriter(self._provenance_path, fields) if fields else None
 
@@ -45,6 +53,8 @@ class DatasetWriter:
         if self._provenance is not None and not self._is_published:
             self._provenance.abort()
             self._provenance_path.unlink(missing_ok=True)
+        if not self._is_published:
+            self._origin_path.unlink(missing_ok=True)
         self.builder.abort()
 
     def add(self, documents: Documents) -> None:
@@ -76,11 +86,16 @@ class DatasetWriter:
 
     def complete(self) -> None:
         """Do all of `finalize` that a full disk can refuse."""
-        if self._provenance is None:
-            self.builder.complete()
-            return
-        self._provenance.close()
-        self.builder.complete(self._provenance_path)
+        sides = []
+        if self._provenance is not None:
+            self._provenance.close()
+            sides.append((self._provenance_path, provenance_path(self.builder.prefix)))
+        if self._origin is not None:
+            with self._origin_path.open("wb") as file:
+                file.write(format_origin(self._origin))
+                sync(file)
+            sides.append((self._origin_path, origin_path(self.builder.prefix)))
+        self.builder.complete(sides)
 
     def publish(self) -> None:
         """Put what is complete in its place."""

@@ -28,6 +28,7 @@ from megatron.data.indexed_dataset import (
     bin_path,
     idx_path,
 )
+from megatron.data.origin import origin_path
 from megatron.data.publish import open_locked, publish, sync
 from megatron.errors import DataError
 
@@ -125,16 +126,16 @@ class IndexedDatasetBuilder:
         self.num_documents += dataset.num_documents
         self.num_tokens += dataset.num_tokens
 
-    def finalize(self, provenance: Path | None = None) -> None:
-        """Write the index and the checksums, force all to disk, and publish it.
-
-        `provenance` is a finished side file under a temporary name, to be published with them.
-        """
-        self.complete(provenance)
+    def finalize(self) -> None:
+        """Write the index and the checksums, force all to disk, and publish it."""
+        self.complete()
         self.publish()
 
-    def complete(self, provenance: Path | None = None) -> None:
-        """Do all of `finalize` that a full disk can refuse."""
+    def complete(self, sides: Sequence[tuple[Path, Path]] = ()) -> None:
+        """Do all of `finalize` that a full disk can refuse.
+
+        `sides` are finished files, as (temporary, final) names, to be published with the others.
+        """
         # Here, since it imports pyarrow, which readers do without.
         from megatron.data.provenance import provenance_path
 
@@ -156,10 +157,11 @@ class IndexedDatasetBuilder:
             (self._bin_path, bin_path(self.prefix)),
             (self._idx_path, idx_path(self.prefix)),
         ]
-        stale = [provenance_path(self.prefix)]
-        if provenance is not None:
-            digests[stale[0].name] = hash_file(provenance)
-            files.insert(0, (provenance, stale.pop()))
+        digests |= {final.name: hash_file(temporary) for temporary, final in sides}
+        written = [final for _, final in sides]
+        known = (provenance_path(self.prefix), origin_path(self.prefix))
+        stale = [path for path in known if path not in written]
+        files = [*sides, *files]
         with self._checksum_path.open("wb") as file:
             file.write(format_checksums(digests).encode())
             sync(file)

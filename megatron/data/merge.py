@@ -15,6 +15,7 @@ from megatron.data.checksum import Checksums, hash_file
 from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.documents import read_documents
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
+from megatron.data.origin import join_origins
 from megatron.data.provenance import Provenance, provenance_path
 from megatron.data.shards import natural_key, order_shards, split_name
 from megatron.data.shuffle import DocumentShuffler
@@ -124,7 +125,9 @@ def _write(
     sources: Sequence[Source], output: Path, fill: Callable[[DatasetWriter], None]
 ) -> Merged:
     try:
-        with DatasetWriter(output, sources[0].dataset.dtype, _fields(sources[0])) as writer:
+        origin = join_origins([Path(source.dataset.prefix) for source in sources])
+        dtype = sources[0].dataset.dtype
+        with DatasetWriter(output, dtype, _fields(sources[0]), origin) as writer:
             fill(writer)
             builder = writer.builder
             if not builder.num_documents:

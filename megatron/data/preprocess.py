@@ -21,6 +21,7 @@ from megatron.data.document_reader import Part, check_inputs, load, plan_parts, 
 from megatron.data.documents import Documents
 from megatron.data.indexed_dataset import id_dtype
 from megatron.data.ordered_map import Workers, in_thread
+from megatron.data.origin import Origin
 from megatron.data.provenance import check_fields
 from megatron.data.records import BadRecord
 from megatron.data.shards import Shard
@@ -113,6 +114,19 @@ class PreprocessConfig:
         shard = Shard() if self.shard is None else Shard.parse(self.shard)
         return plan_parts(paths, shard.number, shard.count)
 
+    def origin(self, key: str, tokenizer: Tokenizer) -> Origin:
+        """Give what decides the bytes of a key's output, but for what is in the input."""
+        return {
+            "tokenizer": tokenizer.fingerprint(),
+            "key": key,
+            "json_keys": list(self.json_keys),
+            "append_eod": self.append_eod,
+            "split_sentences": self.lang if self.split_sentences else None,
+            "shuffle": self.seed if self.shuffle else None,
+            "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
+            "shard": self.shard,
+        }
+
 
 @dataclass
 class Summary:
@@ -146,8 +160,9 @@ def preprocess(
 ) -> Summary:
     """Write PREFIX_KEY_document for every key.
 
-    on_read is told of input bytes as they are done, on_shuffled then of tokens and how many there are. Forks. Raises DataError for input that cannot be read, for a bad record with `strict`, where no document is left
-    (of a shard, which may have none, that is only said), and where the disk is full.
+    on_read is told of input bytes as they are done, on_shuffled then of tokens and how many there are. Forks.
+    Raises DataError for input that cannot be read, for a bad record with `strict`, where no document is left (of a
+    shard, which may have none, that is only said), and where the disk is full.
     """
     parts = config.parts()
     splitter = sentence_splitter(config.lang) if config.split_sentences else None
@@ -160,7 +175,11 @@ def preprocess(
             contextlib.ExitStack() as stack,
         ):
             writers = {
-                key: stack.enter_context(DatasetWriter(config.prefix_of(key), dtype, fields))
+                key: stack.enter_context(
+                    DatasetWriter(
+                        config.prefix_of(key), dtype, fields, config.origin(key, tokenizer)
+                    )
+                )
                 for key in config.json_keys
             }
             shufflers = {

@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron.data.checksum import PIECE, checksum_path, hash_file, read_checksums
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
+from megatron.data.origin import origin_path
 from megatron.data.provenance import Provenance, provenance_path
 from megatron.errors import DataError
 
@@ -37,7 +38,7 @@ class Report:
 
 def dataset_files(prefix: str) -> list[Path]:
     """Give those files of a dataset that are there and have a checksum, .bin first."""
-    files = (bin_path(prefix), idx_path(prefix), provenance_path(prefix))
+    files = (bin_path(prefix), idx_path(prefix), provenance_path(prefix), origin_path(prefix))
     return [path for path in files if path.exists()]
 
 

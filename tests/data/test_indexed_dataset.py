@@ -256,7 +256,8 @@ def test_checksums_are_those_of_the_files(tmp_path):
             ids[:] = np.arange(start, start + 3000)  # what was added may change afterwards
             builder.add_document(ids)
         (tmp_path / "side").write_bytes(b"provenance")
-        builder.finalize(tmp_path / "side")
+        builder.complete([(tmp_path / "side", tmp_path / "a.provenance.arrow")])
+        builder.publish()
     names = ["a.bin", "a.idx", "a.provenance.arrow"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "a.sha256"]
     lines = (tmp_path / "a.sha256").read_text().splitlines()
@@ -269,7 +270,9 @@ def test_a_dataset_without_provenance_replaces_one_that_has_it(tmp_path):
         with IndexedDatasetBuilder(tmp_path / "a", "<u2") as builder:
             builder.add_document([1])
             (tmp_path / "side").write_bytes(b"provenance")
-            builder.finalize(tmp_path / "side" if has_provenance else None)
+            side = (tmp_path / "side", tmp_path / "a.provenance.arrow")
+            builder.complete([side] if has_provenance else [])
+            builder.publish()
         assert (tmp_path / "a.provenance.arrow").exists() == has_provenance
 
 

@@ -74,6 +74,7 @@ def test_documents_are_the_ids_of_the_tokenizers_package_and_the_eod(
     assert sorted(path.name for path in tmp_path.glob("out*")) == [
         "out_text_document.bin",
         "out_text_document.idx",
+        "out_text_document.origin.json",
         "out_text_document.sha256",
     ]
 
@@ -167,7 +168,9 @@ def test_an_interrupted_run_leaves_the_older_output_alone(tokenizer, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         preprocess(config, tokenizer, on_read=interrupt)
     names = sorted(path.name for path in tmp_path.glob("out*"))
-    assert names == [f"out_text_document.{suffix}" for suffix in ("bin", "idx", "sha256")]
+    assert names == [
+        f"out_text_document.{suffix}" for suffix in ("bin", "idx", "origin.json", "sha256")
+    ]
     assert tokenizer.detokenize(IndexedDataset(tmp_path / "out_text_document")[0][:-1]) == "old"
 
 

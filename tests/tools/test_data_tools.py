@@ -95,7 +95,7 @@ def test_shards_merged_are_the_whole_byte_for_byte(corpus, tmp_path):
     code, out, err = run("merge_datasets", "--input", tmp_path / "s", "--output-prefix", merged)
     assert (code, err) == (0, "")
     assert "4 token files, 179 documents" in out
-    for suffix in ("bin", "idx", "provenance.arrow", "sha256"):
+    for suffix in ("bin", "idx", "provenance.arrow", "origin.json", "sha256"):
         whole = tmp_path / f"whole_content_document.{suffix}"
         assert Path(f"{merged}.{suffix}").read_bytes() == whole.read_bytes()
     code, out, _ = run("verify", "data", merged, "--tokenizer-file", corpus / "tokenizer.json")
