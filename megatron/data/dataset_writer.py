@@ -17,6 +17,7 @@ from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.origin import Origin, format_origin, origin_path
 from megatron.data.provenance import Provenance, ProvenanceWriter, provenance_path
 from megatron.data.publish import sync
+from megatron.errors import ConfigError
 
 
 class DatasetWriter:
@@ -38,7 +39,14 @@ class DatasetWriter:
         self._origin = origin
         self._origin_path = Path(f"{origin_path(prefix)}.tmp")
         self._provenance_path = Path(f"{provenance_path(prefix)}.tmp")
-        self._provenance = ProvenanceWriter(self._provenance_path, fields) if fields else None
+        self._provenance: ProvenanceWriter | None = None
+        if not fields:
+            return
+        try:
+            self._provenance = ProvenanceWriter(self._provenance_path, fields)
+        except (OSError, ConfigError):
+            self.builder.abort()
+            raise
 
     def __enter__(self) -> DatasetWriter:
         return self

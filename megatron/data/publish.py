@@ -5,9 +5,12 @@ Knows nothing of what is in them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,18 +41,38 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let an interruption wait: between two renames it would lose the older set and the new one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals interrupt the main thread alone
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # A mask would not do: another thread would take the signal, and Python interrupt this one.
+    older = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in older.items():
+            signal.signal(number, handler)
+        for caught in received:
+            signal.raise_signal(caught)
+
+
 def publish(files: Sequence[tuple[Path, Path]], *, stale: Iterable[Path] = ()) -> None:
     """Rename (temporary, final) pairs of one folder, whose contents are on disk already, in the order given.
 
     Whoever looks for the last one first sees an older set, none, or the new set, never a mixture: the older files,
     and those of `stale` that have no successor, are removed before, the last one first.
     """
-    for _, final in reversed(files):
-        final.unlink(missing_ok=True)
-    for path in stale:
-        path.unlink(missing_ok=True)
-    for temporary, final in files:
-        temporary.replace(final)
+    with _signals_held():
+        for _, final in reversed(files):
+            final.unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for temporary, final in files:
+            temporary.replace(final)
     folder = os.open(files[-1][1].parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)

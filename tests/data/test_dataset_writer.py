@@ -40,6 +40,13 @@ def test_what_is_not_published_leaves_nothing(tmp_path, is_complete):
     assert names(tmp_path) == []
 
 
+def test_a_side_file_that_cannot_be_created_leaves_nothing_of_the_others(tmp_path):
+    (tmp_path / "a.provenance.arrow.tmp").mkdir()
+    with pytest.raises(IsADirectoryError):
+        DatasetWriter(tmp_path / "a", "<u2", ["repo"])
+    assert names(tmp_path) == ["a.provenance.arrow.tmp"]
+
+
 def test_a_disk_that_is_full_for_the_index_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,6 @@
 import fcntl
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,35 @@ def test_whoever_sees_the_last_file_sees_one_set(tmp_path, monkeypatch, has_olde
     )
     assert seen[-1] == dict.fromkeys(NAMES, "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_all_is_published(tmp_path, monkeypatch, number):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    for name in NAMES:
+        (tmp_path / f"{name}.tmp").write_text("new")
+        (tmp_path / name).write_text("old")
+    replace = Path.replace
+
+    def interrupted(path, target):
+        os.kill(os.getpid(), number)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    older = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            publish([(tmp_path / f"{name}.tmp", tmp_path / name) for name in NAMES])
+    finally:
+        signal.signal(number, older)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        NAMES, "new"
+    )
 
 
 def test_a_lock_is_held_until_the_file_is_closed_and_what_was_left_is_emptied(tmp_path):
