@@ -64,7 +64,6 @@ setup(
         "tensorboard>=2.17",
         "tokenizers>=0.21",
         "tqdm>=4.66",
-        "zstandard>=0.22",
     ],
     extras_require={
         "convert": ["transformers>=5"],
