@@ -6,6 +6,7 @@ files, nor of tokenizers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ import orjson
 from megatron.data.document_reader import Chunk
 from megatron.data.provenance import as_text
 from megatron.errors import DataError
+
+NOT_AN_OBJECT = "not a JSON object"
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,27 @@ def _json_rows(data: bytes | bytearray | memoryview) -> Iterator[dict[str, Any] 
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError:
-            yield _why_not_json(bytes(line), is_last)
+            yield _read_leniently(bytes(line), is_last)
             continue
-        yield value if isinstance(value, dict) else "not a JSON object"
+        yield value if isinstance(value, dict) else NOT_AN_OBJECT
 
 
-def _why_not_json(line: bytes, is_unended: bool) -> str | None:
-    """Give the reason, or None for a blank line."""
+def _read_leniently(line: bytes, is_unended: bool) -> dict[str, Any] | str | None:
+    """Read what Python's json writes and the standard lacks: NaN, a mark of byte order. Results as of _json_rows."""
     if not line.strip():
         return None
     try:
-        line.decode()
+        value = json.loads(line.decode("utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         return "not UTF-8"
-    return "not JSON, and the file ends in it" if is_unended else "not JSON"
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no character"
+    except RecursionError:
+        return "nested too deep"
+    except ValueError:
+        return "not JSON, and the file ends in it" if is_unended else "not JSON"
+    return value if isinstance(value, dict) else NOT_AN_OBJECT
 
 
 def _arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:

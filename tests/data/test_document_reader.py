@@ -329,9 +329,12 @@ def test_ugly_lines_each_have_a_reason(tmp_path):
         (b"\xff\xfe\x00{", "not UTF-8"),
         (b"\0\0\0", "not JSON"),
         (b'{"text": "a\0b"}', "not JSON"),
-        (b'{"text": "\\ud800"}', "not JSON"),
+        (b'{"text": "\\ud800"}', "holds half of a surrogate pair, which is no character"),
         (b'{"text": "a"} {"text": "b"}', "not JSON"),
-        (b'{"text": NaN}', "not JSON"),
+        (b'{"text": NaN}', "key 'text' is not a string"),
+        (b"NaN", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b'{"text": ' + b"[" * 100_000, "nested too deep"),
         (b'"text"', "not a JSON object"),
         (b'{"text": "cut in the mid', "not JSON, and the file ends in it"),
     ]
@@ -339,6 +342,17 @@ def test_ugly_lines_each_have_a_reason(tmp_path):
     (records,) = read(tmp_path / "a.jsonl")
     assert records.texts["text"] == []
     assert [bad.reason for bad in records.bad] == [reason for _, reason in lines]
+
+
+def test_what_python_writes_beside_the_standard_is_read(tmp_path):
+    lines = [
+        b'\xef\xbb\xbf{"text": "a"}',
+        b'{"text": "b", "score": NaN}',
+        b'{"text": "c", "n": -Infinity}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    (records,) = read(tmp_path / "a.jsonl")
+    assert records.texts["text"] == ["a", "b", "c"] and records.bad == []
 
 
 def test_nul_characters_in_a_string_are_text(tmp_path):
