@@ -25,16 +25,13 @@ LAYOUTS = [
 ]
 
 
-def _train_unchanged(world, corpus, save, extra):
-    flags = f"{FLAGS} {TP2_PP2_DP2} --save-interval {SAVED_AT} {extra}"
-    assert world(8).run(train_here, flags_of(corpus, save, flags)) == ["finished"] * 8
-    return save
-
-
 @pytest.fixture(scope="module")
 def sharded(world, corpus, tmp_path_factory):
     """A run at TP2 PP2 DP2 with a distributed optimizer, from beginning to end, with a checkpoint on its way."""
-    return _train_unchanged(world, corpus, tmp_path_factory.mktemp("sharded"), SHARDED)
+    save = tmp_path_factory.mktemp("sharded")
+    flags = f"{FLAGS} {TP2_PP2_DP2} {SHARDED} --save-interval {SAVED_AT}"
+    assert world(8).run(train_here, flags_of(corpus, save, flags)) == ["finished"] * 8
+    return save
 
 
 def _assert_goes_on(world, corpus, unchanged, save, size, layout):
@@ -59,6 +56,8 @@ def test_a_run_goes_on_in_another_layout(world, corpus, sharded, tmp_path, name,
 
 
 def test_moments_that_were_whole_go_on_in_shards(world, corpus, tmp_path):
-    unchanged = _train_unchanged(world, corpus, tmp_path / "whole", "")
+    unchanged = tmp_path / "whole"
+    flags = f"{FLAGS} --micro-batch-size 6 --save-interval {SAVED_AT}"
+    assert world(2).run(train_here, flags_of(corpus, unchanged, flags)) == ["finished"] * 2
     layout = f"{SHARDED} --micro-batch-size 2"
     _assert_goes_on(world, corpus, unchanged, tmp_path / "parts", 3, layout)
