@@ -295,7 +295,7 @@ def test_rows_of_parquet_come_in_chunks_of_about_a_megabyte(tmp_path):
 
 def test_no_more_of_a_row_group_is_held_than_a_few_rows(tmp_path):
     draw = random.Random(1)
-    for name, count in (("small", 200), ("large", 3000)):
+    for name, count in (("small", 200), ("large", 6000)):
         texts = [draw.randbytes(10_000).hex() for _ in range(count)]
         table = pa.table({"text": texts})
         # Pages of 1 MB: one is always held, and the default is one of 1,024 rows.
@@ -320,7 +320,7 @@ for name in ("small", "large"):
         check=True,
     )
     small, large = map(float, result.stdout.split())
-    assert large - small < 35
+    assert large - small < 60  # of 120
 
 
 def test_ugly_lines_each_have_a_reason(tmp_path):
