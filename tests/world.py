@@ -7,7 +7,6 @@ ports). The ranks' return values come back in order; an exception in any rank fa
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import traceback
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed import distributed_c10d
 
 TIMEOUT_SECONDS = 120
 
@@ -46,16 +44,7 @@ def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> Non
             connection.send((True, function(rank, *args)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
-        _close_groups()
     dist.destroy_process_group()
-
-
-def _close_groups() -> None:
-    """End the groups that a function made, whose threads would slow down all that come after it."""
-    gc.collect()
-    for group in list(distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
 
 
 class World:
