@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
 from megatron.errors import ConfigError, MegatronError, TrainingError
-from megatron.options import flag_of
+from megatron.option_field import flag_of
 
 Section = TypeVar("Section")
 

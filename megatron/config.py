@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron.layer_split import split_layers
+from megatron.option_field import check_bounds, require
 from megatron.options import (
     CheckpointConfig,
     DataConfig,
@@ -22,8 +23,6 @@ from megatron.options import (
     PrecisionConfig,
     TokenizerConfig,
     TrainingConfig,
-    check_bounds,
-    require,
 )
 
 

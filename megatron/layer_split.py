@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from megatron.options import ParallelConfig, require
+from megatron.option_field import require
+from megatron.options import ParallelConfig
 
 FIRST = "--decoder-first-pipeline-num-layers"
 LAST = "--decoder-last-pipeline-num-layers"

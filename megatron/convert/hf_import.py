@@ -22,12 +22,7 @@ from megatron.convert.imported import Import, ImportedTensor, check_model, row_b
 from megatron.convert.mapping import MappedTensor, invert, map_gpt_bigcode
 from megatron.convert.source import GENERATION_CONFIG
 from megatron.errors import CheckpointError
-from megatron.options import (
-    DataConfig,
-    ModelConfig,
-    PrecisionConfig,
-    TokenizerConfig,
-)
+from megatron.options import DataConfig, ModelConfig, PrecisionConfig, TokenizerConfig
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -31,7 +31,8 @@ from megatron.config import Config, to_json
 from megatron.convert.output_folder import check_target, new_folder
 from megatron.convert.source import CONVERTED_FROM, GENERATION_CONFIG
 from megatron.errors import CheckpointError, ConfigError
-from megatron.options import ModelConfig, check_bounds
+from megatron.option_field import check_bounds
+from megatron.options import ModelConfig
 from megatron.tokenizer.interface import Tokenizer
 
 

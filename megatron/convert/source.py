@@ -13,7 +13,7 @@ from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
 from megatron.errors import CheckpointError, ConfigError
-from megatron.options import check_bounds
+from megatron.option_field import check_bounds
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"  # beside a checkpoint that came with one

@@ -28,7 +28,7 @@ from megatron.data.shards import Shard
 from megatron.data.shuffle import DocumentShuffler
 from megatron.errors import DataError
 from megatron.logging import get_logger
-from megatron.options import option, require
+from megatron.option_field import option, require
 from megatron.tokenizer.interface import Tokenizer
 
 logger = get_logger(__name__)

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from megatron.options import OptimizerConfig, TrainingConfig, require
+from megatron.option_field import require
+from megatron.options import OptimizerConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from megatron.config import Config, from_json
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.optimizer.schedule import Schedule
-from megatron.options import DataConfig, flag_of
+from megatron.option_field import flag_of
+from megatron.options import DataConfig
 from megatron.training.inputs import Inputs
 
 logger = get_logger(__name__)
