@@ -34,6 +34,11 @@ ALIASES: dict[str, tuple[str, Any, str]] = {
         "same as --recompute-granularity selective",
     ),
     "--use-flash-attn": ("attention_backend", "flash", "same as --attention-backend flash"),
+    "--use-rotary-position-embeddings": (
+        "position_embedding_type",
+        "rope",
+        "same as --position-embedding-type rope",
+    ),
 }
 
 # Megatron's flags that cannot be honoured, with what to do instead.
@@ -57,8 +62,9 @@ REPLACED: dict[str, str] = {
     "--no-load-iteration": "use --finetune",
     "--use-checkpoint-args": "give the model's flags: a checkpoint is checked against them",
     "--tokenizer-name-or-path": "use --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR",
-    "--position-embedding-type": "leave it out: positions are learned and absolute",
-    "--use-rotary-position-embeddings": "leave it out: positions are learned and absolute",
+    "--rotary-percent": "leave it out: --position-embedding-type rope turns whole heads",
+    "--rotary-interleaved": "leave it out: rope turns the halves of a head, as in Hugging Face",
+    "--sliding-window": "use --window-size",
 }
 
 
@@ -151,10 +157,12 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
             settings["action"] = "store_true"
         elif origin is Literal:
             settings["choices"] = typing.get_args(value_type)
+            if field.metadata["parse"]:
+                settings["type"] = field.metadata["parse"]
         elif origin is tuple:
             settings |= {"nargs": "+", "type": typing.get_args(value_type)[0]}
         else:
-            settings["type"] = value_type
+            settings["type"] = field.metadata["parse"] or value_type
         if field.metadata["metavar"] and value_type is not bool:
             settings["metavar"] = field.metadata["metavar"]
         group.add_argument(flag_of(field), **settings)
@@ -225,20 +233,24 @@ def read_defaults(path: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= value if key in sections and isinstance(value, dict) else {key: value}
-    hints = {
-        field.name: value_type
+    options = {
+        field.name: (field, value_type)
         for section in _sections().values()
         for field, value_type in _options(section)
     }
     result: dict[str, Any] = {}
     for key, value in flat.items():
         name = str(key).replace("-", "_")
-        if name not in hints:
-            near = _nearest(name, hints)
+        if name not in options:
+            near = _nearest(name, options)
             hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"--config {path}: {key} is not an option{hint}")
-        if value is not None:
-            result[name] = _coerce(f"--config {path}: {key}", value, hints[name])
+        if value is None:
+            continue
+        field, value_type = options[name]
+        if field.metadata["parse"]:
+            value = field.metadata["parse"](str(value))
+        result[name] = _coerce(f"--config {path}: {key}", value, value_type)
     return result
 
 

@@ -76,14 +76,19 @@ class Config:
 
     def _check_documents(self) -> None:
         model = self.model
-        require(
-            not self.data.reset_attention_mask
-            or model.attention_backend != "flash"
-            or model.attention_dropout == 0.0,
-            f"--attention-backend flash (--use-flash-attn) has no --attention-dropout "
-            f"({model.attention_dropout}) with --reset-attention-mask; use --attention-backend auto "
-            f"or --attention-dropout 0",
-        )
+        hiding = {
+            "--reset-attention-mask": self.data.reset_attention_mask,
+            "--window-size": model.window_within(self.data.seq_length) is not None,
+        }
+        for flag, is_given in hiding.items():
+            require(
+                not is_given
+                or model.attention_backend != "flash"
+                or model.attention_dropout == 0.0,
+                f"--attention-backend flash (--use-flash-attn) has no --attention-dropout "
+                f"({model.attention_dropout}) with {flag}; use --attention-backend auto "
+                f"or --attention-dropout 0",
+            )
 
     def _check_batches(self, dp_size: int) -> None:
         training = self.training

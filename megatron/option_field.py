@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from megatron.errors import ConfigError
@@ -19,18 +20,23 @@ def option(
     *,
     flag: str | None = None,
     metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Declare one field: its default, its help text, its flag where the name does not give it, and its bounds."""
+    """Declare one field: its default, its help text, its flag where the name does not give it, and its bounds.
+
+    parse: reads its text where its type alone does not say how; ConfigError if that cannot be read.
+    """
     return dataclasses.field(
         default=default,
         metadata={
             "help": help,
             "flag": flag,
             "metavar": metavar,
+            "parse": parse,
             "bounds": {"from": minimum, "above": above, "up to": maximum, "below": below},
         },
     )

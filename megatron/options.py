@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron.errors import ConfigError
 from megatron.option_field import derived, option, require
 
 
@@ -17,6 +18,29 @@ def pad_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int
     """Round the vocabulary up as Megatron does: to a multiple of divisible_by x tensor_parallel_size."""
     multiple = divisible_by * tensor_parallel_size
     return -(-vocab_size // multiple) * multiple
+
+
+def read_position_embedding_type(text: str) -> str:
+    """Take BigCode's names of position embeddings for Megatron's; any other is left as it is."""
+    return {"rotary": "rope", "absolute": "learned_absolute"}.get(text, text)
+
+
+def read_window(text: str) -> int:
+    """Read --window-size: the tokens that one sees, or Megatron's pair of those seen on either side."""
+    numbers = text.strip("()[] ").split(",")
+    try:
+        sizes = [int(number) for number in numbers]
+    except ValueError:
+        sizes = []
+    if len(sizes) == 1:
+        return sizes[0]
+    if len(sizes) == 2 and sizes[0] >= 0 and sizes[1] == 0:
+        return sizes[0] + 1
+    raise ConfigError(
+        f"--window-size {text}: give the tokens that one attends to, itself included (4096, Hugging Face's "
+        f"sliding_window), or Megatron's pair of those before and after it (4095,0); none after, since "
+        f"attention is causal; leave the option out to attend to all before"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,8 +65,25 @@ class ModelConfig:
         minimum=1,
     )
     group_query_attention: bool = option(False, "with --num-query-groups, as in Megatron-LM")
+    position_embedding_type: Literal["learned_absolute", "rope"] = option(
+        "learned_absolute",
+        "a learned vector for each position, added to the embedding, or rotary embeddings of queries and keys "
+        "(BigCode's names absolute and rotary are taken too)",
+        parse=read_position_embedding_type,
+    )
     max_position_embeddings: int = option(
-        0, "learned positions; at least the sequence length", minimum=1
+        0, "positions, learned or rotary; at least the sequence length", minimum=1
+    )
+    rotary_base: float = option(
+        10000.0, "with rope: the longest wavelength is about 2 pi times this", above=0.0
+    )
+    window_size: int | None = option(
+        None,
+        "sliding window: a token attends to itself and the N - 1 before it (Hugging Face's sliding_window); "
+        "Megatron's pair N-1,0 says the same",
+        metavar="N",
+        parse=read_window,
+        minimum=1,
     )
     layernorm_epsilon: float = option(1e-5, "added to the variance in LayerNorm", above=0.0)
     hidden_dropout: float = option(
@@ -80,6 +121,15 @@ class ModelConfig:
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
     @property
+    def has_rotary_positions(self) -> bool:
+        return self.position_embedding_type == "rope"
+
+    def window_within(self, seq_length: int) -> int | None:
+        """Give --window-size where it hides any token of a sequence, else None."""
+        is_narrow = self.window_size is not None and self.window_size < seq_length
+        return self.window_size if is_narrow else None
+
+    @property
     def ffn_size(self) -> int:
         return self.ffn_hidden_size or 4 * self.hidden_size
 
@@ -109,6 +159,15 @@ class ModelConfig:
         require(
             not self.group_query_attention or self.num_query_groups is not None,
             "--group-query-attention needs --num-query-groups",
+        )
+        require(
+            not self.has_rotary_positions or self.head_dim % 2 == 0,
+            f"--position-embedding-type rope turns pairs of channels, and heads are {self.head_dim} wide; give an "
+            f"even --kv-channels (default: --hidden-size / --num-attention-heads)",
+        )
+        require(
+            self.has_rotary_positions or self.rotary_base == 10000.0,
+            f"--rotary-base {self.rotary_base:g} needs --position-embedding-type rope",
         )
         require(
             self.recompute_granularity == "full"

@@ -121,6 +121,31 @@ def test_aliases_set_what_they_stand_for():
     assert config.parallel.distributed_timeout_minutes == 1.5
 
 
+@pytest.mark.parametrize("text", ["4096", "4095,0", "(4095, 0)"])
+def test_window_is_read_as_hugging_face_and_as_megatron_write_it(text, tmp_path):
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    args = cli.parse_known(parser, [*SMALL.split(), "--window-size", text])
+    assert cli.config_from(args).model.window_size == 4096
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(f"window-size: {text}\n")
+    assert parse(f"--config {preset}").model.window_size == 4096
+
+
+def test_rotary_positions_by_every_name_they_have():
+    for flags in (
+        "--position-embedding-type rope",
+        "--position-embedding-type rotary",
+        "--use-rotary-position-embeddings",
+    ):
+        config = parse(f"{SMALL} {flags} --rotary-base 1e6")
+        assert config.model.position_embedding_type == "rope"
+        assert config.model.rotary_base == 1e6
+        config.check(1)
+    absolute = parse(f"{SMALL} --position-embedding-type absolute")
+    assert absolute.model.position_embedding_type == "learned_absolute"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -131,6 +156,10 @@ def test_aliases_set_what_they_stand_for():
         ("--checkpoint-activations", "use --recompute-granularity full"),
         ("--lr abc", "--lr"),
         ("--lr-decay-style exponential", "invalid choice"),
+        ("--position-embedding-type alibi", "invalid choice: 'alibi'"),
+        ("--window-size 4095,1", "--window-size 4095,1: give the tokens"),
+        ("--window-size wide", "--window-size wide: give the tokens"),
+        ("--sliding-window 4096", "use --window-size"),
         ("--bf16 stray", "'stray' belongs to no option"),
     ],
 )
@@ -157,6 +186,14 @@ def test_unusable_flag_says_what_to_use(flags, message):
             1,
             ["--use-flash-attn", "--attention-dropout (0.1)", "--reset-attention-mask"],
         ),
+        (
+            "--use-flash-attn --window-size 8",
+            1,
+            ["--use-flash-attn", "--attention-dropout (0.1)", "--window-size"],
+        ),
+        ("--window-size 0", 1, ["--window-size is 0", "from 1"]),
+        ("--rotary-base 500", 1, ["--rotary-base 500", "--position-embedding-type rope"]),
+        ("--use-rotary-position-embeddings --kv-channels 5", 1, ["5 wide", "--kv-channels"]),
         ("--bf16 --fp16", 1, ["--bf16", "--fp16"]),
         ("--loss-scale 8", 1, ["--loss-scale", "--fp16"]),
         ("--global-batch-size 3 --micro-batch-size 2", 1, ["3", "multiple of 2"]),

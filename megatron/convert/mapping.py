@@ -41,6 +41,8 @@ def check_gpt_bigcode(config: ModelConfig) -> None:
     """Raise ConfigError if GPTBigCode cannot hold such a model."""
     heads, groups = config.num_attention_heads, config.query_groups
     problems = {
+        "rotary positions (--position-embedding-type rope)": config.has_rotary_positions,
+        f"a sliding window (--window-size {config.window_size})": config.window_size is not None,
         f"grouped heads ({groups} key/value heads for {heads} query heads)": groups
         not in (1, heads),
         "linear layers without bias (--disable-bias-linear)": config.disable_bias_linear,

@@ -2,8 +2,8 @@
 
 Three ways to compute one function; `blocked_attention` is a fourth. Keys and values are not expanded to the number
 of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa,
-flash). Where samples hold documents that must not see each other, explicit and sdpa take a mask of all pairs, and
-flash takes the documents one after another, whose cost is the sum of their squared lengths.
+flash). Where samples hold documents that must not see each other, or a window ends what a token sees, explicit and
+sdpa take a mask of all pairs, and flash takes the documents one after another, whose cost is that of the pairs seen.
 
 Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
 every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first
@@ -69,7 +69,7 @@ def explicit_attention(
     """Attend with the probabilities in memory, softmax in fp32: the reference of the others.
 
     query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d]. Without documents each sample is
-    one.
+    one, without a window.
     """
     s, b, n, d = query.shape
     g = key.size(2)
@@ -149,7 +149,9 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, documents: Docu
     from torch.nn.attention.varlen import varlen_attn
 
     s, b, n, d = query.shape
-    causal: dict[str, Any] = {"window_size": (-1, 0)}
+    # keys before and after a query's own position; -1: all of its document
+    before = -1 if documents.window is None else documents.window - 1
+    causal: dict[str, Any] = {"window_size": (before, 0)}
     # Before torch 2.12 there was no such argument, and the kernel shared heads unasked.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         causal["enable_gqa"] = True

@@ -1,10 +1,10 @@
 """Causal attention in blocks of queries, made for a CPU's caches and for few key/value heads.
 
-A block's scores never leave the cache, keys that none of its queries sees are not touched (those after it, and those
-of documents that ended before it), and backward computes the probabilities again (as FlashAttention, arXiv 2205.14135,
-does in other proportions). The query heads of a group are rows of one product with their shared key head, which makes
-multi-query products large. Dropout is keyed, so it is the same in every layout; its bits are computed again in
-backward too. Softmax is in the input's dtype, its sums in fp32.
+A block's scores never leave the cache, keys that none of its queries sees are not touched (those after it, those of
+documents that ended before it, and those before its window), and backward computes the probabilities again (as
+FlashAttention, arXiv 2205.14135, does in other proportions). The query heads of a group are rows of one product with
+their shared key head, which makes multi-query products large. Dropout is keyed, so it is the same in every layout; its
+bits are computed again in backward too. Softmax is in the input's dtype, its sums in fp32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Block:
     samples: slice  # of b*g
     rows: slice  # of s*(n/g)
     keys: slice  # of s; the last ones are those of the rows' own positions
-    hidden: Tensor | None  # bool [positions, keys]: keys of other documents; of one sample only
+    hidden: Tensor | None  # bool [positions, keys]: keys of other documents or before the window
 
     @property
     def queries(self) -> tuple[slice, slice]:
@@ -84,14 +84,15 @@ class _Blocks:
             for begin, end in spans:
                 yield _Block(slice(None), slice(begin * r, end * r), slice(0, end), None)
             return
-        device_starts = self.documents.starts
-        for sample, starts in enumerate(self.documents.host_starts.tolist()):
-            samples = slice(sample * g, (sample + 1) * g)
+        device_keys = self.documents.first_keys
+        is_shared = self.documents.is_same_in_all_samples
+        for sample, first_keys in enumerate(self.documents.host_first_keys.tolist()):
+            samples = slice(None) if is_shared else slice(sample * g, (sample + 1) * g)
             for begin, end in spans:
-                first, hidden = starts[begin], None
-                if starts[end - 1] > first:
-                    positions = torch.arange(first, end, device=device_starts.device)
-                    hidden = device_starts[sample, begin:end, None] > positions
+                first, hidden = first_keys[begin], None
+                if first_keys[end - 1] > first:
+                    positions = torch.arange(first, end, device=device_keys.device)
+                    hidden = device_keys[sample, begin:end, None] > positions
                 yield _Block(samples, slice(begin * r, end * r), slice(first, end), hidden)
 
     def softmax(self, query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
@@ -100,7 +101,7 @@ class _Blocks:
         num_positions = query.size(1) // self.heads_per_group
         scores[:, :, -num_positions:] += self.future[: query.size(1), :num_positions]
         if hidden is not None:
-            by_position = scores.view(self.num_groups, num_positions, -1, key.size(1))
+            by_position = scores.view(scores.size(0), num_positions, -1, key.size(1))
             by_position.masked_fill_(hidden[:, None], float("-inf"))
         return torch.softmax(scores, dim=-1, out=scores)
 

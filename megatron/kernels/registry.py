@@ -35,7 +35,17 @@ class Situation:
     head_dim: int
     attention_dropout: float
     masks_documents: bool = False  # --reset-attention-mask
+    has_window: bool = False  # --window-size, shorter than the sequences
     capability: tuple[int, int] | None = None  # of the GPU, as CUDA counts generations
+
+    @property
+    def hides(self) -> str:
+        """What hides more than causality does, by its options; empty if nothing."""
+        options = {
+            "--reset-attention-mask": self.masks_documents,
+            "--window-size": self.has_window,
+        }
+        return " and ".join(flag for flag, is_given in options.items() if is_given)
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,10 @@ class Kernels:
 
 
 def _flash_obstacle(situation: Situation) -> str | None:
-    if situation.masks_documents and situation.device_type == "cpu":
-        return "cannot keep documents apart (--reset-attention-mask) on a CPU"
-    if situation.masks_documents and situation.attention_dropout > 0:
-        return "has no --attention-dropout with --reset-attention-mask"
+    if situation.hides and situation.device_type == "cpu":
+        return f"cannot do {situation.hides} on a CPU"
+    if situation.hides and situation.attention_dropout > 0:
+        return f"has no --attention-dropout with {situation.hides}"
     if situation.device_type == "cpu":
         return "has no dropout on a CPU" if situation.attention_dropout > 0 else None
     if situation.dtype not in (torch.bfloat16, torch.float16):
@@ -83,9 +93,9 @@ def _flash_obstacle(situation: Situation) -> str | None:
         return f"needs compute capability 8.0 (A100), and this GPU has {major}.{minor}"
     if situation.head_dim > 256:
         return f"takes heads up to 256 wide, and these are {situation.head_dim}"
-    if situation.masks_documents and situation.head_dim % 8:
+    if situation.hides and situation.head_dim % 8:
         return (
-            f"with --reset-attention-mask takes heads whose width is a multiple of 8, and these are "
+            f"with {situation.hides} takes heads whose width is a multiple of 8, and these are "
             f"{situation.head_dim}"
         )
     return None
@@ -132,17 +142,17 @@ def _select_fastest(situation: Situation) -> tuple[AttentionImplementation, str]
     if situation.device_type == "cpu":
         # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
         # the speed of SDPA, which has no fused kernel with dropout on a CPU
-        masks = ", other documents' keys not touched" if situation.masks_documents else ""
+        masks = f", keys hidden by {situation.hides} not touched" if situation.hides else ""
         return _BLOCKED, f"fastest on cpu: {_BLOCKED.benefit}{masks}"
-    if not situation.masks_documents:
+    if not situation.hides:
         return _SDPA, f"fastest on {situation.device_type}: {_SDPA.benefit}"
     obstacle = _flash_obstacle(situation)
     if obstacle is None:
         return (
             _FLASH,
-            f"fastest with --reset-attention-mask: {_FLASH.benefit}, document by document",
+            f"fastest with {situation.hides}: {_FLASH.benefit}, only of what a token sees",
         )
-    return _SDPA, f"--reset-attention-mask by a mask of all pairs, slow if long: flash {obstacle}"
+    return _SDPA, f"{situation.hides} by a mask of all pairs, slow if long: flash {obstacle}"
 
 
 def choose_kernels(attention_backend: str, situation: Situation) -> Kernels:

@@ -18,6 +18,7 @@ from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import site_keys
 from megatron.kernels.registry import Kernels
+from megatron.kernels.rotary import Rotation
 from megatron.model.mlp import output_initial
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
@@ -37,6 +38,15 @@ class DropoutKeys:
     outside: Tensor  # int64 [s, b], or [s/t, b] with sequence parallel
     inside: Tensor  # int64 [s, b]
     first_sample: int | None  # with attention dropout: it seeds kernels that draw from a generator
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What layers know of the tokens of a micro-batch besides their hidden states; the same for every layer."""
+
+    keys: DropoutKeys | None = None  # None: no dropout
+    documents: Documents | None = None  # None: a token attends to all before it in its sample
+    rotation: Rotation | None = None  # None: positions are in the embedding
 
 
 @dataclass(frozen=True)
@@ -130,9 +140,7 @@ class SelfAttention(nn.Module):
             rows=slice(first, first + self.share.num_groups * rows_per_group),
         )
 
-    def forward(
-        self, x: Tensor, keys: DropoutKeys | None, documents: Documents | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
         x = self.region.enter(x)  # [s, b, h]
         s, b, _ = x.shape
@@ -144,7 +152,9 @@ class SelfAttention(nn.Module):
                 repeats, dim=2, output_size=sum(self.share.repeats)
             )
         key, value = key_value.unbind(dim=3)  # [s, b, g/t, d] each
-        dropout = self._dropout(keys)
+        if batch.rotation is not None:
+            query, key = batch.rotation.turn(query), batch.rotation.turn(key)
+        dropout = self._dropout(batch.keys)
         if self.recomputes:
             # dropout is keyed: there is no generator to put back
             context = checkpoint(
@@ -153,12 +163,12 @@ class SelfAttention(nn.Module):
                 key,
                 value,
                 dropout,
-                documents,
+                batch.documents,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
         else:
-            context = self.attend(query, key, value, dropout, documents)
+            context = self.attend(query, key, value, dropout, batch.documents)
         return self.dense(context)
 
     def _dropout(self, keys: DropoutKeys | None) -> AttentionDropout | None:

@@ -39,9 +39,10 @@ class PositionEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embedding, and position embedding on the stage that reads tokens.
+    """Token embedding, and learned position embedding on the stage that reads tokens.
 
-    A last stage that shares the token embedding with a first stage elsewhere has only the tokens' table.
+    A last stage that shares the token embedding with a first stage elsewhere has only the tokens' table, and so has
+    a model whose positions are rotary.
     """
 
     def __init__(
@@ -68,5 +69,7 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor, position_ids: Tensor | None) -> Tensor:
         """ids [b, s] -> [s, b, h] or, with sequence parallel, [s/t, b, h]. Collective over tp."""
-        assert self.position_embeddings is not None
-        return self.position_embeddings(self.word_embeddings(ids.t().contiguous()), position_ids)
+        x = self.word_embeddings(ids.t().contiguous())
+        if self.position_embeddings is None:
+            return x
+        return self.position_embeddings(x, position_ids)

@@ -1,8 +1,8 @@
 """Counts that follow from the shape of the model alone: parameters, and floating-point operations a token.
 
 Two conventions are published for attention, and their numbers must not be compared: `full` counts every pair of
-positions (12 L n d s a trained token), `causal` the half that a causal mask leaves, and of it, where documents are
-masked, what lies within one document. Recomputation is not counted.
+positions (12 L n d s a trained token), `causal` the half that a causal mask leaves, and of it what lies within a
+window, if there is one, and where documents are masked within one document. Recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def num_parameters(config: ModelConfig) -> int:
         projections = (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
         biases = config.num_layers * (projections + h + config.ffn_size + h)
     tables = 2 if config.untie_embeddings_and_output_weights else 1
-    embeddings = h * (tables * config.padded_vocab_size + config.max_position_embeddings)
+    learned_positions = 0 if config.has_rotary_positions else config.max_position_embeddings
+    embeddings = h * (tables * config.padded_vocab_size + learned_positions)
     return num_matrix_parameters(config) + norms + biases + embeddings
 
 
@@ -40,6 +41,7 @@ class FlopsPerToken:
     linear: float
     head: float
     attention_full: float
+    attention_causal: float
 
     @property
     def full(self) -> float:
@@ -50,15 +52,27 @@ class FlopsPerToken:
         return self.within_documents(1.0)
 
     def within_documents(self, share: float) -> float:
-        """Count as `causal` does; share: the documents' squared lengths over the samples', each in sum."""
-        return self.linear + self.head + self.attention_full / 2 * share
+        """Count as `causal` does; share: the documents' `attended_pairs` over the samples', each in sum."""
+        return self.linear + self.head + self.attention_causal * share
+
+
+def attended_pairs(length: int, window: int | None) -> int:
+    """Count the pairs of positions in a document as a square counts them, both halves: 1 + 3 + 5 + …
+
+    A window ends the row: its square, and 2 x window - 1 for each later token.
+    """
+    within = length if window is None else min(length, window)
+    return within * within + (length - within) * (2 * within - 1)
 
 
 def flops_per_token(config: ModelConfig, seq_length: int) -> FlopsPerToken:
     """Count for sequences of seq_length: 6 a weight (2 forward, 4 backward), 12 a head channel and position."""
     query_size = config.num_attention_heads * config.head_dim
+    attention_full = 12.0 * config.num_layers * query_size * seq_length
+    attended = attended_pairs(seq_length, config.window_size) / seq_length**2
     return FlopsPerToken(
         linear=6.0 * num_matrix_parameters(config),
         head=6.0 * config.padded_vocab_size * config.hidden_size,
-        attention_full=12.0 * config.num_layers * query_size * seq_length,
+        attention_full=attention_full,
+        attention_causal=attention_full / 2 * attended,
     )

@@ -1,7 +1,8 @@
 """GPT as one pipeline stage holds it: token ids or hidden states in, hidden states, logits or losses out.
 
-Learned positions, pre-LayerNorm, biases, tanh GELU, tied embeddings (StarCoder §5.4). Written for any dtype: it
-computes in that of its parameters. Knows tensor parallelism through its layers; nothing of data parallelism (who
+Pre-LayerNorm, biases, tanh GELU, tied embeddings, and positions that are learned (StarCoder §5.4) or rotary
+(StarCoder2, arXiv 2402.19173, with grouped heads and a window). Written for any dtype: it computes in that of its
+parameters. Knows tensor parallelism through its layers; nothing of data parallelism (who
 wraps it with `fully_shard`) or of pipeline schedules (who carries its output to the next stage).
 """
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
-from megatron.model.attention import DropoutKeys
+from megatron.kernels.rotary import Rotation
+from megatron.model.attention import DropoutKeys, MicroBatch
 from megatron.model.embedding import Embedding
 from megatron.model.transformer import LayerNorm, TransformerLayer, recompute_chunks, run_layers
 from megatron.options import ModelConfig
@@ -32,17 +34,21 @@ def choose_model_kernels(
     compute_dtype: torch.dtype,
     *,
     masks_documents: bool = False,
+    seq_length: int | None = None,
 ) -> Kernels:
     """Choose the operations of a model. ConfigError if --attention-backend asks for what cannot run.
 
-    masks_documents: `forward` will be given document_starts.
+    masks_documents: `forward` will be given document_starts. seq_length: of the longest sequences; by default
+    max_position_embeddings.
     """
+    longest = seq_length or config.max_position_embeddings
     situation = Situation(
         device.type,
         compute_dtype,
         config.head_dim,
         attention_dropout=config.attention_dropout,
         masks_documents=masks_documents,
+        has_window=config.window_within(longest) is not None,
         capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
     )
     return choose_kernels(config.attention_backend, situation)
@@ -80,7 +86,10 @@ class GPTModel(nn.Module):
         is_tied = not config.untie_embeddings_and_output_weights
         if is_first or (is_last and is_tied):
             self.embedding = Embedding(
-                config, parameters.scope("embedding"), self.region, has_positions=is_first
+                config,
+                parameters.scope("embedding"),
+                self.region,
+                has_positions=is_first and not config.has_rotary_positions,
             )
         self.layers = nn.ModuleDict(
             {
@@ -118,22 +127,27 @@ class GPTModel(nn.Module):
         x: ids int64 [b, s] on the first stage, else hidden states [s, b, h] ([s/t, b, h] with sequence parallel).
         sample_ids: int64 [b], the samples' numbers in the run: they key dropout, and only training with dropout
         needs them. Best on the CPU: with attention dropout the first one is read, which synchronises a GPU.
-        position_ids: int64 [b, s], for the first stage; None counts from 0 in each sample.
+        position_ids: int64 [b, s], for every stage; None counts from 0 in each sample.
         document_starts: int64 [b, s] on the CPU, for every stage: the position in the sample at which each token's
         document starts, and before which it attends to nothing. None: each sample is one document.
         Returns hidden states; on the last stage losses fp32 [b, s] if labels [b, s] are given, else logits
         [s, b, v/t].
         """
+        shape = self._batch_shape(x)
         keys = self._dropout_keys(x, sample_ids)
-        documents = None
-        if document_starts is not None:
-            documents = Documents.create(document_starts, x.device)
+        batch = MicroBatch(
+            keys,
+            Documents.create(
+                document_starts, x.device, shape=shape, window=self.config.window_size
+            ),
+            self._rotation(x.device, position_ids, shape[1]),
+        )
         if self.is_first:
             x = self.embedding(x, position_ids)
             if keys is not None and self.config.hidden_dropout > 0.0:
                 rows = site_keys(keys.outside, self.embedding_site)
                 x = Dropout(self.config.hidden_dropout, rows)(x)
-        x = run_layers(list(self.layers.values()), x, keys, documents, self.chunks)
+        x = run_layers(list(self.layers.values()), x, batch, self.chunks)
         if not self.is_last:
             return x
         logits = self._logits(self.final_layernorm(x))
@@ -155,16 +169,28 @@ class GPTModel(nn.Module):
             return self.output_layer(x)
         return F.linear(x, self.embedding.word_embeddings.local_weight())
 
+    def _batch_shape(self, x: Tensor) -> tuple[int, int]:
+        """Give (samples, positions of a whole sequence) of what the stage takes."""
+        if self.is_first:
+            return x.size(0), x.size(1)
+        return x.size(1), x.size(0) * (self.region.size if self.region.sequence_parallel else 1)
+
+    def _rotation(
+        self, device: torch.device, position_ids: Tensor | None, length: int
+    ) -> Rotation | None:
+        """Make what turns queries and keys, the whole sequence's on every process; None for learned positions."""
+        if not self.config.has_rotary_positions:
+            return None
+        positions = torch.arange(length, device=device) if position_ids is None else position_ids
+        return Rotation.create(positions, self.config.head_dim, self.config.rotary_base)
+
     def _dropout_keys(self, x: Tensor, sample_ids: Tensor | None) -> DropoutKeys | None:
         """Give the tokens' coordinates, or None where nothing is dropped."""
         is_active = self.config.hidden_dropout > 0.0 or self.config.attention_dropout > 0.0
         if not self.training or not is_active:
             return None
         assert sample_ids is not None, "dropout is keyed by sample: give sample_ids"
-        if self.is_first:
-            length = x.size(1)
-        else:
-            length = x.size(0) * (self.region.size if self.region.sequence_parallel else 1)
+        _, length = self._batch_shape(x)
         positions = torch.arange(length, device=x.device)
         inside = token_keys(sample_ids.to(x.device, non_blocking=True), positions)
         outside = inside

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Replicate
 from torch.utils.checkpoint import checkpoint
 
-from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys
 from megatron.kernels.registry import Kernels
-from megatron.model.attention import DropoutKeys, SelfAttention
+from megatron.model.attention import DropoutKeys, MicroBatch, SelfAttention
 from megatron.model.mlp import MLP
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
@@ -71,12 +70,10 @@ class TransformerLayer(nn.Module):
         )
         self.mlp = MLP(config, parameters.scope("mlp"), region, kernels)
 
-    def forward(self, x: Tensor, keys: DropoutKeys | None, documents: Documents | None) -> Tensor:
-        """[s, b, h] or [s/t, b, h], the same shape back. Collective over tp.
-
-        keys None: no dropout; documents None: a token attends to all before it in its sample.
-        """
-        out, bias = self.self_attention(self.input_layernorm(x), keys, documents)
+    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """[s, b, h] or [s/t, b, h], the same shape back. Collective over tp."""
+        keys = batch.keys
+        out, bias = self.self_attention(self.input_layernorm(x), batch)
         x = self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.attention_site))
         out, bias = self.mlp(self.post_attention_layernorm(x))
         return self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.mlp_site))
@@ -102,15 +99,14 @@ def recompute_chunks(config: ModelConfig, num_layers: int) -> list[tuple[range, 
 def run_layers(
     layers: Sequence[nn.Module],
     x: Tensor,
-    keys: DropoutKeys | None,
-    documents: Documents | None,
+    batch: MicroBatch,
     chunks: list[tuple[range, bool]],
 ) -> Tensor:
     """Run layers in order on x [s, b, h] or [s/t, b, h]. Collective over tp, in recomputation once more."""
 
     def run(x: Tensor, chunk: range) -> Tensor:
         for index in chunk:
-            x = layers[index](x, keys, documents)
+            x = layers[index](x, batch)
         return x
 
     for chunk, is_recomputed in chunks:

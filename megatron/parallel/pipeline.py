@@ -156,7 +156,7 @@ class Pipeline:
         inputs = {"sample_ids": batch.sample_ids}
         if batch.document_starts is not None:
             inputs["document_starts"] = batch.document_starts
-        if self._is_first and batch.position_ids is not None:
+        if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
         if self._is_last:
             inputs["labels"] = batch.labels

@@ -71,6 +71,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         context.device,
         compute_dtype,
         masks_documents=config.data.reset_attention_mask,
+        seq_length=config.data.seq_length,
     )
     for choice in kernels.choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
@@ -164,7 +165,8 @@ def _loader(
 ) -> BatchLoader:
     """Make the loader of one set; a stage in the middle of the pipeline reads only to see where documents end."""
     is_end = context.pp_rank in (0, context.pp_size - 1)
-    needs_documents = resets is not None and resets.attention
+    has_rotary = config.model.has_rotary_positions
+    needs_documents = resets is not None and (resets.attention or (resets.positions and has_rotary))
     return BatchLoader(
         dataset if is_end or needs_documents else None,
         micro_batch_size=config.training.micro_batch_size,
@@ -214,6 +216,7 @@ def _step_parts(
         tied_weight=tied_weight,
         tied_embedding=tied_embedding,
         seq_length=seq_length,
+        window_size=config.model.window_size,
         clip_grad=config.optimizer.clip_grad,
     )
 

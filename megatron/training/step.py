@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron.model.flops import attended_pairs
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.clip import clip_factor, gradient_square_sum
 from megatron.optimizer.loss_scale import LossScale
@@ -30,7 +31,9 @@ class StepResult:
     is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
     is_lost: bool  # skipped, and no lower loss scale can help
     should_stop: bool  # some process was asked to
-    attention_share: float  # squared lengths of documents over those of samples, in sum; 1 without document masks
+    attention_share: (
+        float  # pairs attended over those that whole samples would have; 1 without document masks
+    )
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class StepParts:
     tied_weight: nn.Parameter | None  # this end's copy of the shared embedding
     tied_embedding: TiedEmbedding | None
     seq_length: int
+    window_size: int | None
     clip_grad: float
 
 
@@ -70,7 +74,7 @@ def train_step(
         parts.tied_embedding.sum_gradients(parts.tied_weight)
     square_sum = gradient_square_sum(parts.parameters, parts.context.device)
     num_tokens, total_loss, total_square, num_stops, num_pairs = _reduce(
-        parts.context, batch, loss_sum, square_sum, wants_stop
+        parts, batch, loss_sum, square_sum, wants_stop
     )
     learning_rate = parts.schedule.learning_rate(consumed_samples)
     correction = num_positions / num_tokens / scale if num_tokens else math.nan
@@ -90,32 +94,36 @@ def train_step(
         parts.loss_scale.update(found_overflow=is_skipped)
     attention_share = 1.0
     if batch.document_starts is not None:
-        attention_share = num_pairs / (num_positions * parts.seq_length)
+        whole = attended_pairs(parts.seq_length, parts.window_size)
+        attention_share = num_pairs / (global_batch_size * whole)
     return StepResult(
         loss, norm, learning_rate, is_skipped, is_lost, num_stops > 0, attention_share
     )
 
 
-def _squared_lengths(starts: Tensor | None) -> int:
-    """Sum the squares of documents' lengths: starts int64 [B, s] on the CPU."""
+def _pairs_in_documents(starts: Tensor | None, window: int | None) -> int:
+    """Sum `attended_pairs` of all documents: starts int64 [B, s] on the CPU."""
     if starts is None:
         return 0
     distances = torch.arange(starts.size(1)) - starts
-    return int((2 * distances + 1).sum())  # 1 + 3 + 5 + … up to the length's square
+    if window is not None:
+        distances.clamp_(max=window - 1)
+    return int((2 * distances + 1).sum())
 
 
 def _reduce(
-    context: ParallelContext, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
+    parts: StepParts, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
 ) -> list[float]:
-    """Sum (tokens with loss, loss, squared gradient norm, stop requests, squared document lengths) over the world.
+    """Sum (tokens with loss, loss, squared gradient norm, stop requests, attended pairs) over the world.
 
     Collective. The last stage's tensor parallel processes all know the same loss and samples: each gives its part.
     """
+    context = parts.context
     num_tokens, num_pairs = batch.loss_mask.sum(dtype=torch.float64), 0
     if context.pp_rank != context.pp_size - 1:
         num_tokens = torch.zeros_like(num_tokens)
     else:
-        num_pairs = _squared_lengths(batch.document_starts)
+        num_pairs = _pairs_in_documents(batch.document_starts, parts.window_size)
     device_sums = [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum]
     host_sums = torch.tensor([float(wants_stop), num_pairs / context.tp_size], dtype=torch.float64)
     stats = torch.cat([torch.stack(device_sums), host_sums.to(context.device)])

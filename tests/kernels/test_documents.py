@@ -1,4 +1,4 @@
-"""Documents inside a sample: no kernel lets a token see another one's, values and gradients, in every form it takes."""
+"""Documents inside a sample, and windows: no kernel lets a token see what it must not, values and gradients."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def starts_of(samples):
     return torch.tensor(rows)
 
 
-def by_document(query, key, value, samples):
+def by_document(query, key, value, samples, window=None):
     """Attention of each document alone, head by head, in fp64."""
     s, b, n, d = query.shape
     out = torch.empty(s, b, n, d, dtype=query.dtype)
@@ -47,11 +47,17 @@ def by_document(query, key, value, samples):
             for head in range(n):
                 group = head // (n // key.size(2))
                 scores = query[here, sample, head] @ key[here, sample, group].T / d**0.5
-                future = torch.ones(length, length).triu(1).bool()
-                probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
+                hidden = torch.ones(length, length).triu(1).bool()
+                if window is not None:
+                    hidden |= torch.ones(length, length).tril(-window).bool()
+                probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
                 out[here, sample, head] = probabilities @ value[here, sample, group]
             begin += length
     return out.reshape(s, b, n * d)
+
+
+def create(starts, window=None):
+    return Documents.create(starts, CPU, shape=tuple(starts.shape), window=window)
 
 
 def draw(samples, groups, dtype=torch.float64):
@@ -80,13 +86,40 @@ def test_each_document_is_as_if_alone(function, samples, groups):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
+WINDOWED = [
+    *((samples, 3) for samples in SAMPLES.values()),
+    ([[150], [150]], 1),
+    ([[150], [150]], 20),
+    ([[150]], 64),
+    ([[150], [150]], 149),
+    ([[70, 3, 2, 75], [33, 100, 17]], 40),
+]
+
+
+@pytest.mark.parametrize("samples, window", WINDOWED)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention])
+def test_window_ends_what_a_token_sees_of_its_document(function, samples, window):
+    query, key_value = draw(samples, 2)
+    expected = by_document(query, *key_value.unbind(3), samples, window)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    (expected * weights).sum().backward()
+
+    mine, shared = draw(samples, 2, torch.float32)
+    documents = create(starts_of(samples), window)
+    actual = function(mine, *shared.unbind(3), None, documents)
+    (actual * weights).sum().backward()
+    for one, other in ((actual, expected), (mine.grad, query.grad), (shared.grad, key_value.grad)):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
-def test_blocks_drop_what_the_reference_drops(samples, groups):
+def test_blocks_drop_what_the_reference_drops(samples, groups, window):
     query, key_value = draw(samples, groups)
     rows = token_keys(torch.arange(len(samples)), torch.arange(sum(samples[0])))
     dropout = AttentionDropout(0.3, rows, first_head=2, seed=0)
-    documents = Documents(starts_of(samples), CPU)
+    documents = Documents(starts_of(samples), CPU, window)
     results = []
     for function in (blocked_attention, explicit_attention):
         out = function(query, *key_value.unbind(3), dropout, documents)
@@ -106,29 +139,54 @@ def test_offsets_lay_the_samples_end_to_end(samples):
     assert documents.max_length == max(lengths)
 
 
-def test_samples_of_one_document_need_no_mask():
-    assert Documents.create(torch.zeros(2, 7, dtype=torch.int64), CPU) is None
-    assert Documents.create(starts_of([[7], [6, 1]]), CPU) is not None
+def test_samples_of_one_document_within_the_window_need_no_mask():
+    whole = torch.zeros(2, 7, dtype=torch.int64)
+    assert create(whole) is None
+    assert create(whole, window=7) is None
+    assert create(whole, window=6) is not None
+    assert create(starts_of([[7], [6, 1]])) is not None
+    without = Documents.create(None, CPU, shape=(2, 7), window=6)
+    assert without is not None and torch.equal(without.mask, create(whole, window=6).mask)
 
 
 def masked(
-    device_type="cuda", dtype=torch.bfloat16, dropout=0.0, *, head_dim=64, capability=(8, 0)
+    device_type="cuda",
+    dtype=torch.bfloat16,
+    dropout=0.0,
+    *,
+    head_dim=64,
+    capability=(8, 0),
+    has_window=False,
 ):
     return Situation(
-        device_type, dtype, head_dim, dropout, masks_documents=True, capability=capability
+        device_type,
+        dtype,
+        head_dim,
+        dropout,
+        masks_documents=not has_window,
+        has_window=has_window,
+        capability=capability,
     )
 
 
 @pytest.mark.parametrize(
     ("backend", "situation", "name", "reason"),
     [
-        ("auto", masked(), "flash", "document by document"),
+        ("auto", masked(), "flash", "what a token sees"),
         ("auto", masked(dropout=0.1), "sdpa", "--attention-dropout"),
         ("auto", masked(dtype=torch.float32), "sdpa", "--bf16"),
         ("auto", masked(head_dim=20), "sdpa", "multiple of 8"),
         ("auto", masked(capability=(7, 5)), "sdpa", "this GPU has 7.5"),
-        ("auto", masked(capability=(9, 0)), "flash", "document by document"),
-        ("auto", masked("cpu", torch.float32, 0.1), "blocked", "not touched"),
+        ("auto", masked(capability=(9, 0)), "flash", "what a token sees"),
+        (
+            "auto",
+            masked("cpu", torch.float32, 0.1),
+            "blocked",
+            "hidden by --reset-attention-mask not touched",
+        ),
+        ("auto", masked(has_window=True), "flash", "--window-size"),
+        ("auto", masked(dtype=torch.float32, has_window=True), "sdpa", "--window-size by a mask"),
+        ("auto", masked("cpu", torch.float32, has_window=True), "blocked", "--window-size"),
         ("flash", masked(), "flash", "asked for"),
         ("sdpa", masked(), "sdpa", "asked for"),
         ("explicit", masked("cpu"), "explicit", "asked for"),
@@ -142,33 +200,39 @@ def test_choice_with_document_masks_and_its_reason(backend, situation, name, rea
 
 @pytest.mark.parametrize(
     ("situation", "named"),
-    [(masked("cpu"), "on a CPU"), (masked(dropout=0.1), "--attention-dropout")],
+    [
+        (masked("cpu"), "--reset-attention-mask on a CPU"),
+        (masked(dropout=0.1), "--attention-dropout with --reset-attention-mask"),
+        (masked("cpu", has_window=True), "--window-size on a CPU"),
+    ],
 )
-def test_flash_that_cannot_mask_documents_is_an_error_that_names_both_options(situation, named):
+def test_flash_that_cannot_hide_tokens_is_an_error_that_names_the_options(situation, named):
     with pytest.raises(ConfigError, match="--attention-backend flash") as caught:
         select_attention("flash", situation)
     assert named in str(caught.value)
-    assert "--reset-attention-mask" in str(caught.value)
 
 
 def packed_attention(query, key, value, offsets, offsets_k, longest, longest_k, **options):
     """What torch's kernel for a GPU says it computes, of [tokens, heads, d]."""
     assert offsets is offsets_k and longest == longest_k == offsets.diff().max()
-    assert options.pop("window_size") == (-1, 0) and options.pop("enable_gqa", True)
+    before, after = options.pop("window_size")
+    assert after == 0 and options.pop("enable_gqa", True)
     assert not options
     one = [x.unsqueeze(1) for x in (query, key, value)]
-    parts = [
-        explicit_attention(*(x[begin:end] for x in one), None)
-        for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    ]
+    parts = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        window = None if before == -1 else before + 1
+        whole = create(torch.zeros(1, end - begin, dtype=torch.int64), window)
+        parts.append(explicit_attention(*(x[begin:end] for x in one), None, whole))
     return torch.cat(parts).view(query.shape)
 
 
+@pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
-def test_flash_is_handed_the_documents_one_after_another(monkeypatch, samples):
+def test_flash_is_handed_the_documents_one_after_another(monkeypatch, samples, window):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
     query, key_value = draw(samples, 2, torch.float32)
-    documents = Documents(starts_of(samples), CPU)
+    documents = Documents(starts_of(samples), CPU, window)
     actual = flash_attention(query, *key_value.unbind(3), None, documents)
     assert actual.is_contiguous()
     expected = explicit_attention(query, *key_value.unbind(3), None, documents)
@@ -176,9 +240,10 @@ def test_flash_is_handed_the_documents_one_after_another(monkeypatch, samples):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("function", [flash_attention, sdpa_attention, blocked_attention])
-def test_each_document_is_as_if_alone_on_a_gpu(function, groups):
+def test_each_document_is_as_if_alone_on_a_gpu(function, groups, window):
     device = torch.device("cuda")
     starts = starts_of([[70, 3, 2, 181], [256]])
     generator = torch.Generator().manual_seed(groups)
@@ -190,7 +255,7 @@ def test_each_document_is_as_if_alone_on_a_gpu(function, groups):
     results = []
     for one, dtype in ((function, torch.bfloat16), (explicit_attention, torch.float32)):
         mine = [x.detach().to(dtype).requires_grad_() for x in inputs]
-        out = one(*mine, None, Documents(starts, device))
+        out = one(*mine, None, Documents(starts, device, window))
         gradients = torch.autograd.grad((out * weights).sum(), mine)
         results.append([x.float() for x in (out, *gradients)])
     torch.testing.assert_close(*results, rtol=2e-2, atol=5e-2)

@@ -23,6 +23,12 @@ HEADS = {
     "multihead": {},
     "multiquery": {"attention_head_type": "multiquery"},
     "2 groups of 4 heads": {"num_query_groups": 2},
+    "2 groups, rotary, window": {
+        "num_query_groups": 2,
+        "kv_channels": 6,
+        "position_embedding_type": "rope",
+        "window_size": 3,
+    },
 }
 
 

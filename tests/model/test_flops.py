@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron.model.flops import flops_per_token, num_parameters
+from megatron.model.flops import attended_pairs, flops_per_token, num_parameters
 from megatron.options import ModelConfig
 from tests.model.tiny import make_context, make_model, tiny_config
 
@@ -45,8 +45,24 @@ def check_count(rank, changes):
         {},
         {"num_query_groups": 2, "untie_embeddings_and_output_weights": True},
         {"attention_head_type": "multiquery", "disable_bias_linear": True},
+        {"position_embedding_type": "rope", "kv_channels": 4},
     ],
 )
 def test_counted_parameters_are_those_of_the_model(world, changes):
     ((counted, held),) = world(1).run(check_count, changes)
     assert counted == held
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 10])
+def test_window_leaves_the_pairs_that_it_shows(window):
+    shown = sum(
+        1 if i == j else 2  # the half above the diagonal counts as the one below
+        for i in range(9)
+        for j in range(i + 1)
+        if window is None or i - j < window
+    )
+    assert attended_pairs(9, window) == shown
+    config = tiny_config(window_size=window)
+    flops, whole = flops_per_token(config, 9), flops_per_token(tiny_config(), 9)
+    assert flops.full == whole.full
+    assert flops.attention_causal / flops.attention_full == pytest.approx(shown / 81 / 2)

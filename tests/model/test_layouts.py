@@ -20,12 +20,20 @@ from tests.model.tiny import (
 )
 
 WORLD_SIZE = 4
+ROTARY = {
+    "position_embedding_type": "rope",
+    "rotary_base": 50.0,
+    "kv_channels": 6,
+    "num_query_groups": 2,
+    "window_size": 3,
+}
 HEADS = {
     "multihead": {},
     "multiquery": {"attention_head_type": "multiquery"},
     "2 groups of 4 heads": {"num_query_groups": 2},
     "3 groups of 12 heads": {"num_query_groups": 3, "num_attention_heads": 12},
     "3 groups of 24 heads": {"num_query_groups": 3, "num_attention_heads": 24},
+    "2 groups, rotary, window": ROTARY,
 }
 
 
@@ -34,11 +42,10 @@ def padded(config_changes: dict, tp: int):
     return tiny_config(padded_vocab_size=-(-VOCAB_SIZE // (2 * tp)) * 2 * tp, **config_changes)
 
 
-def run(model, *, is_training: bool = True):
+def run(model, **inputs):
     """Losses [b, s] and gradients of their weighted sum."""
     tokens, labels, weights, sample_ids = tiny_batch()
-    model.train(is_training)
-    losses = model(tokens, labels=labels, sample_ids=sample_ids)
+    losses = model(tokens, labels=labels, sample_ids=sample_ids, **inputs)
     (losses * weights).sum().backward()
     return losses.detach(), whole_gradients(model)
 
@@ -156,13 +163,14 @@ def test_recomputation_under_fully_shard_equals_one_process(world, method, num_l
     world(WORLD_SIZE).run(check_fully_sharded, changes, True, True)
 
 
-def check_stages(rank, sequence_parallel):
+def check_stages(rank, changes, sequence_parallel):
     """Three stages one after another in this process: hidden states and their gradients handed on."""
-    config = padded({"num_layers": 3, "hidden_dropout": 0.3}, 2)
+    config = padded({"num_layers": 3, "hidden_dropout": 0.3} | changes, 2)
     context = make_context(WORLD_SIZE, tp=2)
     model = make_model(config, context, sequence_parallel=sequence_parallel)
     randomize(model)
-    expected_losses, expected = run(model)
+    positions = torch.arange(SEQ_LENGTH).flip(0).expand(3, SEQ_LENGTH)
+    expected_losses, expected = run(model, position_ids=positions)
 
     tokens, labels, weights, sample_ids = tiny_batch()
     stages = [
@@ -181,7 +189,7 @@ def check_stages(rank, sequence_parallel):
     for stage in stages:
         randomize(stage)
         inputs.append(x)
-        out = stage(x, labels=labels, sample_ids=sample_ids)
+        out = stage(x, labels=labels, sample_ids=sample_ids, position_ids=positions)
         outputs.append(out)
         x = out.detach().requires_grad_()
     torch.testing.assert_close(outputs[-1], expected_losses, rtol=0, atol=0)
@@ -199,9 +207,10 @@ def check_stages(rank, sequence_parallel):
     assert [name for name in whole_gradients(stages[1]) if not name.startswith("layers.1.")] == []
 
 
+@pytest.mark.parametrize("changes", [{}, ROTARY], ids=["learned", "rotary"])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-def test_stages_fed_one_to_another_equal_the_whole(world, sequence_parallel):
-    world(WORLD_SIZE).run(check_stages, sequence_parallel)
+def test_stages_fed_one_to_another_equal_the_whole(world, sequence_parallel, changes):
+    world(WORLD_SIZE).run(check_stages, changes, sequence_parallel)
 
 
 def check_dtype(rank, dtype):

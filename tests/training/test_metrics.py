@@ -84,7 +84,7 @@ def test_interval_means_over_finite_losses():
 
 
 def test_throughput_counts_each_gpu():
-    flops = FlopsPerToken(linear=4e9, head=2e9, attention_full=4e9)
+    flops = FlopsPerToken(linear=4e9, head=2e9, attention_full=4e9, attention_causal=2e9)
     throughput = Throughput(2, flops, peak_flops("NVIDIA H200", "bfloat16"))
     fields = throughput.fields(1000, 0.1, 1.0)
     assert fields["tokens_per_second"] == 10000
