@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make a checkpoint of a Hugging Face folder (GPTBigCodeForCausalLM), to train on or to export again."""
+"""Make a checkpoint of a Hugging Face folder (GPTBigCode or Starcoder2), to train on or to export again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from megatron.cli import make_parser, parse_known, run_tool
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
 from megatron.convert.source import Source
-from megatron.convert.verification import verify_gpt_bigcode
+from megatron.convert.verification import verify_hf
 
 EXAMPLES = """\
   python tools/convert_from_hf.py --load starcoderbase-1b --save runs/starcoder-1b --verify
   python tools/convert_from_hf.py --load starcoder --save runs/starcoder-15b --gelu-as-tanh
+  python tools/convert_from_hf.py --load starcoder2-3b --save runs/starcoder2-3b
 
 then: python tools/pretrain_gpt.py --load runs/starcoder-1b --finetune --save runs/mine …
 needs no GPU and no torchrun; memory stays below 1 GB for a model of any size (--verify: the model in fp32)"""
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
 
     def verify(root: Path) -> str:
-        difference = verify_gpt_bigcode(Source.open(root), args.load, torch.float32)
+        difference = verify_hf(Source.open(root), args.load, torch.float32)
         return f", logits equal transformers' to {difference:.0e}"
 
     convert(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a checkpoint of any layout as a Hugging Face folder (GPTBigCodeForCausalLM) with its tokenizer."""
+"""Write a checkpoint of any layout as a Hugging Face folder (GPTBigCode or Starcoder2) with its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 
 from megatron.cli import make_parser, parse_known, run_tool
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode, is_export
-from megatron.convert.mapping import map_gpt_bigcode
+from megatron.convert.hf_choice import architecture_of
+from megatron.convert.hf_export import export_hf, is_export
 from megatron.convert.output_folder import check_target, new_folder
 from megatron.convert.source import Source
-from megatron.convert.verification import verify_gpt_bigcode
+from megatron.convert.verification import verify_hf
 from megatron.errors import ConfigError
 
 EXAMPLES = """\
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     may_replace = is_export if args.overwrite else None
     check_target(args.save, may_replace)
     source = Source.open(args.load, args.iteration)
-    total = sum(tensor.num_values for tensor in map_gpt_bigcode(source.config.model))
+    model = source.config.model
+    total = sum(tensor.num_values for tensor in architecture_of(model).map(model))
 
     start = time.perf_counter()
     try:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 disable=None,
                 desc="convert",
             ) as bar:
-                summary = export_gpt_bigcode(
+                summary = export_hf(
                     source,
                     folder,
                     dtype=dtype,
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = time.perf_counter() - start
             verified = ""
             if args.verify:
-                difference = verify_gpt_bigcode(source, folder, dtype)
+                difference = verify_hf(source, folder, dtype)
                 verified = f", logits equal transformers' to {difference:.0e}"
     except OSError as error:
         raise ConfigError(

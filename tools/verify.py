@@ -160,7 +160,7 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "checkpoint",
         type=Path,
         metavar="DIR",
-        help="a run's --save (its latest), an iter_ folder, or a GPTBigCode folder of transformers",
+        help="a run's --save (its latest), an iter_ folder, or a folder of transformers (GPTBigCode, Starcoder2)",
     )
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="compare with this one, of any layout"

@@ -1,219 +1,157 @@
-"""A checkpoint as a folder that transformers loads as GPTBigCodeForCausalLM.
-
-Weights are streamed from file to file, a block of rows at a time: no GPU, no process group, and memory that does
-not grow with the model.
-"""
+"""GPTBigCode of transformers: learned positions, multi-query or multi-head attention (StarCoder, SantaCoder)."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from megatron.checkpoint.reader import CheckpointReader
-from megatron.checkpoint.safetensors_file import BLOCK_BYTES, SafetensorsWriter, TensorSpec
-from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
-from megatron.convert.hf_tokenizer import write_tokenizer
-from megatron.convert.mapping import MappedTensor, Rows, is_multi_query, map_gpt_bigcode
-from megatron.convert.model_card import model_card
-from megatron.convert.source import GENERATION_CONFIG, Source
-from megatron.errors import CheckpointError, ConfigError
+from megatron.convert.fields import Fields
+from megatron.convert.hf_architecture import (
+    LM_HEAD,
+    Architecture,
+    check_activation,
+    check_fixed,
+    hidden_dropout,
+)
+from megatron.convert.mapping import MappedTensor, Rows, linear, norm, whole
+from megatron.errors import ConfigError
 from megatron.options import ModelConfig
 
-MODEL_TYPE = "gpt_bigcode"
+WORD_EMBEDDINGS = "transformer.wte.weight"
+FIXED: tuple[tuple[str, object, str], ...] = (
+    ("scale_attn_weights", True, "scores are always divided by the root of the head's width here"),
+)
 
 
-@dataclass(frozen=True)
-class ExportSummary:
-    """What was written."""
-
-    num_parameters: int
-    num_bytes: int
-    num_weight_files: int
-
-
-def export_gpt_bigcode(
-    source: Source,
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    max_shard_bytes: int,
-    progress: Callable[[int], object],
-) -> ExportSummary:
-    """Write config, tokenizer, model card and weights into an empty folder.
-
-    progress is told the bytes of weights as they are written. Raises ConfigError if GPTBigCode cannot hold the
-    model, CheckpointError if the checkpoint does not have what its configuration says.
-    """
-    model = source.config.model
-    tensors = map_gpt_bigcode(model)
-    check_source(source.reader, tensors)
-    _write_json(folder / "config.json", gpt_bigcode_config(model, source.eod, dtype))
-    _write_json(folder / GENERATION_CONFIG, _generation_config(source))
-    if source.tokenizer is not None:
-        write_tokenizer(
-            source.tokenizer, source.tokenizer_folder, folder, model.max_position_embeddings
-        )
-    num_parameters = sum(tensor.num_values for tensor in tensors)
-    (folder / "README.md").write_text(model_card(source, num_parameters, dtype), encoding="utf-8")
-    num_files = write_weights(source.reader, tensors, folder, dtype, max_shard_bytes, progress)
-    return ExportSummary(num_parameters, num_parameters * dtype.itemsize, num_files)
-
-
-def gpt_bigcode_config(model: ModelConfig, eod: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Give the config.json of the exported model."""
+def _write_fields(model: ModelConfig) -> dict[str, Any]:
     return {
-        "architectures": ["GPTBigCodeForCausalLM"],
-        "model_type": MODEL_TYPE,
-        "vocab_size": model.vocab_size,
         "n_positions": model.max_position_embeddings,
         "n_embd": model.hidden_size,
         "n_layer": model.num_layers,
         "n_head": model.num_attention_heads,
         "n_inner": model.ffn_size,
-        "multi_query": is_multi_query(model),
+        "multi_query": _is_multi_query(model),
         "activation_function": "gelu_pytorch_tanh",
         "layer_norm_epsilon": model.layernorm_epsilon,
-        "initializer_range": model.init_method_std,
         "resid_pdrop": model.hidden_dropout,
         "embd_pdrop": model.hidden_dropout,
         "attn_pdrop": model.attention_dropout,
         "scale_attn_weights": True,
         "attention_softmax_in_fp32": True,
         "scale_attention_softmax_in_fp32": True,
-        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
-        "bos_token_id": eod,
-        "eos_token_id": eod,
-        "use_cache": True,
-        # transformers 5 calls it dtype and reads this name too; version 4 reads only this one.
-        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def check_source(reader: CheckpointReader, tensors: Sequence[MappedTensor]) -> None:
-    """Raise CheckpointError unless the checkpoint has the rows that all tensors are made of, and no other weights."""
-    names = set(reader.names())
-    used = {f"model.{rows.name}" for tensor in tensors for rows in tensor.rows}
-    missing = sorted(used - names)
-    unused = sorted(name for name in names - used if name.startswith("model."))
-    if missing or unused:
-        what = f"lacks {missing[0]}" if missing else f"has {unused[0]}, which has no place in it"
-        raise CheckpointError(
-            f"{reader.folder} does not hold the model of its config.json: it {what}"
-        )
-    for tensor in tensors:
-        for rows in tensor.rows:
-            shape = reader.shape(f"model.{rows.name}")
-            if (
-                len(shape) != len(tensor.shape)
-                or shape[1:] != tensor.shape[1:]
-                or (shape[0] < rows.stop)
-            ):
-                raise CheckpointError(
-                    f"{reader.folder} does not hold the model of its config.json: {rows.name} is "
-                    f"{list(shape)} and {tensor.name} needs {rows.stop} rows of {list(tensor.shape[1:])}"
-                )
-
-
-def write_weights(
-    reader: CheckpointReader,
-    tensors: Sequence[MappedTensor],
-    folder: Path,
-    dtype: torch.dtype,
-    max_shard_bytes: int,
-    progress: Callable[[int], object],
-) -> int:
-    """Write model.safetensors, or several files of at most max_shard_bytes and their index; give their number.
-
-    A tensor larger than max_shard_bytes has a file of its own.
-    """
-    shards = _plan_shards(tensors, dtype.itemsize, max_shard_bytes)
-    names = (
-        [SINGLE_FILE]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+def _read_fields(fields: Fields, accepts_exact_gelu: bool) -> ModelConfig:
+    check_fixed(fields, FIXED)
+    check_activation(fields, "activation_function", accepts_exact_gelu)
+    heads, is_multi_query = fields.whole("n_head"), fields.flag("multi_query", True)
+    fields.require(
+        "num_key_value_heads",
+        [1 if is_multi_query else heads],
+        f"multi_query is {is_multi_query} and n_head {heads}",
     )
-    for name, shard in zip(names, shards, strict=True):
-        specs = [TensorSpec(tensor.name, dtype, tensor.shape) for tensor in shard]
-        with SafetensorsWriter(folder / name, specs, {"format": "pt"}) as writer:
-            for tensor in shard:
-                for rows in tensor.rows:
-                    _copy_rows(reader, rows, tensor.name, writer, dtype, progress)
-    if len(shards) > 1:
-        total = sum(tensor.num_values for tensor in tensors) * dtype.itemsize
-        places = {
-            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-        }
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
-    return len(shards)
+    rows = fields.whole("vocab_size")
+    return ModelConfig(
+        num_layers=fields.whole("n_layer"),
+        hidden_size=fields.whole("n_embd"),
+        ffn_hidden_size=fields.whole("n_inner", 4 * fields.whole("n_embd")),
+        num_attention_heads=heads,
+        attention_head_type="multiquery" if is_multi_query else "multihead",
+        max_position_embeddings=fields.whole("n_positions"),
+        layernorm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+        hidden_dropout=hidden_dropout(fields, "resid_pdrop", "embd_pdrop", 0.1),
+        attention_dropout=fields.number("attn_pdrop", 0.1),
+        init_method_std=fields.number("initializer_range", 0.02),
+        untie_embeddings_and_output_weights=not fields.flag("tie_word_embeddings", True),
+        vocab_size=rows,
+        padded_vocab_size=rows,
+    )
 
 
-def _copy_rows(
-    reader: CheckpointReader,
-    rows: Rows,
-    target: str,
-    writer: SafetensorsWriter,
-    dtype: torch.dtype,
-    progress: Callable[[int], object],
-) -> None:
-    name = f"model.{rows.name}"
-    row_bytes = math.prod(reader.shape(name)[1:]) * reader.dtype(name).itemsize
-    block = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(rows.start, rows.stop, block):
-        values = reader.read(name, slice(start, min(start + block, rows.stop)))
-        converted = _convert(values, rows.name, dtype)
-        writer.write(target, converted)
-        progress(converted.nbytes)
+def _check(config: ModelConfig) -> None:
+    """Raise ConfigError if GPTBigCode cannot hold such a model."""
+    heads, groups = config.num_attention_heads, config.query_groups
+    problems = {
+        f"a sliding window (--window-size {config.window_size})": config.window_size is not None,
+        f"grouped heads ({groups} key/value heads for {heads} query heads)": groups
+        not in (1, heads),
+        "linear layers without bias (--disable-bias-linear)": config.disable_bias_linear,
+        f"heads of width {config.head_dim} in a hidden size of {config.hidden_size} "
+        f"(--kv-channels)": heads * config.head_dim != config.hidden_size,
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ConfigError(
+                f"the model has {problem}, and GPTBigCode has no place for that; Starcoder2 has, but only with "
+                f"rotary positions (--position-embedding-type rope): it cannot be exported"
+            )
 
 
-def _convert(values: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """Round to dtype. Raises ConfigError where a finite value has no place in it (fp16 ends at 65504)."""
-    converted = values.to(dtype)
-    if dtype == torch.float16 and bool((converted.isinf() & values.isfinite()).any()):
-        raise ConfigError(f"{name} has values beyond the range of fp16; use --dtype bf16 or fp32")
-    return converted
+def _is_multi_query(config: ModelConfig) -> bool:
+    """Tell which of GPTBigCode's two attention layouts the model has; one head is both."""
+    return config.query_groups == 1
 
 
-def _plan_shards(
-    tensors: Sequence[MappedTensor], itemsize: int, max_shard_bytes: int
-) -> list[list[MappedTensor]]:
-    """Fill files in the order of the tensors."""
-    shards: list[list[MappedTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        num_bytes = tensor.num_values * itemsize
-        if shards[-1] and size + num_bytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += num_bytes
-    return shards
+def _map(config: ModelConfig) -> list[MappedTensor]:
+    _check(config)
+    hidden, vocab = config.hidden_size, config.vocab_size
+    tensors = [
+        whole(WORD_EMBEDDINGS, "embedding.word_embeddings.weight", vocab, hidden),
+        whole(
+            "transformer.wpe.weight",
+            "embedding.position_embeddings.weight",
+            config.max_position_embeddings,
+            hidden,
+        ),
+    ]
+    for number in range(config.num_layers):
+        tensors += _layer(config, f"transformer.h.{number}", f"layers.{number}")
+    tensors += norm("transformer.ln_f", "final_layernorm", hidden)
+    if config.untie_embeddings_and_output_weights:
+        tensors.append(whole(LM_HEAD, "output_layer.weight", vocab, hidden))
+    return tensors
 
 
-def is_export(folder: Path) -> bool:
-    """Tell whether a folder holds a model that this module wrote, which another export may replace."""
-    try:
-        content = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+def _layer(config: ModelConfig, theirs: str, ours: str) -> list[MappedTensor]:
+    hidden, ffn = config.hidden_size, config.ffn_size
+    return [
+        *norm(f"{theirs}.ln_1", f"{ours}.input_layernorm", hidden),
+        *_attention_input(config, f"{theirs}.attn.c_attn", f"{ours}.self_attention"),
+        *linear(f"{theirs}.attn.c_proj", f"{ours}.self_attention.dense", hidden, hidden),
+        *norm(f"{theirs}.ln_2", f"{ours}.post_attention_layernorm", hidden),
+        *linear(f"{theirs}.mlp.c_fc", f"{ours}.mlp.dense_h_to_4h", ffn, hidden),
+        *linear(f"{theirs}.mlp.c_proj", f"{ours}.mlp.dense_4h_to_h", hidden, ffn),
+    ]
 
 
-def _generation_config(source: Source) -> dict[str, Any]:
-    """Give what the run was converted with, if it was; a document ends as the tokenizer says."""
-    eod = source.eod
-    return {
-        "bos_token_id": eod,
-        "eos_token_id": eod,
-        "pad_token_id": eod,
-    } | source.generation_config
+def _attention_input(config: ModelConfig, theirs: str, ours: str) -> list[MappedTensor]:
+    """Join query [n d, h] and key_value [g (k, v) d, h] to c_attn.
+
+    Multi-query: [all queries, key, value]. Multi-head: for each head [query, key, value], d rows each.
+    """
+    heads, d, hidden = config.num_attention_heads, config.head_dim, config.hidden_size
+    query_rows = heads * d if _is_multi_query(config) else d
+    groups = config.query_groups
+
+    def joined(kind: str, *columns: int) -> MappedTensor:
+        rows = []
+        for group in range(groups):
+            query = query_rows * group
+            rows.append(Rows(f"{ours}.query.{kind}", query, query + query_rows))
+            rows.append(Rows(f"{ours}.key_value.{kind}", 2 * d * group, 2 * d * (group + 1)))
+        return MappedTensor(f"{theirs}.{kind}", (heads * d + 2 * groups * d, *columns), tuple(rows))
+
+    return [joined("weight", hidden), joined("bias")]
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+GPT_BIGCODE = Architecture(
+    model_type="gpt_bigcode",
+    class_name="GPTBigCodeForCausalLM",
+    word_embeddings=WORD_EMBEDDINGS,
+    # The causal mask and its fill value, which earlier versions of transformers stored.
+    constants=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
+    map=_map,
+    write_fields=_write_fields,
+    read_fields=_read_fields,
+)

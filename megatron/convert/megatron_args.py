@@ -13,8 +13,16 @@ from megatron.options import DataConfig, ModelConfig, PrecisionConfig
 
 # Arguments with one value, or none, that our model can honour.
 FIXED: tuple[tuple[str, object, str], ...] = (
-    ("use_rotary_position_embeddings", False, "positions are learned and absolute here"),
-    ("add_position_embedding", True, "positions are learned and absolute here"),
+    (
+        "use_rotary_position_embeddings",
+        False,
+        "only learned, absolute positions are read from such checkpoints",
+    ),
+    (
+        "add_position_embedding",
+        True,
+        "only learned, absolute positions are read from such checkpoints",
+    ),
     ("apply_residual_connection_post_layernorm", False, "residuals go around LayerNorm here"),
     ("apply_layernorm_1p", False, "LayerNorm's weight is not stored minus one here"),
     ("normalization", "LayerNorm", "norms are LayerNorm here"),
@@ -96,4 +104,6 @@ def _check_positions(fields: Fields) -> None:
     else:
         is_learned = value is None or value in LEARNED_POSITIONS
     if not is_learned:
-        raise fields.refusal(name, "positions are learned and absolute here")
+        raise fields.refusal(
+            name, "only learned, absolute positions are read from such checkpoints"
+        )

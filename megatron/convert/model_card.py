@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from megatron.convert.hf_choice import architecture_of
 from megatron.convert.hf_tokenizer import end_of_document
 from megatron.convert.source import CONVERTED_FROM, Source
 from megatron.options import DataConfig
@@ -18,7 +19,7 @@ library_name: transformers
 pipeline_tag: text-generation
 tags:
 - code
-- gpt_bigcode
+- {model_type}
 license: other
 ---
 
@@ -27,7 +28,7 @@ license: other
 <!-- Name the model, and put the licence under which you publish it into the lines above. Source code keeps the
 licence of its authors: say here which licences the training data has, and how its attribution is searched. -->
 
-A decoder-only transformer of the StarCoder family (`GPTBigCodeForCausalLM`).
+A decoder-only transformer of the StarCoder family (`{class_name}`).
 
 | | |
 |---|---|
@@ -79,7 +80,12 @@ def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
         *_architecture(source),
         *_training(source),
     ]
-    head = _HEAD.format(size=_short(num_parameters))
+    architecture = architecture_of(source.config.model)
+    head = _HEAD.format(
+        size=_short(num_parameters),
+        model_type=architecture.model_type,
+        class_name=architecture.class_name,
+    )
     table = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return head + table + _usage(source) + _LIMITS
 
@@ -87,11 +93,15 @@ def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
 def _architecture(source: Source) -> list[tuple[str, str]]:
     model = source.config.model
     groups = model.query_groups
-    kind = "multi-query" if groups == 1 else "multi-head"
+    kinds = {1: "multi-query", model.num_attention_heads: "multi-head"}
+    kind = kinds.get(groups, f"{groups} key/value heads")
+    if model.window_size is not None:
+        kind += f", window of {model.window_size:,} tokens"
+    positions = "rotary" if model.has_rotary_positions else "learned"
     return [
         ("layers, width, MLP", f"{model.num_layers}, {model.hidden_size}, {model.ffn_size}"),
         ("attention", f"{model.num_attention_heads} heads of {model.head_dim}, {kind}"),
-        ("context", f"{model.max_position_embeddings:,} tokens"),
+        ("context", f"{model.max_position_embeddings:,} tokens, {positions} positions"),
         ("vocabulary", f"{model.vocab_size:,} tokens"),
     ]
 

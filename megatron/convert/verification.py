@@ -22,7 +22,7 @@ TOLERANCE = 1e-5  # of fp32 logits, relative to the largest where that is above 
 NUM_SEQUENCES, MAX_LENGTH = 2, 64
 
 
-def verify_gpt_bigcode(source: Source, folder: Path, dtype: torch.dtype) -> float:
+def verify_hf(source: Source, folder: Path, dtype: torch.dtype) -> float:
     """Compare a folder of transformers, exported or imported, with the checkpoint; give the largest difference of logits.
 
     Both compute in fp32, ours from weights rounded to the dtype of an export. Rows that only pad the vocabulary have
@@ -87,7 +87,7 @@ def _their_logits(folder: Path, ids: Tensor) -> Tensor:
         raise ConfigError(
             "--verify needs the transformers package: pip install transformers"
         ) from None
-    loaded: Any = transformers.GPTBigCodeForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype=torch.float32, attn_implementation="eager", use_safetensors=True
     )
     with torch.no_grad():

@@ -23,6 +23,16 @@ VOCAB_SIZE = 280
 ITERATION = 20
 MULTI_QUERY = {"attention_head_type": "multiquery"}
 MULTI_HEAD = {"attention_head_type": "multihead"}
+STARCODER2 = {
+    "attention_head_type": "multihead",
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 6,
+    "hidden_size": 24,
+    "position_embedding_type": "rope",
+    "rotary_base": 700.5,
+    "window_size": 5,
+}
 
 
 def model_config(**changes) -> ModelConfig:
@@ -49,10 +59,11 @@ def whole_weights(config: ModelConfig) -> dict[str, Tensor]:
     )
     shapes = {
         "embedding.word_embeddings.weight": (v, h),
-        "embedding.position_embeddings.weight": (p, h),
         "final_layernorm.weight": (h,),
         "final_layernorm.bias": (h,),
     }
+    if not config.has_rotary_positions:
+        shapes["embedding.position_embeddings.weight"] = (p, h)
     if config.untie_embeddings_and_output_weights:
         shapes["output_layer.weight"] = (v, h)
     linears = {
@@ -65,7 +76,8 @@ def whole_weights(config: ModelConfig) -> dict[str, Tensor]:
     for number in range(config.num_layers):
         for name, (rows, columns) in linears.items():
             shapes[f"layers.{number}.{name}.weight"] = (rows, columns)
-            shapes[f"layers.{number}.{name}.bias"] = (rows,)
+            if not config.disable_bias_linear:
+                shapes[f"layers.{number}.{name}.bias"] = (rows,)
         for name in ("input_layernorm", "post_attention_layernorm"):
             for kind in ("weight", "bias"):
                 shapes[f"layers.{number}.{name}.{kind}"] = (h,)

@@ -12,13 +12,20 @@ from transformers import AutoTokenizer, GenerationConfig, GPTBigCodeConfig, GPTB
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.load import load_checkpoint
 from megatron.convert import imported
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
+from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
 from megatron.convert.source import Source
-from megatron.convert.verification import verify_gpt_bigcode
+from megatron.convert.verification import verify_hf
 from megatron.errors import CheckpointError, DataError
-from tests.convert.runs import VOCAB_SIZE, make_run, write_tokenizer_files
+from tests.convert.runs import (
+    MULTI_HEAD,
+    MULTI_QUERY,
+    STARCODER2,
+    VOCAB_SIZE,
+    make_run,
+    write_tokenizer_files,
+)
 from tests.model.test_transformers import to_bigcode
 from tests.model.tiny import assert_all_close, make_context, make_model, whole
 
@@ -60,7 +67,7 @@ def bring_in(folder, save, *, accepts_exact_gelu=False):
 
 def export(source, folder, dtype):
     folder.mkdir()
-    export_gpt_bigcode(source, folder, dtype=dtype, max_shard_bytes=10**9, progress=lambda _: None)
+    export_hf(source, folder, dtype=dtype, max_shard_bytes=10**9, progress=lambda _: None)
 
 
 def change_config(folder, **changes):
@@ -123,9 +130,9 @@ def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, multi_query, dtype):
         assert torch.equal(again.reader.read(name), source.reader.read(name))
 
 
-@pytest.mark.parametrize("heads", ["multiquery", "multihead"])
-def test_a_run_of_ours_comes_back_from_its_export(tmp_path, heads):
-    weights = make_run(tmp_path / "run", attention_head_type=heads, init_method_std=0.03)
+@pytest.mark.parametrize("changes", [MULTI_QUERY, MULTI_HEAD, STARCODER2])
+def test_a_run_of_ours_comes_back_from_its_export(tmp_path, changes):
+    weights = make_run(tmp_path / "run", **changes, init_method_std=0.03)
     export(Source.open(tmp_path / "run"), tmp_path / "a", torch.float32)
     source = bring_in(tmp_path / "a", tmp_path / "back")
     for name, tensor in weights.items():
@@ -140,6 +147,7 @@ def test_a_run_of_ours_comes_back_from_its_export(tmp_path, heads):
     assert "| steps |" not in card
     model, old = source.config.model, Source.open(tmp_path / "run").config.model
     names = ("vocab_size", "ffn_size", "query_groups", "init_method_std", "layernorm_epsilon")
+    names += ("head_dim", "position_embedding_type", "rotary_base", "window_size")
     assert all(getattr(model, name) == getattr(old, name) for name in names)
 
 
@@ -168,7 +176,7 @@ def test_rows_beyond_the_tokenizer_are_padding(tmp_path, capsys):
     source = bring_in(tmp_path / "hf", tmp_path / "ours")
     assert (source.config.model.vocab_size, source.config.model.padded_vocab_size) == (280, 300)
     assert "280 ids and the embedding 300 rows" in capsys.readouterr().out
-    assert verify_gpt_bigcode(source, tmp_path / "hf", torch.float32) < 1e-5
+    assert verify_hf(source, tmp_path / "hf", torch.float32) < 1e-5
     make_theirs(tmp_path / "small", vocab_size=270)
     shutil.copyfile(tmp_path / "tok" / "tokenizer.json", tmp_path / "small" / "tokenizer.json")
     with pytest.raises(CheckpointError, match=r"vocab_size is 270; its tokenizer.json has 280 ids"):
@@ -181,7 +189,7 @@ def test_rows_beyond_the_tokenizer_are_padding(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"model_type": "gpt2"}, r"model_type is 'gpt2'.*GPTBigCode.*Starcoder2"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'.*--gelu-as-tanh"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -219,9 +227,9 @@ def test_exact_gelu_is_taken_where_that_is_meant(tmp_path):
     make_theirs(tmp_path / "hf", activation_function="gelu")
     source = bring_in(tmp_path / "hf", tmp_path / "ours", accepts_exact_gelu=True)
     with pytest.raises(CheckpointError, match="is not the model"):
-        verify_gpt_bigcode(source, tmp_path / "hf", torch.float32)
+        verify_hf(source, tmp_path / "hf", torch.float32)
     change_config(tmp_path / "hf", activation_function="gelu_new")
-    assert verify_gpt_bigcode(source, tmp_path / "hf", torch.float32) < 1e-5
+    assert verify_hf(source, tmp_path / "hf", torch.float32) < 1e-5
 
 
 def rewrite(folder, change):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron.convert import imported
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
+from megatron.convert.hf_export import export_hf
 from megatron.convert.imported import convert
 from megatron.convert.megatron_legacy import open_megatron
 from megatron.convert.source import Source
@@ -90,9 +90,7 @@ def test_multi_head_attention_comes_out_as_transformers_has_it(tmp_path):
     source = bring_in(tmp_path / "theirs", tmp_path / "ours")
     out = tmp_path / "export"
     out.mkdir()
-    export_gpt_bigcode(
-        source, out, dtype=torch.bfloat16, max_shard_bytes=10**9, progress=lambda _: None
-    )
+    export_hf(source, out, dtype=torch.bfloat16, max_shard_bytes=10**9, progress=lambda _: None)
     tensors = load_file(out / "model.safetensors")
     for kind in ("weight", "bias"):
         expected = query_key_value(weights, 1, kind, config.num_attention_heads)

@@ -55,15 +55,13 @@ def test_infilling_is_explained_only_where_it_was_trained(tmp_path):
 
 
 def test_its_examples_run(tmp_path, monkeypatch, capsys):
-    from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
+    from megatron.convert.hf_export import export_hf
 
     make_run(tmp_path / "run", max_position_embeddings=200)
     out = tmp_path / "export"
     out.mkdir()
     source = Source.open(tmp_path / "run")
-    export_gpt_bigcode(
-        source, out, dtype=torch.float32, max_shard_bytes=10**9, progress=lambda _: None
-    )
+    export_hf(source, out, dtype=torch.float32, max_shard_bytes=10**9, progress=lambda _: None)
     blocks = (out / "README.md").read_text().split("```python\n")[1:]
     code = "".join(block.split("```")[0] for block in blocks)
     assert "max_new_tokens=64" in code

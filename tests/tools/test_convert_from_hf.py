@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron.convert import imported
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
+from megatron.convert.hf_export import export_hf
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.optimizer.schedule import Schedule
@@ -40,7 +40,7 @@ def call(*args):
 
 def export(root, folder):
     folder.mkdir()
-    export_gpt_bigcode(
+    export_hf(
         Source.open(root),
         folder,
         dtype=torch.float32,
@@ -182,4 +182,4 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 def test_help_shows_two_examples():
     result = call("--help")
     assert result.returncode == 0
-    assert result.stdout.count("python tools/convert_from_hf.py --load") == 2
+    assert result.stdout.count("python tools/convert_from_hf.py --load") == 3

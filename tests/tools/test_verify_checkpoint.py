@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint.save import save_checkpoint
 from megatron.cli import run_tool
+from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_folder import INDEX_FILE
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode
 from megatron.convert.source import Source
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, make_run
 
@@ -123,7 +123,7 @@ def test_programs_get_an_object_a_tensor_and_one_more(runs):
 @pytest.mark.parametrize("heads", [MULTI_QUERY, MULTI_HEAD], ids=["multiquery", "multihead"])
 def test_an_export_equals_its_checkpoint_until_a_weight_changes(tmp_path, heads):
     make_run(tmp_path / "run", **heads)
-    export_gpt_bigcode(
+    export_hf(
         Source.open(tmp_path / "run"),
         make_folder(tmp_path / "hf"),
         dtype=torch.float32,

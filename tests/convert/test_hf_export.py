@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTBigCodeForCa
 
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import Config, to_json
-from megatron.convert.hf_gpt_bigcode import export_gpt_bigcode, is_export
+from megatron.convert.hf_export import export_hf, is_export
 from megatron.convert.source import Source
-from megatron.convert.verification import our_logits, verify_gpt_bigcode
+from megatron.convert.verification import our_logits, verify_hf
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
 from megatron.options import ParallelConfig
@@ -18,25 +18,28 @@ from megatron.parallel.context import ParallelContext
 from tests.convert.runs import (
     MULTI_HEAD,
     MULTI_QUERY,
+    STARCODER2,
     VOCAB_SIZE,
     change_config,
     make_run,
     model_config,
 )
 
-HEADS = pytest.mark.parametrize("heads", [MULTI_QUERY, MULTI_HEAD], ids=["multiquery", "multihead"])
+HEADS = pytest.mark.parametrize(
+    "heads", [MULTI_QUERY, MULTI_HEAD, STARCODER2], ids=["multiquery", "multihead", "starcoder2"]
+)
 
 
 def export(root, folder, dtype=torch.float32, max_shard_bytes=10**9):
     folder.mkdir()
     source = Source.open(root)
-    return export_gpt_bigcode(
+    return export_hf(
         source, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=lambda _: None
     )
 
 
 def load(folder):
-    return GPTBigCodeForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
 def train_nothing(rank, root, config, ids):
@@ -68,13 +71,8 @@ def train_nothing(rank, root, config, ids):
 @HEADS
 @pytest.mark.parametrize("is_untied", [False, True], ids=["tied", "untied"])
 def test_a_model_trained_at_tp_2_has_the_logits_of_its_export(world, tmp_path, heads, is_untied):
-    config = model_config(
-        hidden_size=24,
-        num_attention_heads=4,
-        init_method_std=0.3,
-        untie_embeddings_and_output_weights=is_untied,
-        **heads,
-    )
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "init_method_std": 0.3}
+    config = model_config(**(sizes | heads), untie_embeddings_and_output_weights=is_untied)
     ids = torch.randint(VOCAB_SIZE, (2, 12), generator=torch.Generator().manual_seed(1))
     ours = world(2).run(train_nothing, tmp_path / "run", config, ids)[0]
     export(tmp_path / "run", tmp_path / "export")
@@ -90,7 +88,7 @@ def test_a_model_trained_at_tp_2_has_the_logits_of_its_export(world, tmp_path, h
 def test_verification_accepts_what_was_exported(tmp_path, heads, dtype):
     make_run(tmp_path / "run", **heads)
     export(tmp_path / "run", tmp_path / "export", dtype)
-    assert verify_gpt_bigcode(Source.open(tmp_path / "run"), tmp_path / "export", dtype) < 1e-5
+    assert verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", dtype) < 1e-5
 
 
 def test_verification_refuses_another_model(tmp_path):
@@ -101,7 +99,7 @@ def test_verification_refuses_another_model(tmp_path):
     tensors["model.layers.1.self_attention.key_value.bias"][7] += 1e-2
     save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=source.reader.config)
     with pytest.raises(CheckpointError, match="is not the model"):
-        verify_gpt_bigcode(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+        verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
 
 
 def test_our_logits_leave_no_process_group(tmp_path):
@@ -146,6 +144,34 @@ def test_values_beyond_fp16_are_refused(tmp_path):
     save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=config)
     with pytest.raises(ConfigError, match=r"final_layernorm\.bias has values beyond .* bf16"):
         export(tmp_path / "run", tmp_path / "export", torch.float16)
+
+
+def test_the_config_of_a_model_with_rotary_positions_is_starcoder2(tmp_path):
+    make_run(tmp_path / "run", **STARCODER2, hidden_dropout=0.2, layernorm_epsilon=1e-4)
+    export(tmp_path / "run", tmp_path / "export")
+    config = load(tmp_path / "export").config
+    expected = {
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 12,
+        "intermediate_size": 26,
+        "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": 5,
+        "residual_dropout": 0.2,
+        "embedding_dropout": 0.2,
+        "attention_dropout": 0.1,
+        "norm_epsilon": 1e-4,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+        "architectures": ["Starcoder2ForCausalLM"],
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    # where transformers 4 looks, too
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["rope_theta"] == 700.5
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "- starcoder2\n" in card and "`Starcoder2ForCausalLM`" in card
+    assert "4 heads of 6, 2 key/value heads, window of 5 tokens" in card
+    assert "rotary positions" in card
 
 
 def test_the_config_says_what_the_model_was(tmp_path):

@@ -1,0 +1,181 @@
+"""Starcoder2 folders that transformers wrote, imported and exported again, and the published configurations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import Starcoder2Config, Starcoder2ForCausalLM
+
+from megatron.convert import imported
+from megatron.convert.fields import Fields
+from megatron.convert.hf_choice import architecture_named
+from megatron.convert.verification import verify_hf
+from megatron.errors import CheckpointError
+from megatron.model.flops import num_parameters
+from tests.convert.test_hf_import import (
+    bring_in,
+    change_config,
+    export,
+    our_logits_and_gradients,
+)
+from tests.model.test_transformers import to_starcoder2
+from tests.model.tiny import assert_all_close
+
+NUM_ROWS = 53
+
+
+def make_theirs(folder, *, dtype=torch.float32, **changes):
+    """Save a random Starcoder2 as transformers does; give the model."""
+    defaults = {
+        "vocab_size": NUM_ROWS,
+        "hidden_size": 24,
+        "intermediate_size": 26,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 12,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 999.4420358813},
+        "sliding_window": 5,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(2)
+    config = Starcoder2Config(**(defaults | changes))
+    config._attn_implementation = "eager"
+    model = Starcoder2ForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3 + 0.05)
+    model.save_pretrained(folder, max_shard_size="8KB")
+    return model
+
+
+VARIANTS = {
+    "grouped, tied, window": {},
+    "multi-query, untied, no biases": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "use_bias": False,
+        "sliding_window": None,
+    },
+    "multi-head, heads of another width": {"num_key_value_heads": 4, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, changes):
+    theirs = make_theirs(tmp_path / "hf", **changes)
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
+    bring_in(tmp_path / "hf", tmp_path / "ours")
+    generator = torch.Generator().manual_seed(4)
+    ids, labels = torch.randint(NUM_ROWS, (2, 2, 12), generator=generator)
+    logits, gradients = world(1).run(our_logits_and_gradients, tmp_path / "ours", ids, labels)[0]
+
+    expected = theirs(ids).logits
+    F.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    renamed = to_starcoder2(gradients, theirs.config.num_key_value_heads, 2)
+    assert_all_close(renamed, {name: p.grad for name, p in theirs.named_parameters()})
+
+
+def weights_of(folder):
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, changes, dtype):
+    monkeypatch.setattr(imported, "BLOCK_BYTES", 200)  # two rows of fp32
+    make_theirs(tmp_path / "hf", dtype=dtype, norm_epsilon=1e-4, residual_dropout=0.3, **changes)
+    change_config(tmp_path / "hf", embedding_dropout=0.3)
+    source = bring_in(tmp_path / "hf", tmp_path / "ours")
+    assert verify_hf(source, tmp_path / "hf", torch.float32) < 1e-4
+    export(source, tmp_path / "back", dtype)
+    first, second = weights_of(tmp_path / "hf"), weights_of(tmp_path / "back")
+    assert first.keys() == second.keys()
+    assert all(first[n].dtype == second[n].dtype == dtype for n in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    original = Starcoder2Config.from_pretrained(tmp_path / "hf").to_dict()
+    returned = Starcoder2Config.from_pretrained(tmp_path / "back").to_dict()
+    assert returned | {"_name_or_path": ""} == original | {"_name_or_path": ""}
+    again = bring_in(tmp_path / "back", tmp_path / "again")
+    assert set(again.reader.names()) == set(source.reader.names())
+    for name in source.reader.names():
+        assert torch.equal(again.reader.read(name), source.reader.read(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*--gelu-as-tanh"),
+        ({"norm_type": "rms_norm"}, "norm_type is 'rms_norm'; norms are LayerNorm"),
+        ({"mlp_type": "gated"}, "mlp_type is 'gated'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling: type is 'linear'; rotary positions are not scaled",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: rope_type is 'yarn'"),
+        ({"rope_parameters": "yarn"}, "rope_parameters is 'yarn'"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "--rotary-base is -1"),
+        ({"embedding_dropout": 0.3}, "embedding_dropout is 0.3; residual_dropout is 0.0"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"num_key_value_heads": 3}, "--num-query-groups 3"),
+        ({"num_key_value_heads": 4}, r"k_proj.weight is \[12, 24\] and has to be \[24, 24\]"),
+        ({"head_dim": 5}, "heads are 5 wide"),
+        ({"use_bias": False}, "c_fc.bias, which has no place"),
+        ({"num_hidden_layers": 3}, "lacks model.layers.2"),
+        ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
+    ],
+)
+def test_fields_that_our_model_cannot_honour_are_named(tmp_path, changes, words):
+    make_theirs(tmp_path / "hf")
+    change_config(tmp_path / "hf", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        bring_in(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+# layers, hidden, heads, groups, MLP, rope_theta; 10^9 parameters with tied embeddings
+PUBLISHED = {
+    "3b": (30, 3072, 24, 2, 12288, 999999.4420358813, 3.03),
+    "7b": (32, 4608, 36, 4, 18432, 1000000, 7.17),
+    "15b": (40, 6144, 48, 4, 24576, 100000, 15.66),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_read(name):
+    layers, hidden, heads, groups, ffn, base, billions = PUBLISHED[name]
+    values = {
+        "model_type": "starcoder2",
+        "activation_function": "gelu",  # of another architecture: hidden_act decides
+        "hidden_act": "gelu_pytorch_tanh",
+        "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "embedding_dropout": 0.1,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 16384,
+        "mlp_type": "default",
+        "norm_epsilon": 1e-05,
+        "norm_type": "layer_norm",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": groups,
+        "rope_theta": base,
+        "sliding_window": 4096,
+        "use_bias": True,
+        "vocab_size": 49152,
+    }
+    fields = Fields(values, "config.json")
+    model = architecture_named(fields).read_fields(fields, False)
+    model.check()
+    assert (model.head_dim, model.kv_channels, model.rotary_base) == (128, None, base)
+    assert (model.window_size, model.query_groups) == (4096, groups)
+    assert num_parameters(model) / 1e9 == pytest.approx(billions, abs=0.005)
+    written = architecture_named(fields).write_fields(model)
+    same = values.keys() & written.keys()
+    assert len(same) == 14 and all(written[key] == values[key] for key in same)
