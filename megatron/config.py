@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron.layer_split import split_layers
+from megatron.layer_split import resolve_schedule, split_layers
 from megatron.option_field import check_bounds, require
 from megatron.options import (
     CheckpointConfig,
@@ -105,7 +105,7 @@ class Config:
                 f"--rampup-batch-size: steps of {increment} from {start} do not reach "
                 f"--global-batch-size {sizes[0]}",
             )
-            sizes += [start, start + increment]
+            sizes += [start, min(start + increment, sizes[0])]
         for size in sizes:
             require(
                 size % block == 0,
@@ -113,25 +113,31 @@ class Config:
                 f"{training.micro_batch_size} x {dp_size} data parallel processes; "
                 f"use a multiple of {block}",
             )
-        self._check_micro_batches(min(sizes) // block, sizes[0] // block)
+        self._check_micro_batches([size // block for size in sizes])
 
-    def _check_micro_batches(self, fewest: int, most: int) -> None:
-        """A pipeline needs enough micro-batches a step, from the first step of a ramp-up on."""
-        num_stages = self.parallel.pipeline_model_parallel_size
+    def _check_micro_batches(self, numbers: list[int]) -> None:
+        """A pipeline needs enough micro-batches a step, from the first step of a ramp-up on.
+
+        numbers: those of the last step and, of a ramp-up, of the first two: every other is a sum of their multiples.
+        """
+        num_ranks = self.parallel.pipeline_model_parallel_size
+        if num_ranks == 1:
+            return
+        num_stages = len(split_layers(self.model.num_layers, self.parallel))
+        schedule = resolve_schedule(num_stages, self.parallel)
+        fewest = {"1f1b": num_ranks, "interleaved": num_ranks, "zbv": 1, "dualpipev": num_stages}
+        change = "--global-batch-size (or the numbers of --rampup-batch-size)"
         require(
-            fewest >= num_stages,
-            f"a pipeline of {num_stages} stages needs at least {num_stages} micro-batches a step "
-            f"and has {fewest}; raise --global-batch-size (or the first of --rampup-batch-size) or "
-            f"lower --micro-batch-size",
+            min(numbers) >= fewest[schedule],
+            f"a pipeline of {num_ranks} ranks and {num_stages} stages by --pipeline-schedule {schedule} needs at "
+            f"least {fewest[schedule]} micro-batches a step and has {min(numbers)}; raise {change} or lower "
+            f"--micro-batch-size",
         )
-        is_interleaved = len(split_layers(self.model.num_layers, self.parallel)) > num_stages
         require(
-            not is_interleaved
-            or (most % num_stages == 0 and self.training.rampup_batch_size is None),
-            f"an interleaved pipeline of {num_stages} stages needs a multiple of {num_stages} "
-            f"micro-batches in every step and has {most}; change --global-batch-size, or leave out "
-            f"--rampup-batch-size or what interleaves (--num-layers-per-virtual-pipeline-stage, "
-            f"--num-virtual-stages-per-pipeline-rank)",
+            schedule != "interleaved" or all(number % num_ranks == 0 for number in numbers),
+            f"an interleaved pipeline of {num_ranks} ranks needs a multiple of {num_ranks} micro-batches in every "
+            f"step and has {', '.join(map(str, numbers))}; change {change}, or leave out what interleaves "
+            f"(--num-layers-per-virtual-pipeline-stage, --num-virtual-stages-per-pipeline-rank)",
         )
 
     def _check_schedule(self) -> None:

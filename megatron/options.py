@@ -196,6 +196,11 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = option(
         1, "processes that share the stack of layers", minimum=1
     )
+    pipeline_schedule: Literal["auto", "1f1b", "interleaved", "zbv", "dualpipev"] = option(
+        "auto",
+        "order of the passes of a pipeline: zbv and dualpipev lay two stages on each rank, in a V; "
+        "auto is interleaved where chunks are asked for, else 1f1b",
+    )
     num_layers_per_virtual_pipeline_stage: int | None = option(
         None, "interleave the pipeline: layers of one chunk", minimum=1
     )
@@ -234,6 +239,11 @@ class ParallelConfig:
     distributed_timeout_minutes: float = option(
         10.0, "a collective that waits longer fails", above=0.0
     )
+
+    @property
+    def has_stages_in_v(self) -> bool:
+        """Rank r holds the stages r and 2 x ranks - 1 - r: the first rank has both ends of the model."""
+        return self.pipeline_schedule in ("zbv", "dualpipev")
 
     @property
     def model_parallel_size(self) -> int:

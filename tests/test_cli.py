@@ -250,12 +250,48 @@ def test_unusable_flag_says_what_to_use(flags, message):
             3,
             ["--decoder-first-pipeline-num-layers 1 leaves 3 of --num-layers 4", "multiple of 2"],
         ),
+        (
+            "--pipeline-schedule zbv",
+            1,
+            ["--pipeline-schedule zbv", "--pipeline-model-parallel-size"],
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --pipeline-schedule dualpipev --global-batch-size 3",
+            2,
+            ["4 stages by --pipeline-schedule dualpipev", "at least 4 micro-batches", "has 3"],
+        ),
     ],
 )
 def test_clash_names_both_options(flags, world_size, names):
     with pytest.raises(ConfigError) as error:
         parse(f"{SMALL} {flags}").check(world_size)
     for name in names:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rampup", "names"),
+    [
+        ("interleaved", "2 1 10", ["multiple of 2 micro-batches", "has 6, 2, 3"]),
+        ("interleaved", "2 2 10", None),
+        ("dualpipev", "2 2 10", ["--pipeline-schedule dualpipev", "at least 4", "has 2"]),
+        ("dualpipev", "4 1 10", None),
+        ("1f1b", "1 1 10", ["--pipeline-schedule 1f1b", "at least 2", "has 1"]),
+        ("zbv", "1 1 10", None),
+    ],
+)
+def test_every_step_of_a_rampup_has_to_suit_the_schedule(schedule, rampup, names):
+    flags = f"""{SMALL.replace("--train-iters 10", "--train-samples 90")}
+    --pipeline-model-parallel-size 2 --pipeline-schedule {schedule} --global-batch-size 6
+    --rampup-batch-size {rampup}"""
+    if schedule == "interleaved":
+        flags += " --num-virtual-stages-per-pipeline-rank 2"
+    if names is None:
+        parse(flags).check(2)
+        return
+    with pytest.raises(ConfigError) as error:
+        parse(flags).check(2)
+    for name in [*names, "--rampup-batch-size"]:
         assert name in str(error.value)
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from megatron.errors import ConfigError
-from megatron.layer_split import split_layers
+from megatron.layer_split import assign_stages, resolve_schedule, split_layers
 from megatron.options import ParallelConfig
 from tests.megatron_core import run_megatron_core
 
@@ -100,8 +100,65 @@ def test_chunks_by_their_layers_count_what_the_ends_hold_besides():
     assert split_layers(6, parallel) == [range(1), range(1, 3), range(3, 5), range(5, 6)]
 
 
+def placement(num_layers, **options):
+    """The layers of the stages on each rank, by the stage's number."""
+    parallel = ParallelConfig(**options)
+    ranks = range(parallel.pipeline_model_parallel_size)
+    stages = [assign_stages(num_layers, parallel, rank) for rank in ranks]
+    return [{stage.index: [*stage.layers] for stage in here} for here in stages]
+
+
+def test_stages_lie_one_after_the_other_interleaved_or_in_a_v():
+    two, chunks = {"pipeline_model_parallel_size": 2}, {"num_virtual_stages_per_pipeline_rank": 2}
+    in_order = [{0: [0, 1]}, {1: [2, 3]}]
+    assert placement(4, **two) == placement(4, **two, pipeline_schedule="1f1b") == in_order
+    interleaved = [{0: [0], 2: [2]}, {1: [1], 3: [3]}]
+    assert placement(4, **two, **chunks) == interleaved
+    assert placement(4, **two, **chunks, pipeline_schedule="interleaved") == interleaved
+    for schedule in ("zbv", "dualpipev"):
+        in_v = [{0: [0], 3: [3]}, {1: [1], 2: [2]}]
+        assert placement(4, **two, pipeline_schedule=schedule) == in_v
+
+
+def test_uneven_ends_of_a_v_are_its_first_and_last_stage():
+    in_v = {"pipeline_model_parallel_size": 3, "pipeline_schedule": "zbv"}
+    first_less = placement(11, **in_v, decoder_first_pipeline_num_layers=1)
+    assert first_less == [{0: [0], 5: [9, 10]}, {1: [1, 2], 4: [7, 8]}, {2: [3, 4], 3: [5, 6]}]
+    ends = {"decoder_first_pipeline_num_layers": 2, "decoder_last_pipeline_num_layers": 1}
+    both = placement(7, **in_v, **ends)
+    assert both == [{0: [0, 1], 5: [6]}, {1: [2], 4: [5]}, {2: [3], 3: [4]}]
+    counted = {
+        "account_for_embedding_in_pipeline_split": True,
+        "account_for_loss_in_pipeline_split": True,
+    }
+    assert placement(4, **in_v, **counted) == [{0: [], 5: []}, {1: [0], 4: [3]}, {2: [1], 3: [2]}]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "chunks", "resolved"),
+    [
+        ("auto", None, "1f1b"),
+        ("auto", 1, "1f1b"),
+        ("auto", 2, "interleaved"),
+        ("1f1b", None, "1f1b"),
+        ("interleaved", 2, "interleaved"),
+        ("zbv", None, "zbv"),
+        ("dualpipev", None, "dualpipev"),
+    ],
+)
+def test_auto_is_interleaved_where_chunks_are_asked_for(schedule, chunks, resolved):
+    parallel = ParallelConfig(
+        pipeline_model_parallel_size=2,
+        num_virtual_stages_per_pipeline_rank=chunks,
+        pipeline_schedule=schedule,
+    )
+    assert resolve_schedule(len(split_layers(4, parallel)), parallel) == resolved
+
+
 FIRST, LAST = "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"
 EMBEDDING = "--account-for-embedding-in-pipeline-split"
+LOSS = "--account-for-loss-in-pipeline-split"
+SCHEDULE = "--pipeline-schedule"
 CHUNK_SIZE = "--num-layers-per-virtual-pipeline-stage"
 NUM_CHUNKS = "--num-virtual-stages-per-pipeline-rank"
 
@@ -122,11 +179,27 @@ NUM_CHUNKS = "--num-virtual-stages-per-pipeline-rank"
         (1, [f"{NUM_CHUNKS} 2"], [NUM_CHUNKS, "--pipeline-model-parallel-size is 1"]),
         (2, [f"{FIRST} 3", f"{NUM_CHUNKS} 3"], [f"{NUM_CHUNKS} 3", "3, 5"]),
         (2, [f"{CHUNK_SIZE} 3"], [f"{CHUNK_SIZE} 3", "4 layers of a stage"]),
+        (1, [f"{SCHEDULE} zbv"], [f"{SCHEDULE} zbv", "--pipeline-model-parallel-size is 1"]),
+        (2, [f"{SCHEDULE} zbv", f"{CHUNK_SIZE} 2"], [f"{SCHEDULE} zbv", f"with {CHUNK_SIZE} 2"]),
+        (2, [f"{SCHEDULE} dualpipev", f"{NUM_CHUNKS} 2"], ["two stages", f"with {NUM_CHUNKS} 2"]),
+        (2, [f"{SCHEDULE} 1f1b", f"{NUM_CHUNKS} 2"], ["one stage", f"{SCHEDULE} interleaved"]),
+        (2, [f"{SCHEDULE} interleaved"], [f"{SCHEDULE} interleaved", NUM_CHUNKS, CHUNK_SIZE]),
+        (2, [f"{SCHEDULE} interleaved", f"{NUM_CHUNKS} 1"], ["2 or more chunks", NUM_CHUNKS]),
+        (
+            3,
+            [f"{SCHEDULE} zbv"],
+            ["size 3", f"6 stages by {SCHEDULE} zbv", "--num-layers 8", FIRST],
+        ),
+        (2, [f"{SCHEDULE} zbv", f"{LAST} 4"], [f"{LAST} 4", "3 other stages", "4 stages by"]),
+        (2, [f"{SCHEDULE} zbv", f"{LAST} 2", f"{LOSS} 1"], [f"{LAST} 2 clashes with {LOSS}"]),
     ],
 )
 def test_a_split_that_cannot_be_names_what_clashes(ranks, flags, names):
     pairs = (flag.split() for flag in flags)
-    options = {flag[2:].replace("-", "_"): int(value) for flag, value in pairs}
+    options = {
+        flag[2:].replace("-", "_"): int(value) if value.isdigit() else value
+        for flag, value in pairs
+    }
     with pytest.raises(ConfigError) as error:
         split_layers(8, ParallelConfig(pipeline_model_parallel_size=ranks, **options))
     for name in names:

@@ -45,3 +45,12 @@ def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
         model.set_is_last_backward(is_last_micro_batch)
         # Otherwise every micro-batch would gather the parameters anew.
         model.set_reshard_after_backward(is_last_micro_batch)
+
+
+def accumulate_in_fp32(model: nn.Module) -> None:
+    """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            group = module._get_fsdp_state()._fsdp_param_group
+            if group is not None and not group.reduce_grads:
+                group.post_backward()

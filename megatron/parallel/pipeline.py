@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
+    ScheduleDualPipeV,
     ScheduleInterleaved1F1B,
+    ScheduleZBVZeroBubble,
 )
 from torch.distributed.pipelining.schedules import _PipelineSchedule
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor
 
+from megatron.layer_split import PipelineSchedule, StageLayers
+from megatron.options import ParallelConfig
 from megatron.parallel.context import ParallelContext
-from megatron.parallel.data_parallel import set_gradient_sync
+from megatron.parallel.data_parallel import accumulate_in_fp32, set_gradient_sync
 
 
 class Batch(Protocol):
@@ -49,31 +53,6 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class StageLayers:
-    """The slice of the model that one stage holds. A process holds several when interleaved."""
-
-    index: int
-    num_stages: int
-    layers: range
-
-    @property
-    def is_first(self) -> bool:
-        return self.index == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.num_stages - 1
-
-
-def assign_stages(split: list[range], context: ParallelContext) -> list[StageLayers]:
-    """Give the stages of this process: stage k, with layers split[k], lies on pipeline rank k mod pp."""
-    return [
-        StageLayers(index, len(split), split[index])
-        for index in range(context.pp_rank, len(split), context.pp_size)
-    ]
-
-
-@dataclass(frozen=True)
 class BoundaryShape:
     """What travels between stages: [s, b, h] (s divided by tp with sequence parallel), and what ends the last one."""
 
@@ -92,16 +71,25 @@ class Pipeline:
         modules: list[nn.Module],
         context: ParallelContext,
         shape: BoundaryShape,
+        *,
+        schedule: PipelineSchedule,
+        splits_backward: bool,
     ) -> None:
-        """Take the stages of this process and their modules. Collective over pp."""
+        """Take the stages of this process and their modules. Collective over pp.
+
+        splits_backward: let a schedule compute weight gradients later than those of the hidden states. Not where
+        layers are recomputed: torch would do that anew for every weight.
+        """
         self._stages = stages
         self._modules = modules
         self._context = context
         self._shape = shape
+        self._schedule: PipelineSchedule = schedule
+        self._splits_backward = splits_backward
         self._schedules: dict[int, _PipelineSchedule] = {}
         self._loss_factor = 1.0
-        self._is_first = stages[0].is_first
-        self._is_last = stages[-1].is_last
+        self.has_first_stage = stages[0].is_first
+        self.has_last_stage = stages[-1].is_last
         if context.pp_size > 1:
             # NCCL makes a group's communicator in its first call, which all of the group have to join; the
             # schedule's first call is between neighbours only.
@@ -110,7 +98,7 @@ class Pipeline:
     def forward_backward(self, batch: Batch, loss_factor: float) -> Tensor:
         """Accumulate the gradients of loss_factor x the sum of the batch's token losses.
 
-        Returns that sum (without the factor) of this process's samples, fp32 [], on the last stage and 0 elsewhere;
+        Returns that sum (without the factor) of this process's samples, fp32 [], where the last stage is and 0 elsewhere;
         it is replicated over tp. Collective over pp, dp and tp: every process calls it once a step.
         """
         self._loss_factor = loss_factor
@@ -158,17 +146,17 @@ class Pipeline:
             inputs["document_starts"] = batch.document_starts
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
-        if self._is_last:
+        if self.has_last_stage:
             inputs["labels"] = batch.labels
         return inputs
 
     def _run_schedule(self, batch: Batch, *, train: bool) -> Tensor:
-        schedule = self._schedule(len(batch.sample_ids) // self._shape.micro_batch_size)
+        schedule = self._schedule_of(len(batch.sample_ids) // self._shape.micro_batch_size)
         run: Callable[..., object] = schedule.step if train else schedule.eval
         losses: list[Tensor] = []
-        args = (batch.tokens,) if self._is_first else ()
+        args = (batch.tokens,) if self.has_first_stage else ()
         inputs = self._inputs(batch)
-        if self._is_last:
+        if self.has_last_stage:
             run(*args, target=batch.loss_mask, losses=losses, **inputs)
         else:
             run(*args, **inputs)
@@ -179,22 +167,23 @@ class Pipeline:
     def _loss(self, token_losses: Tensor, mask: Tensor) -> Tensor:
         return (token_losses * mask).sum() * self._loss_factor
 
-    def _schedule(self, num_micro_batches: int) -> _PipelineSchedule:
+    def _schedule_of(self, num_micro_batches: int) -> _PipelineSchedule:
         """Give the schedule for a number of micro-batches, which --rampup-batch-size changes."""
         if num_micro_batches not in self._schedules:
-            stages: list[_PipelineStageBase] = [
-                self._make_stage(stage, module)
-                for stage, module in zip(self._stages, self._modules, strict=True)
-            ]
+            pairs = zip(self._stages, self._modules, strict=True)
+            stages: list[_PipelineStageBase] = [self._make_stage(*pair) for pair in pairs]
             # The loss carries its divisor, so that no schedule may scale gradients.
-            if len(stages) == 1:
-                self._schedules[num_micro_batches] = Schedule1F1B(
-                    stages[0], num_micro_batches, loss_fn=self._loss, scale_grads=False
-                )
+            options: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
+            made: _PipelineSchedule
+            if self._schedule == "1f1b":
+                made = Schedule1F1B(stages[0], num_micro_batches, **options)
+            elif self._schedule == "interleaved":
+                made = ScheduleInterleaved1F1B(stages, num_micro_batches, **options)
+            elif self._schedule == "zbv":
+                made = ScheduleZBVZeroBubble(stages, num_micro_batches, **options)
             else:
-                self._schedules[num_micro_batches] = ScheduleInterleaved1F1B(
-                    stages, num_micro_batches, loss_fn=self._loss, scale_grads=False
-                )
+                made = ScheduleDualPipeV(stages, num_micro_batches, **options)
+            self._schedules[num_micro_batches] = made
         return self._schedules[num_micro_batches]
 
     def _make_stage(self, stage: StageLayers, module: nn.Module) -> PipelineStage:
@@ -204,7 +193,7 @@ class Pipeline:
         hidden = torch.empty(shape.hidden, dtype=shape.dtype, device="meta")
         first = torch.empty(tokens, dtype=torch.int64, device="meta")
         losses = torch.empty(tokens, dtype=torch.float32, device="meta")
-        return PipelineStage(
+        return _Stage(
             module,
             stage.index,
             stage.num_stages,
@@ -212,21 +201,67 @@ class Pipeline:
             input_args=first if stage.is_first else hidden.requires_grad_(),
             output_args=losses.requires_grad_() if stage.is_last else hidden.requires_grad_(),
             group=self._context.pp_group,
+            dw_builder=None if self._splits_backward else _no_work_left,
         )
 
 
+class _Stage(PipelineStage):
+    """torch's stage, mended where its schedules with two stages on a rank that follow each other need it."""
+
+    def get_local_bwd_output(self, mb_index: int) -> Any:
+        """Give the gradients for the stage before, on this rank; none in an evaluation, where torch fails."""
+        return super().get_local_bwd_output(mb_index) if self.has_backward else ()
+
+    def set_local_bwd_input(self, next_stage_bwd_outputs: Any, mb_index: int) -> None:
+        """Take the gradients of the stage after, on this rank."""
+        if self.has_backward:
+            super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """Compute the weight gradients of a micro-batch and add them to those of others in fp32."""
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        accumulate_in_fp32(self.submod)
+
+
+def _no_work_left() -> Callable[[], None]:
+    """Give the second half of a backward pass that did all in the first."""
+    return lambda: None
+
+
 class TiedEmbedding:
-    """The embedding that the first and the last stage each hold a copy of: one weight, two gradients."""
+    """The embedding of which the first and the last stage each hold a copy: one weight, two gradients.
 
-    def __init__(self, context: ParallelContext) -> None:
-        """Make the group of each first and last stage. Collective over the world."""
-        ranks = context.mesh.mesh
-        ends = torch.stack([ranks[0], ranks[-1]], dim=-1).reshape(-1, 2).tolist()
-        self._group, _ = dist.new_subgroups_by_enumeration(ends, timeout=context.timeout)
-        self._is_end = context.pp_rank in (0, context.pp_size - 1)
+    On two processes each copy is trained, by the same gradient. In one process (stages in a V) the first stage's is,
+    and the last stage's follows it.
+    """
 
-    def sum_gradients(self, weight: nn.Parameter) -> None:
-        """Add the two copies' gradients in place. Collective over {first, last} stage; only they call it."""
-        assert self._is_end
-        assert isinstance(weight.grad, DTensor)
-        dist.all_reduce(weight.grad.to_local(), group=self._group)
+    def __init__(
+        self, copies: list[nn.Parameter], parallel: ParallelConfig, context: ParallelContext
+    ) -> None:
+        """Take this process's copies, in the model's order. Collective over the world."""
+        self._copies = copies
+        self._group: dist.ProcessGroup | None = None
+        if not parallel.has_stages_in_v:
+            ranks = context.mesh.mesh
+            ends = torch.stack([ranks[0], ranks[-1]], dim=-1).reshape(-1, 2).tolist()
+            self._group, _ = dist.new_subgroups_by_enumeration(ends, timeout=context.timeout)
+
+    def sum_gradients(self) -> None:
+        """Add the gradients of both copies, in place of the trained one's. Collective over the two that hold them."""
+        if not self._copies:
+            return
+        trained, *followers = self._copies
+        assert isinstance(trained.grad, DTensor)
+        for follower in followers:
+            assert isinstance(follower.grad, DTensor)
+            trained.grad.to_local().add_(follower.grad.to_local())
+            follower.grad = None
+        if self._group is not None:
+            dist.all_reduce(trained.grad.to_local(), group=self._group)
+
+    @torch.no_grad()
+    def copy_weight(self) -> None:
+        """Bring a copy that is not trained itself to the value of the one that is."""
+        for follower in self._copies[1:]:
+            assert isinstance(follower, DTensor) and isinstance(self._copies[0], DTensor)
+            follower.to_local().copy_(self._copies[0].to_local())

@@ -32,7 +32,7 @@ class Validation:
                 batch = loader.batch(number * self.global_batch_size, self.global_batch_size)
                 batch = batch.to(context.device)
                 loss = pipeline.evaluate(batch)
-                if context.pp_rank == context.pp_size - 1:
+                if pipeline.has_last_stage:
                     sums += torch.stack([loss.double(), batch.loss_mask.sum(dtype=torch.float64)])
             sums /= context.tp_size  # its processes hold equal sums
             dist.all_reduce(sums)

@@ -15,7 +15,7 @@ from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.kernels.registry import Kernels
-from megatron.layer_split import split_layers
+from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
 from megatron.model.gpt import GPTModel, choose_model_kernels
@@ -24,13 +24,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import shard_data_parallel
 from megatron.parallel.launch import Launch
-from megatron.parallel.pipeline import (
-    BoundaryShape,
-    Pipeline,
-    StageLayers,
-    TiedEmbedding,
-    assign_stages,
-)
+from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
@@ -75,15 +69,18 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     )
     for choice in kernels.choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
-    stages = assign_stages(split_layers(config.model.num_layers, config.parallel), context)
+    stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules: list[nn.Module] = []
     for stage in stages:
         module = _build_stage(config, context, stage, kernels)
         shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
         modules.append(module)
-    parameters = {
-        name: parameter for module in modules for name, parameter in module.named_parameters()
-    }
+    parameters: dict[str, nn.Parameter] = {}
+    for held in modules:
+        for name, parameter in held.named_parameters():
+            # Of a name that two stages share, the tied embedding's, the second one follows the first.
+            parameters.setdefault(name, parameter)
+    tied_embedding = _tied_embedding(config, context, stages, modules)
 
     tensors = RunTensors(
         parameters,
@@ -92,21 +89,24 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         start.schedule,
     )
     progress = restore(start, tensors)
+    if tied_embedding is not None:
+        tied_embedding.copy_weight()
 
     global_batch_size = config.global_batch_size(context.dp_size)
     writer = None
     on_first_rank(lambda: _describe_run(inputs))
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
+    pipeline = _pipeline(config, context, stages, modules)
     datasets, resets = inputs.datasets, _document_resets(inputs)
     return Run(
         config=config,
-        parts=_step_parts(config, context, stages, modules, tensors),
+        parts=_step_parts(config, pipeline, context, tensors, tied_embedding),
         dataset=datasets.train,
-        loader=_loader(config, datasets.train, context, config.data.num_workers, resets),
+        loader=_loader(config, datasets.train, context, config.data.num_workers, resets, stages),
         batches=BatchSchedule.create(config.training, global_batch_size),
-        validation=_validation(config, datasets.valid, context, resets),
-        test=_validation(config, datasets.logged_test, context, resets),
+        validation=_validation(config, datasets.valid, context, resets, stages),
+        test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         throughput=_throughput(config, context),
@@ -119,11 +119,12 @@ def _validation(
     datasets: dict[str, Dataset],
     context: ParallelContext,
     resets: DocumentResets | None,
+    stages: list[StageLayers],
 ) -> Validation:
     """Prepare the validation of some sets; of none with --eval-iters 0."""
     num_batches = config.training.eval_iters
     loaders = {
-        name: _loader(config, dataset, context, config.data.valid_num_workers, resets)
+        name: _loader(config, dataset, context, config.data.valid_num_workers, resets, stages)
         for name, dataset in datasets.items()
         if num_batches > 0
     }
@@ -162,9 +163,10 @@ def _loader(
     context: ParallelContext,
     num_workers: int,
     resets: DocumentResets | None,
+    stages: list[StageLayers],
 ) -> BatchLoader:
-    """Make the loader of one set; a stage in the middle of the pipeline reads only to see where documents end."""
-    is_end = context.pp_rank in (0, context.pp_size - 1)
+    """Make the loader of one set; without an end of the pipeline it reads only to see where documents end."""
+    is_end = any(stage.is_first or stage.is_last for stage in stages)
     has_rotary = config.model.has_rotary_positions
     needs_documents = resets is not None and (resets.attention or (resets.positions and has_rotary))
     return BatchLoader(
@@ -177,45 +179,64 @@ def _loader(
     )
 
 
-def _step_parts(
-    config: Config,
-    context: ParallelContext,
-    stages: list[StageLayers],
-    modules: list[nn.Module],
-    tensors: RunTensors,
-) -> StepParts:
-    """Assemble what a step works on. Collective over the world when stages share the embedding."""
-    is_shared = context.pp_size > 1 and not config.model.untie_embeddings_and_output_weights
-    tied_embedding = TiedEmbedding(context) if is_shared else None
-    tied_weight = tensors.parameters.get(TIED_WEIGHT) if is_shared else None
-    # The last stage's copy is the same logical weight: it counts once in the norm of the gradient.
-    copies = {TIED_WEIGHT} if is_shared and context.pp_rank == context.pp_size - 1 else set()
+def _tied_embedding(
+    config: Config, context: ParallelContext, stages: list[StageLayers], modules: list[nn.Module]
+) -> TiedEmbedding | None:
+    """Join the copies of an embedding that the ends of a pipeline share. Collective over the world."""
+    if context.pp_size == 1 or config.model.untie_embeddings_and_output_weights:
+        return None
+    copies = [
+        module.get_parameter(TIED_WEIGHT)
+        for stage, module in zip(stages, modules, strict=True)
+        if stage.is_first or stage.is_last
+    ]
+    return TiedEmbedding(copies, config.parallel, context)
+
+
+def _pipeline(
+    config: Config, context: ParallelContext, stages: list[StageLayers], modules: list[nn.Module]
+) -> Pipeline:
+    """Make what runs micro-batches through the stages. Collective over pp."""
     seq_length = config.data.seq_length
     is_split = config.parallel.sequence_parallel
+    return Pipeline(
+        stages,
+        modules,
+        context,
+        BoundaryShape(
+            config.training.micro_batch_size,
+            seq_length,
+            (
+                seq_length // context.tp_size if is_split else seq_length,
+                config.training.micro_batch_size,
+                config.model.hidden_size,
+            ),
+            getattr(torch, config.precision.compute_dtype),
+        ),
+        schedule=resolve_schedule(stages[0].num_stages, config.parallel),
+        splits_backward=config.model.recompute_granularity != "full",
+    )
+
+
+def _step_parts(
+    config: Config,
+    pipeline: Pipeline,
+    context: ParallelContext,
+    tensors: RunTensors,
+    tied_embedding: TiedEmbedding | None,
+) -> StepParts:
+    """Assemble what a step works on."""
+    # The last stage's copy is the same logical weight: it counts once in the norm of the gradient.
+    is_copy = tied_embedding is not None and not pipeline.has_first_stage
     return StepParts(
         context=context,
-        pipeline=Pipeline(
-            stages,
-            modules,
-            context,
-            BoundaryShape(
-                config.training.micro_batch_size,
-                seq_length,
-                (
-                    seq_length // context.tp_size if is_split else seq_length,
-                    config.training.micro_batch_size,
-                    config.model.hidden_size,
-                ),
-                getattr(torch, config.precision.compute_dtype),
-            ),
-        ),
+        pipeline=pipeline,
         optimizer=tensors.optimizer,
         schedule=tensors.schedule,
         loss_scale=tensors.loss_scale,
-        parameters=[p for name, p in tensors.parameters.items() if name not in copies],
-        tied_weight=tied_weight,
+        parameters=[p for n, p in tensors.parameters.items() if not (is_copy and n == TIED_WEIGHT)],
         tied_embedding=tied_embedding,
-        seq_length=seq_length,
+        seq_length=config.data.seq_length,
         window_size=config.model.window_size,
         clip_grad=config.optimizer.clip_grad,
     )

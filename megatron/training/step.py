@@ -46,8 +46,7 @@ class StepParts:
     schedule: Schedule
     loss_scale: LossScale
     parameters: list[nn.Parameter]  # each logical weight once over the pipeline
-    tied_weight: nn.Parameter | None  # this end's copy of the shared embedding
-    tied_embedding: TiedEmbedding | None
+    tied_embedding: TiedEmbedding | None  # of a pipeline whose ends share it
     seq_length: int
     window_size: int | None
     clip_grad: float
@@ -70,8 +69,8 @@ def train_step(
     num_positions = global_batch_size * parts.seq_length
     scale = parts.loss_scale.scale
     loss_sum = parts.pipeline.forward_backward(batch, scale / num_positions)
-    if parts.tied_embedding is not None and parts.tied_weight is not None:
-        parts.tied_embedding.sum_gradients(parts.tied_weight)
+    if parts.tied_embedding is not None:
+        parts.tied_embedding.sum_gradients()
     square_sum = gradient_square_sum(parts.parameters, parts.context.device)
     num_tokens, total_loss, total_square, num_stops, num_pairs = _reduce(
         parts, batch, loss_sum, square_sum, wants_stop
@@ -89,6 +88,8 @@ def train_step(
             weight_decay=parts.schedule.weight_decay(consumed_samples),
             gradient_factor=correction * clip_factor(norm, parts.clip_grad),
         )
+        if parts.tied_embedding is not None:
+            parts.tied_embedding.copy_weight()
     is_lost = is_skipped and num_tokens > 0 and parts.loss_scale.is_lowest
     if num_tokens > 0:
         parts.loss_scale.update(found_overflow=is_skipped)
@@ -120,7 +121,7 @@ def _reduce(
     """
     context = parts.context
     num_tokens, num_pairs = batch.loss_mask.sum(dtype=torch.float64), 0
-    if context.pp_rank != context.pp_size - 1:
+    if not parts.pipeline.has_last_stage:
         num_tokens = torch.zeros_like(num_tokens)
     else:
         num_pairs = _pairs_in_documents(batch.document_starts, parts.window_size)

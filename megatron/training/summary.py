@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron.layer_split import split_layers
+from megatron.layer_split import resolve_schedule, split_layers
 from megatron.model.flops import flops_per_token, num_parameters
 from megatron.training.inputs import Inputs
 
@@ -33,8 +33,9 @@ def summarize(inputs: Inputs, world_size: int) -> list[str]:
 
 
 def _describe_split(inputs: Inputs) -> list[str]:
-    """Say what a pipeline's stages hold, in one line or none."""
+    """Say what a pipeline's stages hold and in which order they run, in one line or none."""
     split = split_layers(inputs.config.model.num_layers, inputs.config.parallel)
     if len(split) == 1:
         return []
-    return [f"stages     {', '.join(str(len(layers)) for layers in split)} layers"]
+    schedule = resolve_schedule(len(split), inputs.config.parallel)
+    return [f"stages     {', '.join(str(len(layers)) for layers in split)} layers, {schedule}"]

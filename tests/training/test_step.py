@@ -29,6 +29,7 @@ LAYOUTS = {
     "alone": (1, ""),
     "TP2 sequence parallel": (2, "--tensor-model-parallel-size 2 --sequence-parallel"),
     "PP2": (2, "--pipeline-model-parallel-size 2"),
+    "PP2 ZBV": (2, "--pipeline-model-parallel-size 2 --pipeline-schedule zbv"),
     "DP2 distributed optimizer": (2, "--use-distributed-optimizer"),
     "TP2 DP2": (4, "--tensor-model-parallel-size 2"),
 }
@@ -89,6 +90,9 @@ def _train(rank: int, flags: str) -> tuple[dict, dict, list[tuple[float, float]]
     run, parts = _build(flags)
     before = _whole(run)
     results = [_step(run, parts, step) for step in range(1, NUM_STEPS + 1)]
+    copies = [] if parts.tied_embedding is None else parts.tied_embedding._copies
+    for copy in copies[1:]:
+        assert torch.equal(copy.to_local(), copies[0].to_local())
     run.close()
     return before, _whole(run), [(result.loss, result.gradient_norm) for result in results]
 
