@@ -98,13 +98,18 @@ def check_against(model, reference, translate):
     assert missing in ([], ["lm_head.weight"])  # tied
 
     tokens, labels, loss_weights, _ = tiny_batch()
-    expected = reference(tokens).logits  # [b, s, v]
+    # not counted from 0, and other steps than 1; with its mask given, theirs takes them for no boundaries
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [9, 1, 2, 2, 0, 5, 10, 7]])
+    positions = torch.cat([positions, positions[:1] + 3])
+    expected = reference(
+        tokens, position_ids=positions, attention_mask=torch.ones_like(tokens)
+    ).logits  # [b, s, v]
     losses = F.cross_entropy(expected.transpose(1, 2), labels, reduction="none")
     (losses * loss_weights).sum().backward()
 
-    logits = model(tokens)  # [s, b, v]
+    logits = model(tokens, position_ids=positions)  # [s, b, v]
     torch.testing.assert_close(logits.transpose(0, 1), expected, **TOLERANCE)
-    ours = model(tokens, labels=labels)
+    ours = model(tokens, labels=labels, position_ids=positions)
     torch.testing.assert_close(ours, losses, **TOLERANCE)
     (ours * loss_weights).sum().backward()
     assert_all_close(

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
-from megatron.model.flops import flops_per_token
+from megatron.model.flops import attended_pairs, flops_per_token
 from megatron.training.inputs import open_inputs
+from megatron.training.step import _pairs_in_documents
 from tests.training.runs import flags_of, parse, read_lines, read_metrics, train_here
 
 NUM_STEPS = 5
@@ -87,6 +89,30 @@ def test_losses_with_documents_equal_one_process(
         assert training[step]["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-3)
         share = share_of_attention(training[step], config)
         assert share == pytest.approx(share_of_attention(line, config_alone), rel=1e-6)
+
+
+def test_rotary_positions_start_anew_in_every_stage(world, corpus, short, tmp_path):
+    """Without document masks, so that documents see how far apart they are said to be."""
+    extra = (
+        "--reset-position-ids --position-embedding-type rope --window-size 20 "
+        "--init-method-std 0.5 --train-iters 2 --lr-decay-iters 20 --eval-iters 0 "
+    )
+    results = []
+    for size, layout in ((1, ""), (4, "--pipeline-model-parallel-size 4")):
+        command = flags(corpus, short, tmp_path / str(size), extra + layout)
+        world(size).run(train_here, command)
+        training, _ = read_metrics(tmp_path / str(size))
+        results.append([(line["lm_loss"], line["grad_norm"]) for line in training.values()])
+    np.testing.assert_allclose(*results, rtol=1e-4)
+    share = share_of_attention(training[1], open_inputs(parse(command), 4).config)
+    assert share == pytest.approx(sum(2 * min(i, 19) + 1 for i in range(32)) / 32**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+def test_pairs_are_those_of_each_document_within_its_window(window):
+    starts = torch.tensor([[0] * 5 + [5] + [6] * 9, [0] * 9 + [9] * 6])
+    expected = sum(attended_pairs(length, window) for length in (5, 1, 9, 9, 6))
+    assert _pairs_in_documents(starts, window) == expected
 
 
 def test_flops_count_the_squares_of_the_documents_lengths(corpus, short, alone):
