@@ -81,13 +81,14 @@ def find_start(config: Config, schedule: Schedule) -> Start:
             None, {}, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
         )
     saved, state = from_json(read_config(folder)), read_state(folder)
-    _check_same(config, saved, "model", _model_fields(config), folder)
+    is_other_run = own is None and options.finetune
+    _check_same(config, saved, "model", _model_fields(config, is_other_run), folder)
     is_converted = "schedule" not in state
     if is_converted and options.use_checkpoint_opt_param_scheduler:
         raise CheckpointError(
             f"{folder} was converted and has no schedule; leave out --use-checkpoint-opt_param-scheduler"
         )
-    if is_converted or (own is None and options.finetune):
+    if is_converted or is_other_run:
         return Start(
             folder, state, schedule, takes_optimizer=False, takes_progress=False, opt_outs=opt_outs
         )
@@ -149,8 +150,11 @@ SAMPLE_FIELDS = (
 )
 
 
-def _model_fields(config: Config) -> tuple[str, ...]:
-    """Name the fields that decide the shape of the weights; how they are computed may change."""
+def _model_fields(config: Config, is_other_run: bool) -> tuple[str, ...]:
+    """Name the fields that decide the shape of the weights; how they are computed may change.
+
+    Another run of the weights may see further: how far decides the shape of learned positions only.
+    """
     free = {
         "hidden_dropout",
         "attention_dropout",
@@ -168,6 +172,10 @@ def _model_fields(config: Config) -> tuple[str, ...]:
         "ffn_hidden_size",
         "kv_channels",
     }
+    if is_other_run:
+        free |= {"window_size"}
+        if config.model.has_rotary_positions:
+            free |= {"rotary_base", "max_position_embeddings"}
     names = (item.name for item in dataclasses.fields(config.model))
     return (*(name for name in names if name not in free), "query_groups", "ffn_size", "head_dim")
 

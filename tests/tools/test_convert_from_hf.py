@@ -16,7 +16,7 @@ from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.start import find_start
-from tests.convert.runs import make_run
+from tests.convert.runs import STARCODER2, make_run
 from tests.convert.test_hf_import import make_theirs
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 from tests.world import launcher_environment
@@ -157,6 +157,27 @@ def test_training_goes_on_from_an_import_as_from_the_run_it_was(world, corpus, t
     for name, extra in (("b", "--finetune"), ("c", ""), ("back", "")):
         flags = flags_of(corpus, tmp_path / name, f"{few} --load {tmp_path / 'back'} {extra}")
         assert losses(world, flags) == tuned
+
+
+def test_only_fine_tuning_may_see_further_than_the_weights_did(corpus, tmp_path):
+    """As StarCoder2's long context was trained: another base, window and length."""
+    make_run(tmp_path / "run", **STARCODER2)
+    export(tmp_path / "run", tmp_path / "hf")
+    run("--load", tmp_path / "hf", "--save", tmp_path / "back")
+    model = Source.open(tmp_path / "back").config.model
+    further = {"rotary_base": 9e5, "window_size": 30, "max_position_embeddings": 64}
+    for name, value in further.items():
+        for extra in ("", "--finetune"):
+            config = parse(
+                flags_of(corpus, tmp_path / "new", f"--load {tmp_path / 'back'} {extra}")
+            )
+            changed = dataclasses.replace(config, model=dataclasses.replace(model, **{name: value}))
+            schedule = Schedule.create(config.optimizer, config.training, 8)
+            if extra:
+                assert find_start(changed, schedule).folder is not None
+            else:
+                with pytest.raises(CheckpointError, match=name):
+                    find_start(changed, schedule)
 
 
 def test_a_schedule_that_an_import_does_not_have_is_not_taken_from_it(corpus, tmp_path):
