@@ -1,6 +1,6 @@
 # Each target makes .venv first, if it is missing or stale. ARGS goes to pytest: make test ARGS=tests/data
 
-.PHONY: env test test-gpu check clean help
+.PHONY: env test test-gpu matrix check clean help
 
 PYTHON_IN_ENV := .venv/bin/python
 
@@ -8,7 +8,10 @@ env: ## make .venv, which the others do too
 	@bash tools/make_env.sh
 
 test: env ## run every test that needs no GPU; ARGS=tests/data for one folder
-	$(PYTHON_IN_ENV) -m pytest $(ARGS)
+	$(PYTHON_IN_ENV) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+matrix: env ## run every layout with every kind of heads in every setting; ARGS="--matrix-seed 7" repeats it otherwise
+	$(PYTHON_IN_ENV) -m pytest tests/training/test_matrix.py --matrix full $(ARGS)
 
 test-gpu: env ## run the tests that need a GPU
 	$(PYTHON_IN_ENV) -m pytest -m gpu -rs $(ARGS)

@@ -10,6 +10,13 @@ from tests.training.corpus import Corpus, make_corpus
 from tests.world import Worlds
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the proof that all layouts are one model be repeated whole and with other numbers."""
+    parser.addoption("--matrix", choices=["rotating", "full"], default="rotating")
+    parser.addoption("--matrix-seed", type=int, default=1234)
+    parser.addoption("--matrix-width", type=int, default=24)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked gpu, with its reason, where there is none."""
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
@@ -20,9 +27,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world() -> Iterator[Worlds]:
-    """`world(size).run(function, *args)`: run function on every rank of a gloo world of that size."""
+    """`world(size).run(function, *args)`: run function on every rank of a gloo world of that size.
+
+    Worlds end with their file, for idle processes cost time too (see tests/grid.py).
+    """
     worlds = Worlds()
     yield worlds
     worlds.close()

@@ -1,4 +1,4 @@
-"""Worlds of processes for tests: spawned once a size, then handed one function after another.
+"""Worlds of processes for tests: started once a size and test file, then handed one function after another.
 
 A test writes a top-level function `check(rank, *args)` in its own file and calls `world(4).run(check, …)`.
 Every rank runs it in a process of its own that has already joined a gloo group (rendezvous through a file: no
@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT_SECONDS = 120
+PRELOADED = ["tests.training.runs", "tests.model.tiny", "transformers"]
 
 
 def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> None:
@@ -52,7 +53,9 @@ class World:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        context = mp.get_context("spawn")
+        # Processes are forked off a server that has imported what they need: it takes seconds for each otherwise.
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory(prefix="world_")
         self._connections: list[Connection] = []
         self._processes = []

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from megatron.parallel.context import AXES, ParallelContext
+from tests.grid import grid
 
 VOCAB_SIZE = 13
 CONFIG = {"model": {"vocab_size": VOCAB_SIZE}}
@@ -29,8 +29,7 @@ Values = Callable[[str, tuple[int, ...]], Tensor]
 
 
 def make_context(pp: int, dp_replicate: int, dp_shard: int, tp: int) -> ParallelContext:
-    mesh = init_device_mesh("cpu", (pp, dp_replicate, dp_shard, tp), mesh_dim_names=AXES)
-    return ParallelContext(mesh, torch.device("cpu"))
+    return grid(pp=pp, dp_replicate=dp_replicate, dp_shard=dp_shard, tp=tp)
 
 
 def random_values(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -13,8 +13,6 @@ from megatron.convert.source import Source
 from megatron.convert.verification import our_logits, verify_hf
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
-from megatron.options import ParallelConfig
-from megatron.parallel.context import ParallelContext
 from tests.convert.runs import (
     MULTI_HEAD,
     MULTI_QUERY,
@@ -24,6 +22,7 @@ from tests.convert.runs import (
     make_run,
     model_config,
 )
+from tests.grid import grid
 
 HEADS = pytest.mark.parametrize(
     "heads", [MULTI_QUERY, MULTI_HEAD, STARCODER2], ids=["multiquery", "multihead", "starcoder2"]
@@ -44,9 +43,7 @@ def load(folder):
 
 def train_nothing(rank, root, config, ids):
     """Save a model as training at TP 2 holds it; give rank 0's logits of the whole vocabulary [b, s, v]."""
-    context = ParallelContext.create(
-        ParallelConfig(tensor_model_parallel_size=2), 2, torch.device("cpu")
-    )
+    context = grid(tp=2)
     model = GPTModel(
         config,
         context,

@@ -1,6 +1,5 @@
 """A tiny GPT for tests, its weights and gradients as whole tensors whatever the layout."""
 
-import functools
 import hashlib
 
 import torch
@@ -8,8 +7,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from megatron.model.gpt import GPTModel
-from megatron.options import ModelConfig, ParallelConfig
+from megatron.options import ModelConfig
 from megatron.parallel.context import ParallelContext
+from tests.grid import grid
 
 VOCAB_SIZE = 50
 SEQ_LENGTH = 8
@@ -34,11 +34,10 @@ def tiny_config(**changes) -> ModelConfig:
     return ModelConfig(**(defaults | changes))
 
 
-@functools.cache
 def make_context(world_size: int, *, tp: int = 1, sharded: bool = False) -> ParallelContext:
-    """Lay out the world's processes, once a layout: groups take time to make and to end."""
-    config = ParallelConfig(tensor_model_parallel_size=tp, use_distributed_optimizer=sharded)
-    return ParallelContext.create(config, world_size, torch.device("cpu"))
+    """Lay out the world's processes: tp of them share a layer, the others a batch."""
+    dp_size = world_size // tp
+    return grid(dp_shard=dp_size, tp=tp) if sharded else grid(dp_replicate=dp_size, tp=tp)
 
 
 def make_model(config: ModelConfig, context: ParallelContext, **changes) -> GPTModel:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from megatron.errors import ConfigError
@@ -16,6 +15,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.options import OptimizerConfig, PrecisionConfig, TrainingConfig
 from megatron.training.batch_schedule import BatchSchedule
+from tests.grid import grid
 
 OPTIMIZER = OptimizerConfig(lr=0.01, weight_decay=0.1, adam_beta2=0.95)
 
@@ -30,7 +30,7 @@ def _tensors() -> dict[str, torch.Tensor]:
 
 def _sharded_steps(rank: int) -> tuple[dict[str, torch.Tensor], float]:
     """Three steps on a matrix sharded over both processes and a replicated bias; gives whole tensors back."""
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    mesh = grid(tp=2).tp_mesh
     placements = {"matrix": [Shard(0)], "bias": [Replicate()]}
     parameters = {
         name: nn.Parameter(distribute_tensor(value, mesh, placements[name]))

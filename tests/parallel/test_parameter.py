@@ -1,14 +1,14 @@
 """Parameters say how they are sharded; the factory names and places them."""
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from megatron.parallel.parameter import Constant, Normal, ParameterFactory
+from tests.grid import grid
 
 
 def check_placements(rank):
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    mesh = grid(tp=2).tp_mesh
     factory = ParameterFactory(mesh, torch.device("cpu"), seed=1).scope("layers.0").scope("mlp")
     assert factory.prefix == "layers.0.mlp."
     for placement, local_shape in ((Shard(0), (3, 4)), (Shard(1), (6, 2)), (Replicate(), (6, 4))):

@@ -3,16 +3,15 @@
 import json
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from megatron import cli
 from megatron.config import Config
-from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
 from megatron.training.train import train
+from tests.grid import grid_of
 from tests.training.corpus import Corpus
 
 NUM_STEPS = 20
@@ -42,8 +41,7 @@ def train_here(rank: int, flags: str) -> str:
     world_size = dist.get_world_size()
     inputs = open_inputs(parse(flags), world_size)
     start = plan_start(inputs, world_size)
-    context = ParallelContext.create(inputs.config.parallel, world_size, torch.device("cpu"))
-    run = build_run(inputs, start, context)
+    run = build_run(inputs, start, grid_of(inputs.config.parallel))
     outcome = train(run)
     run.close()
     return outcome

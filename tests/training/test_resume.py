@@ -12,13 +12,13 @@ import torch
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
-from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.run_state import RunTensors, restore
 from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, samples_of_step
 from megatron.training.train import train
+from tests.grid import grid_of
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 LAYOUT = "--tensor-model-parallel-size 2 --hidden-dropout 0.1 --attention-dropout 0.1"
@@ -212,7 +212,7 @@ def _train_with_small_files(rank: int, flags: str, limit: int, message: str) -> 
     inputs = open_inputs(parse(flags), 2)
     start = plan_start(inputs, 2)
     # Its rendezvous is a file, which other tests made long: it comes before the limit.
-    context = ParallelContext.create(inputs.config.parallel, 2, torch.device("cpu"))
+    context = grid_of(inputs.config.parallel)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

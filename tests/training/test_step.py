@@ -11,12 +11,12 @@ from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 from megatron.data.loader import Batch, sample_numbers
 from megatron.optimizer.loss_scale import LossScale
-from megatron.parallel.context import ParallelContext
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
 from megatron.training.step import StepParts, train_step
 from megatron.training.train import Run
+from tests.grid import grid_of
 from tests.model.test_transformers import to_bigcode
 from tests.training.corpus import VOCAB_SIZE
 from tests.training.runs import flags_of, parse
@@ -80,8 +80,7 @@ def _whole(run: Run) -> dict[str, torch.Tensor]:
 def _build(flags: str) -> tuple[Run, StepParts]:
     world_size = dist.get_world_size()
     inputs = open_inputs(parse(flags), world_size)
-    context = ParallelContext.create(inputs.config.parallel, world_size, torch.device("cpu"))
-    run = build_run(inputs, plan_start(inputs, world_size), context)
+    run = build_run(inputs, plan_start(inputs, world_size), grid_of(inputs.config.parallel))
     scale = LossScale(1024.0, True, minimum=1.0, window=1000, hysteresis=1, remaining_hysteresis=1)
     return run, dataclasses.replace(run.parts, loss_scale=scale)
 

@@ -1,0 +1,44 @@
+"""Every layout trains the same model: each layout with each kind of heads equals one process.
+
+--matrix full takes the whole product with every setting; --matrix-seed and --matrix-width repeat it with other numbers.
+"""
+
+import pytest
+
+from tests.training.matrix import LAYOUTS, Scale, cells, compare, expect
+
+
+def pytest_generate_tests(metafunc):
+    if "cell" in metafunc.fixturenames:
+        is_full = metafunc.config.getoption("--matrix") == "full"
+        metafunc.parametrize("cell", cells(is_full=is_full), ids=str)
+
+
+@pytest.fixture(scope="module")
+def scale(request):
+    option = request.config.getoption
+    return Scale(seed=option("--matrix-seed"), width=option("--matrix-width"))
+
+
+@pytest.fixture(scope="module")
+def expected(world, corpus, scale, tmp_path_factory):
+    """Give the file of what one process sees, made once for each kind of heads and setting."""
+    folder = tmp_path_factory.mktemp("expected")
+
+    def find(cell):
+        file = folder / f"{cell.heads} {cell.setting}"
+        if not file.exists():
+            world(1).run(expect, cell.command_alone(corpus, scale), file)
+        return file
+
+    return find
+
+
+def test_a_layout_trains_the_model_of_one_process(world, corpus, scale, expected, cell):
+    world(cell.size).run(compare, cell.command(corpus, scale), expected(cell))
+
+
+def test_there_are_24_layouts_and_all_of_them_differ():
+    commands = [layout for group in LAYOUTS.values() for layout in group.values()]
+    assert len(commands) >= 24
+    assert all(len(set(group.values())) == len(group) for group in LAYOUTS.values())
