@@ -130,7 +130,9 @@ class Cell:
         layout = LAYOUTS[self.size][self.layout]
         micro = micro_batch_size(self.size, layout)
         setting, _ = SETTINGS[self.setting]
-        return f"{self._model(corpus, scale)} {setting.format(micro=micro, third=micro // 3)} {layout}"
+        return (
+            f"{self._model(corpus, scale)} {setting.format(micro=micro, third=micro // 3)} {layout}"
+        )
 
     def command_alone(self, corpus: Corpus, scale: Scale) -> str:
         """Give the options of the one process that it is compared with."""
