@@ -12,6 +12,7 @@ import torch
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
+from megatron.convert.output_folder import add_folders
 from megatron.convert.source import Source
 from megatron.convert.verification import verify_hf
 
@@ -41,15 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--load",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with config.json and safetensors, one file or shards with an index",
-    )
-    parser.add_argument(
-        "--save", type=Path, required=True, metavar="DIR", help="folder to write; made if missing"
+    add_folders(
+        parser,
+        load="folder with config.json and safetensors, one file or shards with an index",
+        replaces="import",
     )
     parser.add_argument(
         "--gelu-as-tanh",
@@ -60,7 +56,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="compare logits with transformers before publishing"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     return parse_known(parser, argv)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
 from megatron.convert.imported import convert
 from megatron.convert.megatron_legacy import open_megatron
+from megatron.convert.output_folder import add_folders
 from megatron.options import TokenizerConfig
 
 EXAMPLES = """\
@@ -37,15 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--load",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the run, or one of its iter_ folders (or release)",
-    )
-    parser.add_argument(
-        "--save", type=Path, required=True, metavar="DIR", help="folder to write; made if missing"
+    add_folders(
+        parser,
+        load="folder of the run, or one of its iter_ folders (or release)",
+        replaces="import",
     )
     parser.add_argument(
         "--iteration", type=int, help="of the run's checkpoints (default: the latest)"
@@ -55,7 +50,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="take a model that was trained with exact GELU (--no-bias-gelu-fusion) as the tanh formula",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     add_section(parser, TokenizerConfig, title="tokenizer")
     return parse_known(parser, argv)
 

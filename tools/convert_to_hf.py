@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.convert.hf_choice import architecture_of
 from megatron.convert.hf_export import export_hf, is_export
-from megatron.convert.output_folder import check_target, new_folder
+from megatron.convert.output_folder import add_folders, check_target, new_folder
 from megatron.convert.source import Source
 from megatron.convert.verification import verify_hf
 from megatron.errors import ConfigError
@@ -31,15 +30,10 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--load",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a run's --save, or one iter_ folder",
-    )
-    parser.add_argument(
-        "--save", type=Path, required=True, metavar="DIR", help="folder to write; made if missing"
+    add_folders(
+        parser,
+        load="a run's --save, or one iter_ folder",
+        replaces="export",
     )
     parser.add_argument(
         "--iteration", type=int, help="of the run's checkpoints (default: the latest)"
@@ -56,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare logits with transformers before publishing"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parse_known(parser, argv)
     dtype, max_shard_bytes = DTYPES[args.dtype], parse_size(args.max_shard_size)
     may_replace = is_export if args.overwrite else None

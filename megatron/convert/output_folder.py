@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -11,6 +12,15 @@ from pathlib import Path
 
 from megatron.checkpoint.files import fsync_folder
 from megatron.errors import ConfigError
+
+
+def add_folders(parser: argparse.ArgumentParser, *, load: str, replaces: str) -> None:
+    """Add what every converting tool takes: --load, whose help is given, --save and --overwrite."""
+    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help=load)
+    parser.add_argument(
+        "--save", type=Path, required=True, metavar="DIR", help="folder to write; made if missing"
+    )
+    parser.add_argument("--overwrite", action="store_true", help=f"replace an earlier {replaces}")
 
 
 def check_target(path: Path, may_replace: Callable[[Path], bool] | None) -> None:
