@@ -19,6 +19,11 @@ LAYOUTS = [
     ("TP1", 1, "--micro-batch-size 6"),
     ("TP4", 4, "--tensor-model-parallel-size 4 --micro-batch-size 6"),
     ("PP4", 4, "--pipeline-model-parallel-size 4 --micro-batch-size 3"),
+    (
+        "PP2 ZBV",
+        2,
+        "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --micro-batch-size 3",
+    ),
     ("DP3", 3, "--micro-batch-size 2"),
     ("DP3 distributed optimizer", 3, f"{SHARDED} --micro-batch-size 2"),
     ("DP4 in two copies", 4, f"{SHARDED} --num-distributed-optimizer-instances 2"),

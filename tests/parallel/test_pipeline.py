@@ -1,0 +1,53 @@
+"""Backward passes in two halves: gradients add up in fp32, and recomputation is paid for once."""
+
+import pytest
+
+from megatron.model.transformer import TransformerLayer
+from tests.training.runs import flags_of, read_metrics, train_here
+
+PP2 = "--pipeline-model-parallel-size 2 --train-iters 4 --eval-iters 0"
+IN_V = [f"{PP2} --pipeline-schedule {schedule}" for schedule in ("zbv", "dualpipev")]
+
+
+def norms_of(world, corpus, save, flags):
+    """The gradient norms of a run of four steps on two processes."""
+    world(2).run(train_here, flags_of(corpus, save, flags))
+    training, _ = read_metrics(save)
+    return [row["grad_norm"] for row in training.values()]
+
+
+@pytest.fixture(scope="module")
+def norms_of_1f1b(world, corpus, tmp_path_factory):
+    """Those of a schedule that never splits a backward pass, in bf16."""
+    return norms_of(world, corpus, tmp_path_factory.mktemp("1f1b"), f"{PP2} --bf16")
+
+
+@pytest.mark.parametrize("flags", IN_V)
+def test_bf16_gradients_of_micro_batches_are_summed_in_fp32(
+    world, corpus, norms_of_1f1b, tmp_path, flags
+):
+    # summed in bf16 they are 1e-4 off
+    norms = norms_of(world, corpus, tmp_path, f"{flags} --bf16")
+    assert norms == pytest.approx(norms_of_1f1b, rel=1e-9)
+
+
+def count_layers(rank, flags):
+    """Train, and give how often layers ran forward."""
+    calls = []
+
+    class Counted(TransformerLayer):
+        def forward(self, *args):
+            calls.append(1)
+            return super().forward(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron.model.gpt.TransformerLayer", Counted)
+        train_here(rank, flags)
+    return len(calls)
+
+
+@pytest.mark.parametrize("flags", IN_V)
+def test_full_recomputation_runs_a_layer_twice(world, corpus, tmp_path, flags):
+    full = flags_of(corpus, tmp_path, f"{flags} --recompute-granularity full")
+    num_steps, num_micro_batches, num_layers = 4, 8, 2  # of each process
+    assert world(2).run(count_layers, full) == [2 * num_steps * num_micro_batches * num_layers] * 2
