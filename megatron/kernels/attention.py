@@ -1,5 +1,8 @@
 """Causal attention over [s, b, heads, d], with fewer key/value heads than query heads where they are shared.
 
+The queries are the last rows of the keys, or all of them: query i of sq attends to the keys up to sk - sq + i of sk.
+So a part of a sequence attends to all that came before it, wherever the rest is computed.
+
 Three ways to compute one function; `blocked_attention` is a fourth. Keys and values are not expanded to the number
 of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa,
 flash). Where samples hold documents that must not see each other, or a window ends what a token sees, explicit and
@@ -23,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, head_keys
@@ -33,7 +37,7 @@ class AttentionDropout:
     """Dropout of attention probabilities in one layer for one micro-batch."""
 
     probability: float
-    row_keys: Tensor  # int64 [s, b]: of the query tokens at this site
+    row_keys: Tensor  # int64 [sq, b]: of the query tokens at this site
     first_head: int  # of this process, counted over all of them
     seed: int  # for kernels that draw from a generator
 
@@ -68,30 +72,30 @@ def explicit_attention(
 ) -> Tensor:
     """Attend with the probabilities in memory, softmax in fp32: the reference of the others.
 
-    query [s, b, n, d], key and value [s, b, g, d] with g dividing n -> [s, b, n*d]. Without documents each sample is
-    one, without a window.
+    query [sq, b, n, d], key and value [sk, b, g, d] with g dividing n and sq <= sk -> [sq, b, n*d]. Without documents
+    each sample is one, without a window.
     """
-    s, b, n, d = query.shape
-    g = key.size(2)
-    rows = query.view(s, b, g, n // g, d).permute(1, 2, 3, 0, 4)  # [b, g, n/g, s, d]
-    rows = rows.reshape(b * g, n // g * s, d)
-    keys = key.permute(1, 2, 3, 0).reshape(b * g, d, s)
-    values = value.permute(1, 2, 0, 3).reshape(b * g, s, d)
+    sq, b, n, d = query.shape
+    sk, _, g, _ = key.shape
+    rows = query.view(sq, b, g, n // g, d).permute(1, 2, 3, 0, 4)  # [b, g, n/g, sq, d]
+    rows = rows.reshape(b * g, n // g * sq, d)
+    keys = key.permute(1, 2, 3, 0).reshape(b * g, d, sk)
+    values = value.permute(1, 2, 0, 3).reshape(b * g, sk, d)
 
-    scores = torch.bmm(rows.mul(1.0 / math.sqrt(d)), keys).float().view(b, n, s, s)
+    scores = torch.bmm(rows.mul(1.0 / math.sqrt(d)), keys).float().view(b, n, sq, sk)
     if documents is None:
-        hidden = torch.ones(s, s, dtype=torch.bool, device=query.device).triu_(1)
+        hidden = torch.ones(sq, sk, dtype=torch.bool, device=query.device).triu_(1 + sk - sq)
     else:
         hidden = ~documents.mask
     probabilities = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1)  # fp32
     if dropout is not None:
-        heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
+        heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [sq, b, n]
         keyed = Dropout(dropout.probability, heads.permute(1, 2, 0))
         probabilities = keyed(probabilities)
-    probabilities = probabilities.to(value.dtype).view(b * g, n // g * s, s)
+    probabilities = probabilities.to(value.dtype).view(b * g, n // g * sq, sk)
 
-    context = torch.bmm(probabilities, values).view(b, n, s, d)
-    return context.permute(2, 0, 1, 3).reshape(s, b, n * d)  # [b, n, s, d] -> [s, b, n*d]
+    context = torch.bmm(probabilities, values).view(b, n, sq, d)
+    return context.permute(2, 0, 1, 3).reshape(sq, b, n * d)  # [b, n, sq, d] -> [sq, b, n*d]
 
 
 def sdpa_attention(
@@ -102,20 +106,26 @@ def sdpa_attention(
     documents: Documents | None = None,
 ) -> Tensor:
     """Attend with torch's fused kernels. Arguments as `explicit_attention`."""
-    s, b, n, d = query.shape
+    sq, b, n, d = query.shape
+    sk = key.size(0)
+    mask: Tensor | None = None
     if documents is not None:
+        mask = documents.mask
+    elif sq < sk:
+        mask = causal_lower_right(sq, sk)  # no tensor of all pairs, where FlashAttention can run
+    if mask is not None:
         key, value = _expand_heads(key, n), _expand_heads(value, n)
     with _seeded(query.device, dropout):
         context = F.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
+            query.permute(1, 2, 0, 3),  # [sq, b, n, d] -> [b, n, sq, d]
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
-            attn_mask=None if documents is None else documents.mask,
+            attn_mask=mask,
             dropout_p=0.0 if dropout is None else dropout.probability,
-            is_causal=documents is None,
+            is_causal=mask is None,
             enable_gqa=key.size(2) != n,
         )
-    return context.permute(2, 0, 1, 3).reshape(s, b, n * d)  # [b, n, s, d] -> [s, b, n*d]
+    return context.permute(2, 0, 1, 3).reshape(sq, b, n * d)  # [b, n, sq, d] -> [sq, b, n*d]
 
 
 def _expand_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -148,23 +158,23 @@ def flash_attention(
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    s, b, n, d = query.shape
+    sq, b, n, d = query.shape
     # keys before and after a query's own position; -1: all of its document
     before = -1 if documents.window is None else documents.window - 1
     causal: dict[str, Any] = {"window_size": (before, 0)}
     # Before torch 2.12 there was no such argument, and the kernel shared heads unasked.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         causal["enable_gqa"] = True
-    offsets, longest = documents.cu_seqlens, documents.max_length
+    queries, keys = documents.packed_queries, documents.packed_keys
     context = varlen_attn(
-        query.transpose(0, 1).flatten(0, 1),  # [s, b, n, d] -> [b*s, n, d]
+        query.transpose(0, 1).flatten(0, 1),  # [sq, b, n, d] -> [b*sq, n, d]
         key.transpose(0, 1).flatten(0, 1),
         value.transpose(0, 1).flatten(0, 1),
-        offsets,
-        offsets,
-        longest,
-        longest,
+        queries.offsets,
+        keys.offsets,
+        queries.longest,
+        keys.longest,
         **causal,
     )
     assert isinstance(context, Tensor)  # it gives more only if asked to
-    return context.view(b, s, n * d).transpose(0, 1).contiguous()  # [b*s, n, d] -> [s, b, n*d]
+    return context.view(b, sq, n * d).transpose(0, 1).contiguous()  # [b*sq, n, d] -> [sq, b, n*d]

@@ -39,8 +39,8 @@ class _Block:
     """Some queries of some samples, and the keys that they see among them."""
 
     samples: slice  # of b*g
-    rows: slice  # of s*(n/g)
-    keys: slice  # of s; the last ones are those of the rows' own positions
+    rows: slice  # of sq*(n/g)
+    keys: slice  # of sk; the last ones are those of the rows' own positions
     hidden: Tensor | None  # bool [positions, keys]: keys of other documents or before the window
 
     @property
@@ -60,15 +60,17 @@ class _Blocks:
         query: Tensor,
         num_groups: int,
         *,
+        first_position: int,
         row_keys: Tensor | None,
         probability: float,
         documents: Documents | None,
     ) -> None:
-        self.seq_length = query.size(0)
+        self.num_queries = query.size(0)
+        self.first_position = first_position  # of the queries among the keys
         self.num_groups = num_groups
         self.heads_per_group = query.size(2) // num_groups
         self.probability = probability
-        self.row_keys = row_keys  # int64 [b*g, s*(n/g)]
+        self.row_keys = row_keys  # int64 [b*g, sq*(n/g)]
         self.documents = documents
         # rows of a block: enough for a fast product, few enough that its scores stay in the cache
         self.size = 32 if self.heads_per_group >= 4 else 64
@@ -77,23 +79,24 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[_Block]:
         """Give the blocks: of all samples at once, or of one at a time where each has documents of its own."""
-        g, r = self.num_groups, self.heads_per_group
-        begins = range(0, self.seq_length, self.size)
-        spans = [(begin, min(begin + self.size, self.seq_length)) for begin in begins]
+        g, r, skipped = self.num_groups, self.heads_per_group, self.first_position
+        begins = range(0, self.num_queries, self.size)
+        spans = [(begin, min(begin + self.size, self.num_queries)) for begin in begins]
         if self.documents is None:
             for begin, end in spans:
-                yield _Block(slice(None), slice(begin * r, end * r), slice(0, end), None)
+                rows = slice(begin * r, end * r)
+                yield _Block(slice(None), rows, slice(0, skipped + end), None)
             return
         device_keys = self.documents.first_keys
         is_shared = self.documents.is_same_in_all_samples
         for sample, first_keys in enumerate(self.documents.host_first_keys.tolist()):
             samples = slice(None) if is_shared else slice(sample * g, (sample + 1) * g)
             for begin, end in spans:
-                first, hidden = first_keys[begin], None
-                if first_keys[end - 1] > first:
-                    positions = torch.arange(first, end, device=device_keys.device)
+                keys, hidden = slice(first_keys[begin], skipped + end), None
+                if first_keys[end - 1] > keys.start:
+                    positions = torch.arange(keys.start, keys.stop, device=device_keys.device)
                     hidden = device_keys[sample, begin:end, None] > positions
-                yield _Block(samples, slice(begin * r, end * r), slice(first, end), hidden)
+                yield _Block(samples, slice(begin * r, end * r), keys, hidden)
 
     def softmax(self, query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
         """Give the probabilities of a block before dropout, [b*g, rows, keys]."""
@@ -128,21 +131,22 @@ class _BlockedAttention(torch.autograd.Function):
         dropout: AttentionDropout | None,
         documents: Documents | None,
     ) -> Tensor:
-        s, b, n, d = query.shape
-        g = key.size(2)
+        sq, b, n, d = query.shape
+        sk, _, g, _ = key.shape
         row_keys = None
         if dropout is not None:
-            heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [s, b, n]
+            heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [sq, b, n]
             row_keys = _fold(heads.unsqueeze(-1), g).squeeze(-1)
         blocks = _Blocks(
             query,
             g,
+            first_position=sk - sq,
             row_keys=row_keys,
             probability=0.0 if dropout is None else dropout.probability,
             documents=documents,
         )
         queries = _fold(query * d**-0.5, g)
-        keys, values = _fold(key, g), _fold(value, g)  # [b*g, s, d]
+        keys, values = _fold(key, g), _fold(value, g)  # [b*g, sk, d]
         out = torch.empty_like(queries)
         for block in blocks:
             probabilities = blocks.softmax(
@@ -151,15 +155,16 @@ class _BlockedAttention(torch.autograd.Function):
             out[block.queries] = torch.bmm(blocks.drop(probabilities, block), values[block.columns])
         ctx.save_for_backward(queries, keys, values)
         ctx.blocks = blocks
-        ctx.shape = (s, b, g, d)
-        return _unfold(out, s, g).reshape(s, b, n * d).contiguous()
+        ctx.shape = (sq, b, g, d)
+        return _unfold(out, sq, g).reshape(sq, b, n * d).contiguous()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
-        s, b, g, d = ctx.shape
-        grad = _fold(grad.reshape(s, b, -1, d), g)
+        sq, b, g, d = ctx.shape
+        sk = keys.size(1)
+        grad = _fold(grad.reshape(sq, b, -1, d), g)
         query_grad = torch.empty_like(queries)
         # fp32 sums over blocks, whatever the dtype
         key_grad = torch.zeros_like(keys, dtype=torch.float32)
@@ -176,9 +181,9 @@ class _BlockedAttention(torch.autograd.Function):
             query_grad[block.queries] = torch.bmm(score_grad, key)
             key_grad[block.columns] += torch.bmm(score_grad.transpose(1, 2), query)
         return (
-            _unfold(query_grad.mul_(d**-0.5), s, g),
-            _unfold(key_grad.to(keys.dtype), s, g),
-            _unfold(value_grad.to(values.dtype), s, g),
+            _unfold(query_grad.mul_(d**-0.5), sq, g),
+            _unfold(key_grad.to(keys.dtype), sk, g),
+            _unfold(value_grad.to(values.dtype), sk, g),
             None,
             None,
         )
@@ -191,5 +196,5 @@ def blocked_attention(
     dropout: AttentionDropout | None,
     documents: Documents | None = None,
 ) -> Tensor:
-    """Attend block by block: query [s, b, n, d], key and value [s, b, g, d], g dividing n -> [s, b, n*d]."""
+    """Attend block by block: query [sq, b, n, d], key and value [sk, b, g, d], g dividing n -> [sq, b, n*d]."""
     return _BlockedAttention.apply(query, key, value, dropout, documents)

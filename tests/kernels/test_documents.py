@@ -133,10 +133,21 @@ def test_blocks_drop_what_the_reference_drops(samples, groups, window):
 def test_offsets_lay_the_samples_end_to_end(samples):
     documents = Documents(starts_of(samples), CPU)
     lengths = [length for sample in samples for length in sample]
-    assert documents.cu_seqlens.dtype == torch.int32
-    assert documents.cu_seqlens.diff().tolist() == lengths
-    assert documents.cu_seqlens[0] == 0
-    assert documents.max_length == max(lengths)
+    for packed in (documents.packed_queries, documents.packed_keys):
+        assert packed.offsets.dtype == torch.int32
+        assert packed.offsets.diff().tolist() == lengths
+        assert packed.offsets[0] == 0
+        assert packed.longest == max(lengths)
+
+
+def test_keys_that_no_later_query_sees_are_laid_before_the_others():
+    starts = starts_of([[5, 1, 1, 9, 3], [19], [8, 11]])
+    documents = Documents(starts[:, 8:], CPU, first_position=8)
+    # the rest of the fourth and the fifth document; the end of the only one; the whole of the second
+    queries, keys = documents.packed_queries, documents.packed_keys
+    assert queries.offsets.diff().tolist() == [0, 8, 3, 0, 11, 0, 11]
+    assert keys.offsets.diff().tolist() == [7, 9, 3, 0, 19, 8, 11]
+    assert (queries.longest, keys.longest) == (11, 19)
 
 
 def test_samples_of_one_document_within_the_window_need_no_mask():
@@ -214,16 +225,26 @@ def test_flash_that_cannot_hide_tokens_is_an_error_that_names_the_options(situat
 
 def packed_attention(query, key, value, offsets, offsets_k, longest, longest_k, **options):
     """What torch's kernel for a GPU says it computes, of [tokens, heads, d]."""
-    assert offsets is offsets_k and longest == longest_k == offsets.diff().max()
+    assert longest == offsets.diff().max() and longest_k == offsets_k.diff().max()
     before, after = options.pop("window_size")
     assert after == 0 and options.pop("enable_gqa", True)
     assert not options
-    one = [x.unsqueeze(1) for x in (query, key, value)]
+    window = None if before == -1 else before + 1
+    lengths, lengths_k = offsets.diff().tolist(), offsets_k.diff().tolist()
+    packed = [query.split(lengths), key.split(lengths_k), value.split(lengths_k)]
     parts = []
-    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        window = None if before == -1 else before + 1
-        whole = create(torch.zeros(1, end - begin, dtype=torch.int64), window)
-        parts.append(explicit_attention(*(x[begin:end] for x in one), None, whole))
+    for one in zip(*packed, strict=True):
+        num_queries, num_keys = len(one[0]), len(one[1])
+        starts = torch.zeros(1, num_queries, dtype=torch.int64)
+        whole = Documents.create(
+            starts,
+            CPU,
+            shape=(1, num_queries),
+            window=window,
+            first_position=num_keys - num_queries,
+        )
+        if num_queries > 0:
+            parts.append(explicit_attention(*(x.unsqueeze(1) for x in one), None, whole))
     return torch.cat(parts).view(query.shape)
 
 
