@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from megatron.optimizer.adamw import AdamW
+from megatron.optimizer.loss_scale import LossScale
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
@@ -44,6 +45,8 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "TP2 SP": f"{TP2} {SP}",
         "PP2": PP2,
         "PP2 interleaved": f"{PP2} {CHUNKS}",
+        "PP2 ZBV": f"{PP2} --pipeline-schedule zbv",
+        "PP2 DualPipeV": f"{PP2} --pipeline-schedule dualpipev",
         "PP2 uneven": f"{PP2} --decoder-first-pipeline-num-layers 1",
         "DP2": "",
         "DP2 sharded": SHARDED,
@@ -60,6 +63,8 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "TP2 DP2": TP2,
         "TP2 SP DP2 sharded": f"{TP2} {SP} {SHARDED}",
         "PP2 DP2": PP2,
+        "TP2 SP PP2 ZBV": f"{TP2} {SP} {PP2} --pipeline-schedule zbv",
+        "PP2 DualPipeV DP2 sharded": f"{PP2} {SHARDED} --pipeline-schedule dualpipev",
         "PP2 interleaved DP2 sharded": f"{PP2} {CHUNKS} {SHARDED}",
     },
     8: {
@@ -206,7 +211,7 @@ def observe(flags: str) -> Trace:
     run: Run = build_run(inputs, start, grid_of(inputs.config.parallel))
     parameters = run.saver._tensors.parameters
     watched = _Watched(run.parts.optimizer, parameters)
-    parts = dataclasses.replace(run.parts, optimizer=watched)
+    parts = dataclasses.replace(run.parts, optimizer=watched, loss_scale=_loss_scale())
     results = []
     for step in range(inputs.config.training.train_iters or 0):
         consumed = step * GLOBAL_BATCH
@@ -226,6 +231,11 @@ def observe(flags: str) -> Trace:
         watched.gradients,
         whole(parameters),
     )
+
+
+def _loss_scale() -> LossScale:
+    """Give one that stays, for what multiplies gradients in fp16 must come out of them again."""
+    return LossScale(1024.0, False, minimum=1.0, window=1000, hysteresis=1, remaining_hysteresis=1)
 
 
 def expect(rank: int, flags: str, file: Path) -> None:

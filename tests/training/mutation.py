@@ -20,23 +20,20 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of a file of the package, and the cell that has to show it."""
+    """One change of a file of the package."""
 
-    claim: str  # what the change takes away
+    claim: str  # what it takes away
     file: str
     old: str
     new: str
-    size: int
-    layout: str
-    heads: str
-    setting: str
 
     @property
-    def line(self) -> int:
-        """Give the number of the line that `old` begins in."""
+    def lines(self) -> range:
+        """Give the numbers of the lines it changes."""
         source = (ROOT / self.file).read_text()
         assert source.count(self.old) == 1, f"{self.file} has {source.count(self.old)} {self.old!r}"
-        return source[: source.index(self.old)].count("\n") + 1
+        first = source[: source.index(self.old)].count("\n") + 1
+        return range(first, first + self.old.count("\n") + 1)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):

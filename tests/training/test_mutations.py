@@ -1,35 +1,348 @@
-"""The matrix turns red for whatever makes layouts equal: each collective, partial gradient and loss scale, taken away."""
+"""The matrix turns red for each collective, partial gradient, loss scale and offset that makes layouts equal.
 
-from tests.training.matrix import (
-    SP,
-    TP2,
-)
-from tests.training.mutation import Mutation
+Each is taken away in turn, in the source as a world imports it, and a cell of the matrix has to show it.
+"""
 
-COLLECTIVES, LAYERS = "megatron/parallel/collectives.py", "megatron/parallel/layers.py"
-PIPELINE, STEP = "megatron/parallel/pipeline.py", "megatron/training/step.py"
-DATA_PARALLEL, CLIP = "megatron/parallel/data_parallel.py", "megatron/optimizer/clip.py"
-TP2_SP = f"{TP2} {SP}"
+import re
+
+import pytest
+
+from tests.training.matrix import Cell, Scale, expect
+from tests.training.mutation import ROOT, Mutation, mutated_difference
+from tests.world import World
+
+SCALE = Scale(num_steps=2)
+PARALLEL, MODEL = "megatron/parallel", "megatron/model"
+STEP, PRETRAIN = "megatron/training/step.py", "megatron/training/pretrain.py"
+COLLECTIVES, LAYERS = f"{PARALLEL}/collectives.py", f"{PARALLEL}/layers.py"
+PIPELINE, DATA_PARALLEL = f"{PARALLEL}/pipeline.py", f"{PARALLEL}/data_parallel.py"
+CROSS_ENTROPY = f"{PARALLEL}/cross_entropy.py"
+
+# What is taken away: (what it is, file, source, changed source), by the cell that shows it.
+TAKEN_AWAY = {
+    Cell(1, "alone", "multihead", "accumulation"): [
+        ("factor of the loss", PIPELINE, "(loss * loss_factor).backward()", "loss.backward()"),
+        ("loss scale in the gradients", STEP, "num_tokens / scale if", "num_tokens if"),
+        (
+            "tokens that carry loss",
+            STEP,
+            "num_positions / num_tokens / scale if",
+            "1.0 / scale if",
+        ),
+    ],
+    Cell(2, "TP2", "multihead", "FIM"): [
+        (
+            "sum of gradients on entering the region",
+            COLLECTIVES,
+            "return _all_reduced(grad, ctx.group), None",
+            "return grad, None",
+        ),
+        (
+            "sum of shares on leaving the region",
+            COLLECTIVES,
+            "return _all_reduced(x, group)",
+            "return x.clone()",
+        ),
+        (
+            "sum of embedding rows",
+            LAYERS,
+            "return reduce_from_tensor_model_parallel_region(rows, self.region.group)",
+            "return rows",
+        ),
+        (
+            "rows of the embedding that are elsewhere",
+            LAYERS,
+            "rows.masked_fill(elsewhere.unsqueeze(-1), 0.0)",
+            "rows",
+        ),
+        (
+            "softmax over all shards of the vocabulary",
+            CROSS_ENTROPY,
+            "gather_first_dim(torch.stack([log_sum_exp, target])[None], group)",
+            "torch.stack([log_sum_exp, target])[None]",
+        ),
+        (
+            "padding left out of the softmax",
+            CROSS_ENTROPY,
+            "num_valid = min(max(vocab_size - first_id, 0), rows.size(1))",
+            "num_valid = rows.size(1)",
+        ),
+        (
+            "entering the region before the LM head",
+            f"{MODEL}/gpt.py",
+            "x = self.region.enter(x)\n        if self.config.untie",
+            "if self.config.untie",
+        ),
+        (
+            "tokens counted once by a tensor parallel group",
+            STEP,
+            "[num_tokens / context.tp_size,",
+            "[num_tokens,",
+        ),
+        (
+            "loss counted once by a tensor parallel group",
+            STEP,
+            "loss_sum.double() / context.tp_size",
+            "loss_sum.double()",
+        ),
+        (
+            "copies counted once in the norm",
+            "megatron/optimizer/clip.py",
+            " / num_replicas(gradient)",
+            "",
+        ),
+        (
+            "a shard's own initial values",
+            f"{PARALLEL}/parameter.py",
+            "first[dim] = self.tp_mesh.get_local_rank() * local_shape[dim]",
+            "pass",
+        ),
+    ],
+    Cell(2, "TP2", "multiquery", "FIM"): [
+        (
+            "sum of partial gradients inside the region",
+            COLLECTIVES,
+            "return Partial() if self.size > 1 else Replicate()",
+            "return Replicate()",
+        ),
+        (
+            "sum of the key/value weight's gradients",
+            LAYERS,
+            "local_tensor(self.weight, self.region.inside_grad)",
+            "local_tensor(self.weight, Replicate())",
+        ),
+        (
+            "sum of the key/value bias' gradients",
+            LAYERS,
+            "local_tensor(self.bias, self.region.inside_grad)",
+            "local_tensor(self.bias, Replicate())",
+        ),
+    ],
+    Cell(2, "TP2", "multihead", "recompute"): [
+        (
+            "a process's own heads in dropout",
+            f"{MODEL}/attention.py",
+            "self.site),\n            self.share.first_head,",
+            "self.site),\n            0,",
+        ),
+    ],
+    Cell(4, "TP4", "grouped", "FIM"): [
+        (
+            "a process's own group of heads",
+            f"{MODEL}/attention.py",
+            "first = self.share.first_group * rows_per_group",
+            "first = 0",
+        ),
+    ],
+    Cell(2, "TP2 SP", "multihead", "FIM"): [
+        (
+            "join of the sequence",
+            COLLECTIVES,
+            "        return gather_first_dim(x, group)",
+            "        return torch.cat([x] * group.size())",
+        ),
+        (
+            "sum of gradients on joining the sequence",
+            COLLECTIVES,
+            "return reduce_scatter_first_dim(grad, ctx.group), None",
+            "return grad.chunk(ctx.group.size())[ctx.group.rank()], None",
+        ),
+        (
+            "sum of shares on cutting the sequence",
+            COLLECTIVES,
+            "        return reduce_scatter_first_dim(x, group)",
+            "        return x.chunk(group.size())[group.rank()]",
+        ),
+        (
+            "join of gradients on cutting the sequence",
+            COLLECTIVES,
+            "return gather_first_dim(grad, ctx.group), None",
+            "return torch.cat([grad] * ctx.group.size()), None",
+        ),
+        (
+            "sum of embedding rows, a piece of the sequence each",
+            LAYERS,
+            "return reduce_scatter_to_sequence_parallel_region(rows, self.region.group)",
+            "return rows.chunk(self.region.size)[self.region.rank]",
+        ),
+        (
+            "sum of partial gradients outside the region",
+            COLLECTIVES,
+            "return Partial() if self.sequence_parallel and self.size > 1 else Replicate()",
+            "return Replicate()",
+        ),
+        (
+            "sum of a bias' gradients",
+            LAYERS,
+            "local_tensor(self.bias, self.region.outside_grad)",
+            "local_tensor(self.bias, Replicate())",
+        ),
+        (
+            "sum of the norms' gradients",
+            f"{MODEL}/transformer.py",
+            "grad = self.region.outside_grad",
+            "grad = Replicate()",
+        ),
+        (
+            "sum of the positions' gradients",
+            f"{MODEL}/embedding.py",
+            "local_tensor(self.weight, self.region.outside_grad)",
+            "local_tensor(self.weight, Replicate())",
+        ),
+        (
+            "a piece's own positions",
+            COLLECTIVES,
+            "return self.rank * num_local_positions if self.sequence_parallel else 0",
+            "return 0",
+        ),
+    ],
+    Cell(2, "TP2 SP", "multihead", "recompute"): [
+        (
+            "a piece's own positions in dropout",
+            f"{MODEL}/gpt.py",
+            "inside.chunk(self.region.size)[self.region.rank]",
+            "inside.chunk(self.region.size)[0]",
+        ),
+    ],
+    Cell(2, "DP2", "multihead", "FIM"): [
+        (
+            "sum, not mean, over data parallel processes",
+            DATA_PARALLEL,
+            "module.set_gradient_divide_factor(1.0)",
+            "pass",
+        ),
+        (
+            "sum of gradients over copies",
+            DATA_PARALLEL,
+            "model.set_is_last_backward(is_last_micro_batch)",
+            "model.set_requires_all_reduce(False)",
+        ),
+        ("sum of losses, tokens and norms over the world", STEP, "dist.all_reduce(stats)", "pass"),
+        (
+            "a data parallel process's own samples",
+            PRETRAIN,
+            "dp_rank=context.dp_rank,",
+            "dp_rank=0,",
+        ),
+    ],
+    Cell(2, "DP2 sharded", "multihead", "accumulation"): [
+        (
+            "gradients of all micro-batches in the sum",
+            PIPELINE,
+            "is_last_micro_batch=number == len(micro_batches)",
+            "is_last_micro_batch=number == 1",
+        ),
+    ],
+    Cell(2, "PP2", "multihead", "FIM"): [
+        (
+            "factor of the loss in a pipeline",
+            PIPELINE,
+            "(token_losses * mask).sum() * self._loss_factor",
+            "(token_losses * mask).sum()",
+        ),
+        (
+            "factor of the reported loss",
+            PIPELINE,
+            "return self._run_schedule(batch, train=True) / loss_factor",
+            "return self._run_schedule(batch, train=True)",
+        ),
+        (
+            "gradients that no schedule scales",
+            PIPELINE,
+            '"scale_grads": False',
+            '"scale_grads": True',
+        ),
+        (
+            "sum of the tied embedding's gradients",
+            PIPELINE,
+            "dist.all_reduce(trained.grad.to_local(), group=self._group)",
+            "pass",
+        ),
+        (
+            "tokens counted by the last stage only",
+            STEP,
+            "if not parts.pipeline.has_last_stage:",
+            "if False:",
+        ),
+        (
+            "tied embedding counted once in the norm",
+            PRETRAIN,
+            "is_copy = tied_embedding is not None and not pipeline.has_first_stage",
+            "is_copy = False",
+        ),
+    ],
+    Cell(2, "PP2 ZBV", "multihead", "FIM"): [
+        (
+            "sum of the tied embedding's gradients in one process",
+            PIPELINE,
+            "trained.grad.to_local().add_(follower.grad.to_local())",
+            "pass",
+        ),
+        (
+            "tied embedding that follows the trained one",
+            PIPELINE,
+            "follower.to_local().copy_(self._copies[0].to_local())",
+            "pass",
+        ),
+    ],
+}
 MUTATIONS = [
-    # tensor parallelism
-    Mutation(
-        "sum of gradients on entering the region",
-        COLLECTIVES,
-        "return _all_reduced(grad, ctx.group), None",
-        "return grad, None",
-        2,
-        TP2,
-        "multihead",
-        "FIM",
-    ),
-    Mutation(
-        "sum of shares on leaving the region",
-        COLLECTIVES,
-        "return _all_reduced(x, group)",
-        "return x.clone()",
-        2,
-        TP2,
-        "multihead",
-        "FIM",
-    ),
+    (cell, Mutation(*change)) for cell, changes in TAKEN_AWAY.items() for change in changes
 ]
+
+
+@pytest.fixture(scope="module")
+def expected(world, corpus, tmp_path_factory):
+    """Give the file of what one process sees, made once for each kind of heads and setting."""
+    folder = tmp_path_factory.mktemp("expected")
+
+    def find(cell):
+        file = folder / f"{cell.heads} {cell.setting}"
+        if not file.exists():
+            world(1).run(expect, cell.command_alone(corpus, SCALE), file)
+        return file
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("cell", "mutation"), MUTATIONS, ids=[mutation.claim for _, mutation in MUTATIONS]
+)
+def test_the_matrix_shows_that_something_was_taken_away(corpus, expected, cell, mutation):
+    mutant = World(cell.size)  # of no use to anybody else
+    try:
+        differences = mutant.run(
+            mutated_difference, mutation, cell.command(corpus, SCALE), expected(cell)
+        )
+    finally:
+        mutant.close(kill=True)
+    assert any(differences), f"nothing differs without: {mutation.claim}"
+
+
+# A call of a collective of the spine, or a gradient that is declared as partial.
+VITAL = re.compile(
+    r"dist\.(all_|reduce|broadcast|gather|scatter)|(gather|reduce_scatter)_first_dim\("
+    r"|_all_reduced\(|\.(in|out)side_grad\b|_parallel_region\(rows"
+)
+WITHOUT_MUTATION = {
+    # each of these serves several that are taken away one by one
+    "_all_gather = getattr(dist",
+    "_reduce_scatter = getattr(dist",
+    "    dist.all_reduce(out, group=group)",
+    # changes no number
+    "dist.all_reduce(torch.zeros(1, device=context.device), group=context.pp_group)",
+}
+
+
+def test_every_collective_and_every_partial_gradient_is_taken_away_once():
+    covered = {(mutation.file, line) for _, mutation in MUTATIONS for line in mutation.lines}
+    files = [*ROOT.glob(f"{PARALLEL}/*.py"), *ROOT.glob(f"{MODEL}/*.py"), ROOT / STEP]
+    missing = []
+    for file in files:
+        name = str(file.relative_to(ROOT))
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            is_vital = VITAL.search(line.partition("#")[0]) and "def " not in line
+            is_exempt = any(text in line for text in WITHOUT_MUTATION)
+            if is_vital and not is_exempt and (name, number) not in covered:
+                missing.append(f"{name}:{number}: {line.strip()}")
+    assert not missing, "\n".join(missing)
