@@ -33,7 +33,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 
 def _copy(corpus: Corpus, folder: Path) -> Corpus:
     shutil.copytree(corpus.tokenizer.parent, folder)
-    return Corpus(folder / "tokenizer.json", folder / "train", folder / "valid")
+    return Corpus(folder / "tokenizer.json", folder / "train", folder / "valid", folder / "short")
 
 
 def _without_sentinels(corpus: Corpus) -> None:

@@ -1,4 +1,4 @@
-"""A small real corpus on disk: Python's own source, a trained tokenizer with sentinels, two datasets."""
+"""A small real corpus on disk: Python's own source, a trained tokenizer with sentinels, its datasets."""
 
 import json
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 SENTINELS = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"]
@@ -15,11 +16,12 @@ VOCAB_SIZE = 389  # odd on purpose: the padded vocabulary differs from the true 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Paths of the tokenizer and of the two dataset prefixes."""
+    """Paths of the tokenizer and of the dataset prefixes."""
 
     tokenizer: Path
     train: Path
     valid: Path
+    short: Path  # the start of train, in documents of 1 to 24 tokens
 
 
 def _write(prefix: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
@@ -27,6 +29,19 @@ def _write(prefix: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
     for text in texts:
         builder.add_document([*tokenizer.encode(text).ids, 0])
     builder.finalize()
+
+
+def cut_short(source: Path, prefix: Path, first_token: int) -> None:
+    """Write 4,000 tokens of a dataset, from first_token on, as documents of 1 to 24 tokens."""
+    draw = np.random.default_rng(1)
+    tokens = IndexedDataset(source).tokens[first_token : first_token + 4000]
+    tokens = tokens[tokens != 0]
+    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
+        while len(tokens) > 24:
+            length = int(draw.integers(0, 24))
+            builder.add_document([*tokens[:length].tolist(), 0])
+            tokens = tokens[length:]
+        builder.finalize()
 
 
 def make_corpus(folder: Path) -> Corpus:
@@ -50,4 +65,5 @@ def make_corpus(folder: Path) -> Corpus:
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "train", tokenizer, texts[4:])
     _write(folder / "valid", tokenizer, texts[:4])
-    return Corpus(folder / "tokenizer.json", folder / "train", folder / "valid")
+    cut_short(folder / "train", folder / "short", 0)
+    return Corpus(folder / "tokenizer.json", folder / "train", folder / "valid", folder / "short")

@@ -147,10 +147,10 @@ class Cell:
         return f"""--num-layers 4 --hidden-size {scale.width} --num-attention-heads 4
             {HEADS[self.heads]} --hidden-dropout 0 --attention-dropout 0 --init-method-std 0.1
             --seq-length 24 --max-position-embeddings 24 --global-batch-size {GLOBAL_BATCH}
-            --lr 1e-2 --lr-warmup-iters 2 --weight-decay 0.1 --clip-grad 0.7 --adam-eps 1e-3
+            --lr 1e-2 --weight-decay 0.1 --clip-grad 0.7 --adam-eps 1e-3
             --train-iters {scale.num_steps} --eval-iters 0 --num-workers 0 --seed {scale.seed}
             --make-vocab-size-divisible-by 16 --tokenizer-file {corpus.tokenizer}
-            --train-data-path {corpus.train}"""
+            --train-data-path {corpus.short}"""
 
 
 def cells(*, is_full: bool) -> list[Cell]:

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.data.indexed_dataset import IndexedDataset
-from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.model.flops import attended_pairs, flops_per_token
 from megatron.training.inputs import open_inputs
 from megatron.training.step import _pairs_in_documents
+from tests.training.corpus import cut_short
 from tests.training.runs import flags_of, parse, read_lines, read_metrics, train_here
 
 NUM_STEPS = 5
@@ -29,20 +28,12 @@ RESETS = "--reset-position-ids --reset-attention-mask"
 def short(corpus, tmp_path_factory):
     """The corpus cut into documents of 1 to 24 tokens: prefixes of two training sets and one held out."""
     folder = tmp_path_factory.mktemp("short")
-    draw = np.random.default_rng(1)
-    for name, source, start in (
+    for name, source, first_token in (
         ("a", corpus.train, 0),
         ("b", corpus.train, 5000),
         ("valid", corpus.valid, 0),
     ):
-        tokens = IndexedDataset(source).tokens[start : start + 4000]
-        tokens = tokens[tokens != 0]
-        with IndexedDatasetBuilder(folder / name, np.uint16) as builder:
-            while len(tokens) > 24:
-                length = int(draw.integers(0, 24))
-                builder.add_document([*tokens[:length].tolist(), 0])
-                tokens = tokens[length:]
-            builder.finalize()
+        cut_short(source, folder / name, first_token)
     return folder
 
 

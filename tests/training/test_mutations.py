@@ -151,7 +151,7 @@ TAKEN_AWAY = {
             "sum of shares on cutting the sequence",
             COLLECTIVES,
             "        return reduce_scatter_first_dim(x, group)",
-            "        return x.chunk(group.size())[group.rank()]",
+            "        return x.chunk(group.size())[group.rank()].clone()",
         ),
         (
             "join of gradients on cutting the sequence",
@@ -214,8 +214,8 @@ TAKEN_AWAY = {
         (
             "sum of gradients over copies",
             DATA_PARALLEL,
-            "model.set_is_last_backward(is_last_micro_batch)",
-            "model.set_requires_all_reduce(False)",
+            "mesh=context.dp_mesh",
+            'mesh=context.mesh["dp_shard"]',
         ),
         ("sum of losses, tokens and norms over the world", STEP, "dist.all_reduce(stats)", "pass"),
         (
@@ -226,6 +226,12 @@ TAKEN_AWAY = {
         ),
     ],
     Cell(2, "DP2 sharded", "multihead", "accumulation"): [
+        (
+            "sum of gradients over shards",
+            DATA_PARALLEL,
+            "mesh=context.dp_mesh",
+            'mesh=context.mesh["dp_replicate"]',
+        ),
         (
             "gradients of all micro-batches in the sum",
             PIPELINE,
@@ -305,17 +311,25 @@ def expected(world, corpus, tmp_path_factory):
     return find
 
 
+def _differences(corpus, expected, cell, mutation):
+    mutant = World(cell.size)  # of no use to anybody else
+    try:
+        return mutant.run(mutated_difference, mutation, cell.command(corpus, SCALE), expected(cell))
+    finally:
+        mutant.close(kill=True)
+
+
+@pytest.mark.parametrize("cell", TAKEN_AWAY, ids=str)
+def test_nothing_differs_where_nothing_was_taken_away(corpus, expected, cell):
+    harmless = Mutation("nothing", STEP, "def train_step(", "def train_step(")
+    assert not any(_differences(corpus, expected, cell, harmless))
+
+
 @pytest.mark.parametrize(
     ("cell", "mutation"), MUTATIONS, ids=[mutation.claim for _, mutation in MUTATIONS]
 )
 def test_the_matrix_shows_that_something_was_taken_away(corpus, expected, cell, mutation):
-    mutant = World(cell.size)  # of no use to anybody else
-    try:
-        differences = mutant.run(
-            mutated_difference, mutation, cell.command(corpus, SCALE), expected(cell)
-        )
-    finally:
-        mutant.close(kill=True)
+    differences = _differences(corpus, expected, cell, mutation)
     assert any(differences), f"nothing differs without: {mutation.claim}"
 
 
