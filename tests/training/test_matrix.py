@@ -1,6 +1,7 @@
 """Every layout trains the same model: each layout with each kind of heads equals one process.
 
---matrix full takes the whole product with every setting; --matrix-seed and --matrix-width repeat it with other numbers.
+The suite takes three steps of every kind of heads under every layout, the settings going round. --matrix full takes
+ten steps of the whole product with every setting; --matrix-seed and --matrix-width repeat either with other numbers.
 """
 
 import pytest
@@ -17,16 +18,17 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def scale(request):
     option = request.config.getoption
-    return Scale(seed=option("--matrix-seed"), width=option("--matrix-width"))
+    num_steps = 10 if option("--matrix") == "full" else 3
+    return Scale(option("--matrix-seed"), option("--matrix-width"), num_steps)
 
 
 @pytest.fixture(scope="module")
 def expected(world, corpus, scale, tmp_path_factory):
-    """Give the file of what one process sees, made once for each kind of heads and setting."""
+    """Give the file of what one process sees, made once a model."""
     folder = tmp_path_factory.mktemp("expected")
 
     def find(cell):
-        file = folder / f"{cell.heads} {cell.setting}"
+        file = folder / cell.model
         if not file.exists():
             world(1).run(expect, cell.command_alone(corpus, scale), file)
         return file

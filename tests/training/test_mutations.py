@@ -11,7 +11,7 @@ from tests.training.matrix import Cell, Scale, expect
 from tests.training.mutation import ROOT, Mutation, mutated_difference
 from tests.world import World
 
-SCALE = Scale(num_steps=2)
+SCALE = Scale(seed=1234, width=24, num_steps=2)
 PARALLEL, MODEL = "megatron/parallel", "megatron/model"
 STEP, PRETRAIN = "megatron/training/step.py", "megatron/training/pretrain.py"
 COLLECTIVES, LAYERS = f"{PARALLEL}/collectives.py", f"{PARALLEL}/layers.py"
@@ -299,11 +299,11 @@ MUTATIONS = [
 
 @pytest.fixture(scope="module")
 def expected(world, corpus, tmp_path_factory):
-    """Give the file of what one process sees, made once for each kind of heads and setting."""
+    """Give the file of what one process sees, made once a model."""
     folder = tmp_path_factory.mktemp("expected")
 
     def find(cell):
-        file = folder / f"{cell.heads} {cell.setting}"
+        file = folder / cell.model
         if not file.exists():
             world(1).run(expect, cell.command_alone(corpus, SCALE), file)
         return file
