@@ -70,6 +70,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
     8: {
         "TP2 PP2 DP2": f"{TP2} {PP2}",
         "TP2 SP PP2 interleaved DP2 sharded": f"{TP2} {SP} {PP2} {CHUNKS} {SHARDED}",
+        "TP2 SP PP2 ZBV DP2 sharded": f"{TP2} {SP} {PP2} {SHARDED} --pipeline-schedule zbv",
         "TP4 SP PP2": f"{TP4} {SP} {PP2}",
         "TP2 SP DP4 in two copies": f"{TP2} {SP} {COPIES}",
     },
