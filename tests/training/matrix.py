@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -117,6 +118,11 @@ class Scale:
     seed: int
     width: int  # of the residual stream, a multiple of 4
     num_steps: int
+
+    @classmethod
+    def asked(cls, config: pytest.Config, num_steps: int) -> Scale:
+        """Take what the command line says (tests/conftest.py)."""
+        return cls(config.getoption("--matrix-seed"), config.getoption("--matrix-width"), num_steps)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def scale(request):
-    option = request.config.getoption
-    num_steps = 10 if option("--matrix") == "full" else 3
-    return Scale(option("--matrix-seed"), option("--matrix-width"), num_steps)
+    is_full = request.config.getoption("--matrix") == "full"
+    return Scale.asked(request.config, num_steps=10 if is_full else 3)
 
 
 @pytest.fixture(scope="module")

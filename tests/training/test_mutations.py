@@ -11,7 +11,6 @@ from tests.training.matrix import Cell, Scale, expect
 from tests.training.mutation import ROOT, Mutation, mutated_difference
 from tests.world import World
 
-SCALE = Scale(seed=1234, width=24, num_steps=2)
 PARALLEL, MODEL = "megatron/parallel", "megatron/model"
 STEP, PRETRAIN = "megatron/training/step.py", "megatron/training/pretrain.py"
 COLLECTIVES, LAYERS = f"{PARALLEL}/collectives.py", f"{PARALLEL}/layers.py"
@@ -298,39 +297,50 @@ MUTATIONS = [
 
 
 @pytest.fixture(scope="module")
-def expected(world, corpus, tmp_path_factory):
+def scale(request):
+    return Scale.asked(request.config, num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def expected(world, corpus, scale, tmp_path_factory):
     """Give the file of what one process sees, made once a model."""
     folder = tmp_path_factory.mktemp("expected")
 
     def find(cell):
         file = folder / cell.model
         if not file.exists():
-            world(1).run(expect, cell.command_alone(corpus, SCALE), file)
+            world(1).run(expect, cell.command_alone(corpus, scale), file)
         return file
 
     return find
 
 
-def _differences(corpus, expected, cell, mutation):
-    mutant = World(cell.size)  # of no use to anybody else
-    try:
-        return mutant.run(mutated_difference, mutation, cell.command(corpus, SCALE), expected(cell))
-    finally:
-        mutant.close(kill=True)
+@pytest.fixture
+def differences(corpus, scale, expected):
+    """Give what each process of a cell finds to differ from one process, with a mutation."""
+
+    def find(cell, mutation):
+        mutant = World(cell.size)  # of no use to anybody else
+        try:
+            flags = cell.command(corpus, scale)
+            return mutant.run(mutated_difference, mutation, flags, expected(cell))
+        finally:
+            mutant.close(kill=True)
+
+    return find
 
 
 @pytest.mark.parametrize("cell", TAKEN_AWAY, ids=str)
-def test_nothing_differs_where_nothing_was_taken_away(corpus, expected, cell):
+def test_nothing_differs_where_nothing_was_taken_away(differences, cell):
     harmless = Mutation("nothing", STEP, "def train_step(", "def train_step(")
-    assert not any(_differences(corpus, expected, cell, harmless))
+    assert not any(differences(cell, harmless))
 
 
 @pytest.mark.parametrize(
     ("cell", "mutation"), MUTATIONS, ids=[mutation.claim for _, mutation in MUTATIONS]
 )
-def test_the_matrix_shows_that_something_was_taken_away(corpus, expected, cell, mutation):
-    differences = _differences(corpus, expected, cell, mutation)
-    assert any(differences), f"nothing differs without: {mutation.claim}"
+def test_the_matrix_shows_that_something_was_taken_away(differences, cell, mutation):
+    assert any(differences(cell, mutation)), f"nothing differs without: {mutation.claim}"
 
 
 # A call of a collective of the spine, or a gradient that is declared as partial.
