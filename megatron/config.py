@@ -62,16 +62,24 @@ class Config:
         split_layers(model.num_layers, parallel)
 
     def _check_sequence(self) -> None:
-        seq_length, tp_size = self.data.seq_length, self.parallel.tensor_model_parallel_size
+        seq_length, parallel = self.data.seq_length, self.parallel
+        tp_size, cp_size = parallel.tensor_model_parallel_size, parallel.context_parallel_size
         require(
             seq_length <= self.model.max_position_embeddings,
             f"--seq-length {seq_length} is longer than --max-position-embeddings "
             f"{self.model.max_position_embeddings}",
         )
         require(
-            not self.parallel.sequence_parallel or seq_length % tp_size == 0,
+            cp_size > 1 or seq_length % parallel.sequence_divisor == 0,
             f"--sequence-parallel splits the sequence and --seq-length {seq_length} is not "
             f"divisible by --tensor-model-parallel-size {tp_size}",
+        )
+        also = f", of which --sequence-parallel makes {tp_size} pieces"
+        require(
+            seq_length % parallel.sequence_divisor == 0,
+            f"--context-parallel-size {cp_size} gives each process two chunks of the sequence"
+            f"{also if parallel.sequence_parallel else ''}, and --seq-length {seq_length} is not divisible by "
+            f"{parallel.sequence_divisor}; use a multiple of that",
         )
 
     def _check_documents(self) -> None:

@@ -7,6 +7,7 @@ below this layer sees more than the section it needs. Knows nothing of torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -196,6 +197,9 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = option(
         1, "processes that share the stack of layers", minimum=1
     )
+    context_parallel_size: int = option(
+        1, "processes that share each sequence, for long ones", minimum=1
+    )
     pipeline_schedule: Literal["auto", "1f1b", "interleaved", "zbv", "dualpipev"] = option(
         "auto",
         "order of the passes of a pipeline: zbv and dualpipev lay two stages on each rank, in a V; "
@@ -230,7 +234,7 @@ class ParallelConfig:
     num_distributed_optimizer_instances: int = option(
         1,
         "with --use-distributed-optimizer: copies of the optimizer state, each sharded over its part of the data "
-        "parallel processes, such as a node; gradients are summed over all",
+        "(and context) parallel processes, such as a node; gradients are summed over all",
         minimum=1,
     )
     distributed_backend: Literal["auto", "gloo", "nccl"] = option(
@@ -247,37 +251,56 @@ class ParallelConfig:
 
     @property
     def model_parallel_size(self) -> int:
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        """Processes that read the same samples."""
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+        )
+
+    @property
+    def sequence_divisor(self) -> int:
+        """What the sequence length must be a multiple of: pieces of one length for all that share it."""
+        pieces = 2 if self.context_parallel_size > 1 else 1  # chunks of a context parallel process
+        if self.sequence_parallel:
+            pieces = math.lcm(pieces, self.tensor_model_parallel_size)
+        return pieces * self.context_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Processes that hold the same part of the model; ConfigError if the layout does not fit."""
+        """Groups of processes that read different samples; ConfigError if the layout does not fit."""
         tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        cp, size = self.context_parallel_size, self.model_parallel_size
+        factors = f"--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp}"
+        if cp > 1:
+            factors += f" x --context-parallel-size {cp}"
         require(
-            world_size >= tp * pp,
-            f"--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} needs "
-            f"{tp * pp} processes and there are {world_size}; start more (torchrun's "
+            world_size >= size,
+            f"{factors} needs {size} processes and there are {world_size}; start more (torchrun's "
             f"--nproc-per-node, the example's GPUS_PER_NODE) or lower one of them",
         )
         require(
-            world_size % (tp * pp) == 0,
-            f"{world_size} processes cannot be split into groups of {tp * pp} "
-            f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp}); "
-            f"use a multiple of {tp * pp}",
+            world_size % size == 0,
+            f"{world_size} processes cannot be split into groups of {size} ({factors}); "
+            f"use a multiple of {size}",
         )
-        return world_size // (tp * pp)
+        return world_size // size
 
-    def data_parallel_sizes(self, world_size: int) -> tuple[int, int]:
-        """Data parallel processes as (copies of the optimizer state, processes each is sharded over)."""
-        dp_size = self.data_parallel_size(world_size)
+    def gradient_sizes(self, world_size: int) -> tuple[int, int]:
+        """Processes that hold the same weights as (copies of the optimizer state, processes each is sharded over).
+
+        They are the data and the context parallel ones, whose gradients are summed.
+        """
+        num_processes = self.data_parallel_size(world_size) * self.context_parallel_size
         if not self.use_distributed_optimizer:
-            return dp_size, 1
+            return num_processes, 1
         copies = self.num_distributed_optimizer_instances
+        kind = "data parallel" if self.context_parallel_size == 1 else "data x context parallel"
         require(
-            dp_size % copies == 0,
-            f"--num-distributed-optimizer-instances {copies} does not divide the {dp_size} data parallel "
-            f"processes; give a divisor of {dp_size}",
+            num_processes % copies == 0,
+            f"--num-distributed-optimizer-instances {copies} does not divide the {num_processes} {kind} "
+            f"processes; give a divisor of {num_processes}",
         )
-        return copies, dp_size // copies
+        return copies, num_processes // copies
 
     def check(self, world_size: int) -> None:
         require(
@@ -285,7 +308,7 @@ class ParallelConfig:
             "--num-distributed-optimizer-instances needs --use-distributed-optimizer: without it every "
             "data parallel process holds a copy",
         )
-        self.data_parallel_sizes(world_size)
+        self.gradient_sizes(world_size)
 
 
 @dataclass(frozen=True)

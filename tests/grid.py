@@ -14,10 +14,16 @@ from megatron.parallel.context import ParallelContext
 
 
 @functools.cache
-def grid(*, pp: int = 1, dp_replicate: int = 1, dp_shard: int = 1, tp: int = 1) -> ParallelContext:
-    """Lay out the processes of this world, whose number is the product. Collective over it."""
+def grid(
+    *, pp: int = 1, dp_replicate: int = 1, dp_shard: int = 1, tp: int = 1, cp: int = 1
+) -> ParallelContext:
+    """Lay out the processes of this world, whose number is pp x dp_replicate x dp_shard x tp. Collective over it.
+
+    cp of them share a sequence, among those of dp_replicate x dp_shard.
+    """
     config = ParallelConfig(
         tensor_model_parallel_size=tp,
+        context_parallel_size=cp,
         pipeline_model_parallel_size=pp,
         use_distributed_optimizer=True,
         num_distributed_optimizer_instances=dp_replicate,
@@ -27,10 +33,11 @@ def grid(*, pp: int = 1, dp_replicate: int = 1, dp_shard: int = 1, tp: int = 1) 
 
 def grid_of(parallel: ParallelConfig) -> ParallelContext:
     """Lay them out as a run with these options does. Collective over the world."""
-    dp_replicate, dp_shard = parallel.data_parallel_sizes(dist.get_world_size())
+    dp_replicate, dp_shard = parallel.gradient_sizes(dist.get_world_size())
     return grid(
         pp=parallel.pipeline_model_parallel_size,
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
         tp=parallel.tensor_model_parallel_size,
+        cp=parallel.context_parallel_size,
     )

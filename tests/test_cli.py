@@ -182,6 +182,27 @@ def test_unusable_flag_says_what_to_use(flags, message):
             ["--sequence-parallel", "31"],
         ),
         (
+            "--tensor-model-parallel-size 2 --context-parallel-size 2",
+            2,
+            ["--context-parallel-size 2 needs 4 processes", "there are 2"],
+        ),
+        (
+            "--context-parallel-size 2 --seq-length 30",
+            2,
+            ["--context-parallel-size 2", "--seq-length 30", "divisible by 4;"],
+        ),
+        (
+            "--tensor-model-parallel-size 4 --sequence-parallel --context-parallel-size 2 --seq-length 28",
+            8,
+            ["--context-parallel-size 2", "--sequence-parallel makes 4", "divisible by 8;"],
+        ),
+        (
+            "--context-parallel-size 2 --use-distributed-optimizer --num-distributed-optimizer-instances 3",
+            4,
+            ["the 4 data x context parallel processes"],
+        ),
+        ("--context-parallel-size 4 --global-batch-size 3", 8, ["1 x 2 data parallel processes"]),
+        (
             "--use-flash-attn --reset-attention-mask",
             1,
             ["--use-flash-attn", "--attention-dropout (0.1)", "--reset-attention-mask"],

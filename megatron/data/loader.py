@@ -19,7 +19,10 @@ from megatron.data.sample_order import sample_numbers
 
 @dataclass(frozen=True)
 class Batch:
-    """One data-parallel rank's part of a global batch, micro-batch after micro-batch: B rows."""
+    """One data-parallel rank's part of a global batch, micro-batch after micro-batch: B rows.
+
+    s is the whole sample, or the positions of it that a process reads.
+    """
 
     tokens: Tensor  # int64 [B, s]
     labels: Tensor  # int64 [B, s]
@@ -41,6 +44,21 @@ class Batch:
             self.sample_ids,
             None if positions is None else positions.to(device, non_blocking=True),
             self.document_starts,
+        )
+
+    def at(self, positions: Tensor) -> Batch:
+        """Give the part of whole samples at some positions, int64 [s']. Starts stay those in the whole sample."""
+
+        def select(x: Tensor) -> Tensor:
+            return x.index_select(1, positions)
+
+        return Batch(
+            select(self.tokens),
+            select(self.labels),
+            select(self.loss_mask),
+            self.sample_ids,
+            None if self.position_ids is None else select(self.position_ids),
+            None if self.document_starts is None else select(self.document_starts),
         )
 
 
@@ -85,12 +103,15 @@ class BatchLoader:
         dp_size: int = 1,
         num_workers: int = 0,
         resets: DocumentResets | None = None,
+        positions: Tensor | None = None,
     ) -> None:
         """Read from dataset, in num_workers processes or, if 0, in this one. Nothing starts before `batch`.
 
         Without a dataset (a stage in the middle of a pipeline) batches hold sample numbers and no tokens.
+        positions: int64 [s'], which of each sample a batch holds; None: all.
         """
         self._resets = resets
+        self._positions = positions
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._dp_rank, self._dp_size = dp_rank, dp_size
@@ -121,7 +142,9 @@ class BatchLoader:
             self._read_ahead.ask(self._asked)
         tokens, labels, loss_mask = map(torch.from_numpy, arrays)
         batch = Batch(tokens, labels, loss_mask, torch.tensor(numbers, dtype=torch.int64))
-        return batch if self._resets is None else self._resets.apply(batch)
+        if self._resets is not None:
+            batch = self._resets.apply(batch)
+        return batch if self._positions is None else batch.at(self._positions)
 
     def close(self) -> None:
         """End the workers; `batch` starts them again."""

@@ -22,11 +22,9 @@ class Rotation:
 
     @classmethod
     def create(cls, positions: Tensor, head_dim: int, base: float) -> Rotation:
-        """Take positions int64 [s], the same in each sample, or [b, s], on the device of the queries."""
+        """Take positions int64 [b, s], or [1, s] if all samples have the same, on the device of the queries."""
         channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
         frequencies = 1.0 / base ** (channels / head_dim)
-        if positions.dim() == 1:
-            positions = positions.unsqueeze(0)
         angles = positions.t()[:, :, None, None].float() * frequencies  # [s, b, 1, d/2]
         return cls(angles.cos(), angles.sin())
 

@@ -1,7 +1,8 @@
 """Self-attention with any number of key/value heads, its query heads shared out over tp.
 
-The normalised input enters the tensor parallel region once, for queries, keys and values together: one collective
-each way, and never one on keys or values. Key/value heads that tp does not divide are computed by each process for
+The normalised input enters the tensor parallel region once, for queries, keys and values together: one collective over
+tp each way, and never one on keys or values. Where several processes share a sequence (cp), each gathers the keys and
+values of all of it, few next to the hidden states if heads share them, and attends with the queries it holds. Key/value heads that tp does not divide are computed by each process for
 its own query heads, from a whole copy of their weight (StarCoder's multi-query attention at any tp).
 """
 
@@ -22,6 +23,7 @@ from megatron.kernels.rotary import Rotation
 from megatron.model.mlp import output_initial
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.layers import (
     ColumnParallelLinear,
     PartialGradientLinear,
@@ -41,11 +43,20 @@ class DropoutKeys:
 
 
 @dataclass(frozen=True)
+class QueryChunk:
+    """Consecutive tokens of each sample: they attend to all before them, wherever those are computed."""
+
+    rows: slice  # of the tokens that this process holds
+    positions: range
+    documents: Documents | None  # None: a token attends to all before it in its sample
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """What layers know of the tokens of a micro-batch besides their hidden states; the same for every layer."""
 
+    chunks: tuple[QueryChunk, ...]
     keys: DropoutKeys | None = None  # None: no dropout
-    documents: Documents | None = None  # None: a token attends to all before it in its sample
     rotation: Rotation | None = None  # None: positions are in the embedding
 
 
@@ -87,12 +98,14 @@ class SelfAttention(nn.Module):
         parameters: ParameterFactory,
         region: TensorParallelRegion,
         kernels: Kernels,
+        cp: ContextParallelRegion,
     ) -> None:
         super().__init__()
         has_bias = not config.disable_bias_linear
         initial = Normal(config.init_method_std)
         projection_size = config.num_attention_heads * config.head_dim
         self.region = region
+        self.cp = cp
         self.head_dim = config.head_dim
         self.share = HeadShare.create(config, region.size, region.rank)
         self.attend = kernels.attention
@@ -141,43 +154,72 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
-        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
+        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp and cp.
+
+        s are the positions that this process holds, of whole samples or of its share (cp).
+        """
         x = self.region.enter(x)  # [s, b, h]
         s, b, _ = x.shape
         query = self.query(x).view(s, b, self.share.num_heads, self.head_dim)
         key_value = self.key_value(x).view(s, b, self.share.num_groups, 2, self.head_dim)
-        if self.share.repeats is not None:
-            repeats = torch.tensor(self.share.repeats, device=x.device)
-            key_value = key_value.repeat_interleave(
-                repeats, dim=2, output_size=sum(self.share.repeats)
-            )
         key, value = key_value.unbind(dim=3)  # [s, b, g/t, d] each
         if batch.rotation is not None:
             query, key = batch.rotation.turn(query), batch.rotation.turn(key)
-        dropout = self._dropout(batch.keys)
-        if self.recomputes:
-            # dropout is keyed: there is no generator to put back
-            context = checkpoint(
-                self.attend,
-                query,
-                key,
-                value,
-                dropout,
-                batch.documents,
-                use_reentrant=False,
-                preserve_rng_state=False,
+        if self.cp.size > 1:
+            key, value = self.cp.gather(torch.stack([key, value], dim=2)).unbind(dim=2)
+        if self.share.repeats is not None:
+            key, value = self._repeat(key), self._repeat(value)
+        if len(batch.chunks) == 1:
+            return self.dense(self._attend(query, key, value, batch.chunks[0], batch.keys))
+        contexts = [
+            self._attend(
+                query[chunk.rows],
+                key[: chunk.positions.stop],
+                value[: chunk.positions.stop],
+                chunk,
+                batch.keys,
             )
-        else:
-            context = self.attend(query, key, value, dropout, batch.documents)
-        return self.dense(context)
+            for chunk in batch.chunks
+        ]
+        return self.dense(torch.cat(contexts))
 
-    def _dropout(self, keys: DropoutKeys | None) -> AttentionDropout | None:
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Repeat key or value heads, [s, b, g, d], so that all serve equally many query heads."""
+        repeats = torch.tensor(self.share.repeats, device=x.device)
+        return x.repeat_interleave(repeats, dim=2, output_size=sum(self.share.repeats or ()))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        chunk: QueryChunk,
+        keys: DropoutKeys | None,
+    ) -> Tensor:
+        """Attend with a chunk's queries to the keys up to its end: [sq, b, n/t, d], [sk, b, g/t, d] -> [sq, b, h/t]."""
+        dropout = self._dropout(keys, chunk)
+        if not self.recomputes:
+            return self.attend(query, key, value, dropout, chunk.documents)
+        # dropout is keyed: there is no generator to put back
+        return checkpoint(
+            self.attend,
+            query,
+            key,
+            value,
+            dropout,
+            chunk.documents,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+
+    def _dropout(self, keys: DropoutKeys | None, chunk: QueryChunk) -> AttentionDropout | None:
         if keys is None or self.dropout == 0.0:
             return None
         assert keys.first_sample is not None
+        first = (keys.first_sample, self.share.first_head, chunk.positions.start)
         return AttentionDropout(
             self.dropout,
-            site_keys(keys.inside, self.site),
+            site_keys(keys.inside[chunk.rows], self.site),
             self.share.first_head,
-            seed=derive_key(self.site, keys.first_sample, self.share.first_head),
+            seed=derive_key(self.site, *first),
         )

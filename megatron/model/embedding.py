@@ -25,16 +25,14 @@ class PositionEmbedding(nn.Module):
             "weight", shape, Replicate(), Normal(config.init_method_std)
         )
 
-    def forward(self, x: Tensor, position_ids: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
         """Add the vectors of x's positions: [s, b, h] or [s/t, b, h], the same shape back.
 
-        position_ids int64 [b, s]; None counts from 0 in each sample.
+        position_ids int64 [b, s], or [1, s] if all samples have the same.
         """
         first = self.region.first_position(x.size(0))
         here = slice(first, first + x.size(0))
         weight = local_tensor(self.weight, self.region.outside_grad)
-        if position_ids is None:
-            return x + weight[here].unsqueeze(1)
         return x + F.embedding(position_ids[:, here].t(), weight)
 
 
@@ -67,8 +65,11 @@ class Embedding(nn.Module):
             else None
         )
 
-    def forward(self, ids: Tensor, position_ids: Tensor | None) -> Tensor:
-        """ids [b, s] -> [s, b, h] or, with sequence parallel, [s/t, b, h]. Collective over tp."""
+    def forward(self, ids: Tensor, position_ids: Tensor) -> Tensor:
+        """ids [b, s] -> [s, b, h] or, with sequence parallel, [s/t, b, h]. Collective over tp.
+
+        position_ids int64 [b or 1, s].
+        """
         x = self.word_embeddings(ids.t().contiguous())
         if self.position_embeddings is None:
             return x

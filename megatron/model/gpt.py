@@ -2,7 +2,7 @@
 
 Pre-LayerNorm, biases, tanh GELU, tied embeddings, and positions that are learned (StarCoder §5.4) or rotary
 (StarCoder2, arXiv 2402.19173, with grouped heads and a window). Written for any dtype: it computes in that of its
-parameters. Knows tensor parallelism through its layers; nothing of data parallelism (who
+parameters. Knows tensor and context parallelism through its layers; nothing of data parallelism (who
 wraps it with `fully_shard`) or of pipeline schedules (who carries its output to the next stage).
 """
 
@@ -16,7 +16,7 @@ from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.kernels.rotary import Rotation
-from megatron.model.attention import DropoutKeys, MicroBatch
+from megatron.model.attention import DropoutKeys, MicroBatch, QueryChunk
 from megatron.model.embedding import Embedding
 from megatron.model.transformer import LayerNorm, TransformerLayer, recompute_chunks, run_layers
 from megatron.options import ModelConfig
@@ -80,6 +80,7 @@ class GPTModel(nn.Module):
         self.is_first = is_first
         self.is_last = is_last
         self.region = TensorParallelRegion(context.tp_group, sequence_parallel)
+        self.cp = context.cp
         self.embedding_site = derive_key(seed, "embedding output")
         parameters = ParameterFactory(context.tp_mesh, context.device, seed)
 
@@ -94,7 +95,7 @@ class GPTModel(nn.Module):
         self.layers = nn.ModuleDict(
             {
                 str(number): TransformerLayer(
-                    config, parameters.scope(f"layers.{number}"), self.region, kernels
+                    config, parameters.scope(f"layers.{number}"), self.region, kernels, self.cp
                 )
                 for number in layers
             }
@@ -122,26 +123,25 @@ class GPTModel(nn.Module):
         position_ids: Tensor | None = None,
         document_starts: Tensor | None = None,
     ) -> Tensor:
-        """Run the stage. Collective over tp.
+        """Run the stage. Collective over tp and cp.
 
+        s are the positions of a sample that this process holds: all, or its share of them (cp).
         x: ids int64 [b, s] on the first stage, else hidden states [s, b, h] ([s/t, b, h] with sequence parallel).
         sample_ids: int64 [b], the samples' numbers in the run: they key dropout, and only training with dropout
         needs them. Best on the CPU: with attention dropout the first one is read, which synchronises a GPU.
-        position_ids: int64 [b, s], for every stage; None counts from 0 in each sample.
+        position_ids: int64 [b, s], for every stage; None: the positions in the sample.
         document_starts: int64 [b, s] on the CPU, for every stage: the position in the sample at which each token's
         document starts, and before which it attends to nothing. None: each sample is one document.
         Returns hidden states; on the last stage losses fp32 [b, s] if labels [b, s] are given, else logits
         [s, b, v/t].
         """
         shape = self._batch_shape(x)
-        keys = self._dropout_keys(x, sample_ids)
-        batch = MicroBatch(
-            keys,
-            Documents.create(
-                document_starts, x.device, shape=shape, window=self.config.window_size
-            ),
-            self._rotation(x.device, position_ids, shape[1]),
-        )
+        positions = self.cp.positions(shape[1], x.device)
+        if position_ids is None:
+            position_ids = positions.unsqueeze(0)
+        keys = self._dropout_keys(positions, sample_ids)
+        chunks = self._query_chunks(x.device, shape, document_starts)
+        batch = MicroBatch(chunks, keys, self._rotation(position_ids))
         if self.is_first:
             x = self.embedding(x, position_ids)
             if keys is not None and self.config.hidden_dropout > 0.0:
@@ -170,29 +170,44 @@ class GPTModel(nn.Module):
         return F.linear(x, self.embedding.word_embeddings.local_weight())
 
     def _batch_shape(self, x: Tensor) -> tuple[int, int]:
-        """Give (samples, positions of a whole sequence) of what the stage takes."""
+        """Give (samples, positions of each that this process holds) of what the stage takes."""
         if self.is_first:
             return x.size(0), x.size(1)
         return x.size(1), x.size(0) * (self.region.size if self.region.sequence_parallel else 1)
 
-    def _rotation(
-        self, device: torch.device, position_ids: Tensor | None, length: int
-    ) -> Rotation | None:
-        """Make what turns queries and keys, the whole sequence's on every process; None for learned positions."""
+    def _query_chunks(
+        self, device: torch.device, shape: tuple[int, int], starts: Tensor | None
+    ) -> tuple[QueryChunk, ...]:
+        """Say which tokens attend together, and to which of the documents before them."""
+        num_samples, num_positions = shape
+        chunks: list[QueryChunk] = []
+        first = 0
+        for positions in self.cp.chunks(num_positions):
+            rows = slice(first, first + len(positions))
+            documents = Documents.create(
+                None if starts is None else starts[:, rows],
+                device,
+                shape=(num_samples, len(positions)),
+                window=self.config.window_size,
+                first_position=positions.start,
+            )
+            chunks.append(QueryChunk(rows, positions, documents))
+            first = rows.stop
+        return tuple(chunks)
+
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
+        """Make what turns queries and keys, on every process of tp the same; None for learned positions."""
         if not self.config.has_rotary_positions:
             return None
-        positions = torch.arange(length, device=device) if position_ids is None else position_ids
-        return Rotation.create(positions, self.config.head_dim, self.config.rotary_base)
+        return Rotation.create(position_ids, self.config.head_dim, self.config.rotary_base)
 
-    def _dropout_keys(self, x: Tensor, sample_ids: Tensor | None) -> DropoutKeys | None:
-        """Give the tokens' coordinates, or None where nothing is dropped."""
+    def _dropout_keys(self, positions: Tensor, sample_ids: Tensor | None) -> DropoutKeys | None:
+        """Give the tokens' coordinates, of positions int64 [s], or None where nothing is dropped."""
         is_active = self.config.hidden_dropout > 0.0 or self.config.attention_dropout > 0.0
         if not self.training or not is_active:
             return None
         assert sample_ids is not None, "dropout is keyed by sample: give sample_ids"
-        _, length = self._batch_shape(x)
-        positions = torch.arange(length, device=x.device)
-        inside = token_keys(sample_ids.to(x.device, non_blocking=True), positions)
+        inside = token_keys(sample_ids.to(positions.device, non_blocking=True), positions)
         outside = inside
         if self.region.sequence_parallel:
             outside = inside.chunk(self.region.size)[self.region.rank]

@@ -14,6 +14,7 @@ from megatron.model.attention import DropoutKeys, MicroBatch, SelfAttention
 from megatron.model.mlp import MLP
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
+from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
 from megatron.parallel.random import derive_key
 
@@ -53,6 +54,7 @@ class TransformerLayer(nn.Module):
         parameters: ParameterFactory,
         region: TensorParallelRegion,
         kernels: Kernels,
+        cp: ContextParallelRegion,
     ) -> None:
         super().__init__()
         self.hidden_dropout = config.hidden_dropout
@@ -63,7 +65,7 @@ class TransformerLayer(nn.Module):
             config, parameters.scope("input_layernorm"), region, kernels
         )
         self.self_attention = SelfAttention(
-            config, parameters.scope("self_attention"), region, kernels
+            config, parameters.scope("self_attention"), region, kernels, cp
         )
         self.post_attention_layernorm = LayerNorm(
             config, parameters.scope("post_attention_layernorm"), region, kernels
@@ -71,7 +73,7 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(config, parameters.scope("mlp"), region, kernels)
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        """[s, b, h] or [s/t, b, h], the same shape back. Collective over tp."""
+        """[s, b, h] or [s/t, b, h], the same shape back. Collective over tp and cp."""
         keys = batch.keys
         out, bias = self.self_attention(self.input_layernorm(x), batch)
         x = self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.attention_site))
@@ -102,7 +104,7 @@ def run_layers(
     batch: MicroBatch,
     chunks: list[tuple[range, bool]],
 ) -> Tensor:
-    """Run layers in order on x [s, b, h] or [s/t, b, h]. Collective over tp, in recomputation once more."""
+    """Run layers in order on x [s, b, h] or [s/t, b, h]. Collective over tp and cp, in recomputation once more."""
 
     def run(x: Tensor, chunk: range) -> Tensor:
         for index in chunk:

@@ -153,5 +153,5 @@ class TensorParallelRegion:
         return reduce_from_tensor_model_parallel_region(x, self.group)
 
     def first_position(self, num_local_positions: int) -> int:
-        """Give the sequence position of row 0 outside."""
+        """Give which of the positions inside row 0 outside is."""
         return self.rank * num_local_positions if self.sequence_parallel else 0

@@ -1,8 +1,10 @@
 """Where this process stands in the grid of processes.
 
-One `DeviceMesh` with the axes (pp, dp_replicate, dp_shard, tp), tp fastest as in Megatron: neighbours in a
-node share layers, the slowest axis carries the least traffic. The data parallel axis is two: gradients are
-averaged over both, optimizer state is sharded over dp_shard only.
+Ranks count through (pp, dp, cp, tp), tp fastest as in Megatron: neighbours in a node share layers, the slowest axis
+carries the least traffic. Processes that share a sequence (cp) hold the same weights and sum their gradients like those
+that read different samples (dp), so the one `DeviceMesh`, which parameters lie on, knows the two as one. It has the axes
+(pp, dp_replicate, dp_shard, tp): gradients are summed over both in the middle, whose product is dp x cp, and optimizer
+state is sharded over dp_shard only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron.errors import ConfigError
 from megatron.options import ParallelConfig
+from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.launch import Launch
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
@@ -28,7 +31,8 @@ class ParallelContext:
 
     mesh: DeviceMesh
     device: torch.device
-    timeout: timedelta = timedelta(minutes=10)  # of a collective
+    timeout: timedelta  # of a collective
+    cp: ContextParallelRegion
 
     def _size(self, axis: str) -> int:
         return self.mesh.size(AXES.index(axis))
@@ -71,19 +75,16 @@ class ParallelContext:
 
     @property
     def dp_size(self) -> int:
-        return self._size("dp_replicate") * self._size("dp_shard")
+        return self._size("dp_replicate") * self._size("dp_shard") // self.cp.size
 
     @property
     def dp_rank(self) -> int:
-        """Row-major over (dp_replicate, dp_shard): the index that decides which samples are read."""
-        shard_size = self._size("dp_shard")
-        return self.mesh.get_local_rank("dp_replicate") * shard_size + self.mesh.get_local_rank(
-            "dp_shard"
-        )
+        """The index that decides which samples are read; processes that share them have the same."""
+        return self.rank // (self.tp_size * self.cp.size) % self.dp_size
 
     @property
     def dp_mesh(self) -> DeviceMesh:
-        """The two data parallel axes, for `fully_shard`: replicate over the first, shard over the second."""
+        """The two axes of dp x cp, for `fully_shard`: replicate over the first, shard over the second."""
         return self.mesh["dp_replicate", "dp_shard"]
 
     @classmethod
@@ -94,7 +95,7 @@ class ParallelContext:
 
         Raises ConfigError if the sizes do not divide the world. torch.distributed is initialised before.
         """
-        replicate, shard = config.data_parallel_sizes(world_size)
+        replicate, shard = config.gradient_sizes(world_size)
         mesh = init_device_mesh(
             device.type,
             (
@@ -108,7 +109,21 @@ class ParallelContext:
         timeout = timedelta(minutes=config.distributed_timeout_minutes)
         for axis in AXES:  # init_device_mesh gives its groups torch's own timeout
             _set_pg_timeout(timeout, mesh.get_group(axis))
-        return cls(mesh, device, timeout)
+        cp = _make_context_parallel(config, world_size, timeout)
+        return cls(mesh, device, timeout, cp)
+
+
+def _make_context_parallel(
+    config: ParallelConfig, world_size: int, timeout: timedelta
+) -> ContextParallelRegion:
+    """Group the processes that share a sequence. Collective over the world."""
+    size, tp_size = config.context_parallel_size, config.tensor_model_parallel_size
+    if size == 1:
+        return ContextParallelRegion()
+    ranks = torch.arange(world_size).view(-1, size, tp_size)
+    groups = ranks.transpose(1, 2).reshape(-1, size).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(groups, timeout=timeout)
+    return ContextParallelRegion(size, group.rank(), group)
 
 
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:

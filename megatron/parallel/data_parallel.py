@@ -1,7 +1,8 @@
 """Data parallelism by `fully_shard`: gradients are summed over the data parallel axes, in fp32.
 
-With --use-distributed-optimizer the optimizer's fp32 state is sharded over dp_shard, which is all data parallel
-processes or, with several instances, a part of them; without it that axis has size 1 and the same engine only reduces. Parameters stay gathered between forward and backward (ZeRO-1's traffic).
+Processes that share sequences (context parallel) sum theirs like those that read different ones. With
+--use-distributed-optimizer the optimizer's fp32 state is sharded over dp_shard, which is all of both kinds or, with
+several instances, a part of them; without it that axis has size 1 and the same engine only reduces. Parameters stay gathered between forward and backward (ZeRO-1's traffic).
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ from megatron.parallel.data_parallel import accumulate_in_fp32, set_gradient_syn
 
 
 class Batch(Protocol):
-    """This process's part of a step, micro-batch after micro-batch. B = micro-batches x micro-batch size."""
+    """This process's part of a step, micro-batch after micro-batch. B = micro-batches x micro-batch size.
+
+    s are the positions that this process holds: all of a sample, or its share of them (cp).
+    """
 
     @property
     def tokens(self) -> Tensor: ...  # int64 [B, s]
@@ -57,7 +60,7 @@ class BoundaryShape:
     """What travels between stages: [s, b, h] (s divided by tp with sequence parallel), and what ends the last one."""
 
     micro_batch_size: int
-    seq_length: int
+    seq_length: int  # positions that a process holds of each sample
     hidden: tuple[int, int, int]
     dtype: torch.dtype
 
@@ -98,8 +101,8 @@ class Pipeline:
     def forward_backward(self, batch: Batch, loss_factor: float) -> Tensor:
         """Accumulate the gradients of loss_factor x the sum of the batch's token losses.
 
-        Returns that sum (without the factor) of this process's samples, fp32 [], where the last stage is and 0 elsewhere;
-        it is replicated over tp. Collective over pp, dp and tp: every process calls it once a step.
+        Returns that sum (without the factor) of this process's tokens, fp32 [], where the last stage is and 0 elsewhere;
+        it is replicated over tp. Collective over pp, dp, cp and tp: every process calls it once a step.
         """
         self._loss_factor = loss_factor
         for module in self._modules:

@@ -176,7 +176,13 @@ def _loader(
         dp_size=context.dp_size,
         num_workers=num_workers,
         resets=resets,
+        positions=_positions(config, context) if context.cp.size > 1 else None,
     )
+
+
+def _positions(config: Config, context: ParallelContext) -> torch.Tensor:
+    """Give the positions of every sample that this process holds, int64 [s/c]."""
+    return context.cp.positions(config.data.seq_length // context.cp.size)
 
 
 def _tied_embedding(
@@ -197,7 +203,7 @@ def _pipeline(
     config: Config, context: ParallelContext, stages: list[StageLayers], modules: list[nn.Module]
 ) -> Pipeline:
     """Make what runs micro-batches through the stages. Collective over pp."""
-    seq_length = config.data.seq_length
+    seq_length = config.data.seq_length // context.cp.size
     is_split = config.parallel.sequence_parallel
     return Pipeline(
         stages,
@@ -237,6 +243,7 @@ def _step_parts(
         parameters=[p for n, p in tensors.parameters.items() if not (is_copy and n == TIED_WEIGHT)],
         tied_embedding=tied_embedding,
         seq_length=config.data.seq_length,
+        positions=_positions(config, context),
         window_size=config.model.window_size,
         clip_grad=config.optimizer.clip_grad,
     )

@@ -48,6 +48,7 @@ class StepParts:
     parameters: list[nn.Parameter]  # each logical weight once over the pipeline
     tied_embedding: TiedEmbedding | None  # of a pipeline whose ends share it
     seq_length: int
+    positions: Tensor  # int64 [s'] on the CPU, of a sample, that this process holds
     window_size: int | None
     clip_grad: float
 
@@ -102,11 +103,11 @@ def train_step(
     )
 
 
-def _pairs_in_documents(starts: Tensor | None, window: int | None) -> int:
-    """Sum `attended_pairs` of all documents: starts int64 [B, s] on the CPU."""
+def _pairs_in_documents(starts: Tensor | None, positions: Tensor, window: int | None) -> int:
+    """Sum `attended_pairs` of the tokens of all documents: starts int64 [B, s'], positions [s'], on the CPU."""
     if starts is None:
         return 0
-    distances = torch.arange(starts.size(1)) - starts
+    distances = positions - starts
     if window is not None:
         distances.clamp_(max=window - 1)
     return int((2 * distances + 1).sum())
@@ -117,14 +118,14 @@ def _reduce(
 ) -> list[float]:
     """Sum (tokens with loss, loss, squared gradient norm, stop requests, attended pairs) over the world.
 
-    Collective. The last stage's tensor parallel processes all know the same loss and samples: each gives its part.
+    Collective. The last stage's tensor parallel processes all know the same loss and tokens: each gives its part.
     """
     context = parts.context
     num_tokens, num_pairs = batch.loss_mask.sum(dtype=torch.float64), 0
     if not parts.pipeline.has_last_stage:
         num_tokens = torch.zeros_like(num_tokens)
     else:
-        num_pairs = _pairs_in_documents(batch.document_starts, parts.window_size)
+        num_pairs = _pairs_in_documents(batch.document_starts, parts.positions, parts.window_size)
     device_sums = [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum]
     host_sums = torch.tensor([float(wants_stop), num_pairs / context.tp_size], dtype=torch.float64)
     stats = torch.cat([torch.stack(device_sums), host_sums.to(context.device)])

@@ -15,13 +15,15 @@ def summarize(inputs: Inputs, world_size: int) -> list[str]:
     batch = config.global_batch_size(dp_size)
     samples = training.train_samples or (training.train_iters or 0) * batch
     tokens = samples * config.data.seq_length
+    cp_size = parallel.context_parallel_size
+    context = f"{cp_size} context x " if cp_size > 1 else ""
     flops = tokens * flops_per_token(model, config.data.seq_length).full
     return [
         f"model      {num_parameters(model):,} parameters: {model.num_layers} layers of width "
         f"{model.hidden_size}, {model.num_attention_heads} heads on {model.query_groups} "
         f"key/value heads, vocabulary {model.vocab_size:,} (padded {model.padded_vocab_size:,})",
         f"layout     {world_size} processes = {parallel.pipeline_model_parallel_size} pipeline x "
-        f"{dp_size} data x {parallel.tensor_model_parallel_size} tensor parallel, "
+        f"{dp_size} data x {context}{parallel.tensor_model_parallel_size} tensor parallel, "
         f"{config.precision.compute_dtype}",
         *_describe_split(inputs),
         f"batch      {batch} sequences of {config.data.seq_length} = "

@@ -104,11 +104,13 @@ class RunRecord:
 
 
 def dp_rank_of(config: Config, rank: int, dp_size: int) -> int:
-    """Give the data-parallel rank of a process: ranks count through tensor, data, then pipeline parallel."""
+    """Give the data-parallel rank of a process: ranks count through tensor, context, data, pipeline parallel."""
     num_processes = config.parallel.model_parallel_size * dp_size
     if not 0 <= rank < num_processes:
         raise ConfigError(f"--rank {rank}: the run had processes 0 to {num_processes - 1}")
-    return rank // config.parallel.tensor_model_parallel_size % dp_size
+    parallel = config.parallel
+    num_sharing = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    return rank // num_sharing % dp_size
 
 
 class RunTrace:

@@ -16,7 +16,7 @@ from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
-from megatron.data.loader import BatchLoader, sample_numbers
+from megatron.data.loader import BatchLoader, DocumentResets, sample_numbers
 from megatron.errors import DataError
 from tests.data.numbers_dataset import DAMAGED, DEADLY, Numbers
 
@@ -90,6 +90,19 @@ def test_batch_has_the_shapes_and_types_the_model_expects(blend):
     assert batch.sample_ids.tolist() == [10, 11, 14, 15]
     assert np.array_equal(batch.tokens[2], blend[14]["tokens"])
     assert is_equal(batch.to(torch.device("cpu")), batch)
+
+
+def test_a_process_that_reads_some_positions_reads_them_of_the_same_samples(blend):
+    eod = int(blend[2]["tokens"][4])  # any token, taken for the one that ends documents
+    positions = torch.tensor([2, 3, 12, 13])
+    resets = DocumentResets(eod, positions=True, attention=True)
+    whole = BatchLoader(blend, micro_batch_size=1, resets=resets).batch(2, 3)
+    part = BatchLoader(blend, micro_batch_size=1, resets=resets, positions=positions).batch(2, 3)
+    assert part.sample_ids.tolist() == whole.sample_ids.tolist() == [2, 3, 4]
+    # boundaries are found in whole samples
+    assert whole.document_starts is not None and whole.document_starts[0, 13] > 0
+    for name in ("tokens", "labels", "loss_mask", "position_ids", "document_starts"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:, positions])
 
 
 def test_workers_change_nothing_nor_does_the_order_of_steps(blend):

@@ -12,9 +12,9 @@ from megatron.kernels.rotary import Rotation
 
 BASE = 999999.4420358813
 POSITIONS = {
-    "counted from 0": torch.arange(9),
+    "counted from 0": torch.arange(9)[None],
     "another part of each sample": torch.tensor([[5, 6, 7, 0, 1, 2, 3, 4, 5], [*range(9)]]),
-    "far along": torch.arange(16375, 16384),
+    "far along": torch.arange(16375, 16384)[None],
 }
 
 

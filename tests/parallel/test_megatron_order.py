@@ -3,8 +3,8 @@
 import json
 
 import pytest
+import torch.distributed as dist
 
-from megatron.parallel.context import AXES
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
@@ -26,29 +26,34 @@ print(json.dumps(get_schedule_table(*json.loads(sys.argv[1]))))
 """
 
 
-def _groups(rank, sizes):
-    """Give the groups of each axis, the two data parallel axes as one."""
-    config = {"pp": sizes["pp"], "cp": sizes["cp"], "tp": sizes["tp"], "dp_replicate": sizes["dp"]}
-    mesh = grid(**{axis: size for axis, size in config.items() if axis in AXES}).mesh.mesh
-    ranks = mesh.reshape(sizes["pp"], sizes["dp"], sizes["cp"], sizes["tp"])
-    dims = {"pp": 0, "dp": 1, "cp": 2, "tp": 3}
-    return {
-        axis: ranks.movedim(dim, -1).reshape(-1, ranks.size(dim)).tolist()
-        for axis, dim in dims.items()
-    }
+def _place(rank, sizes):
+    """Give this process's place on every axis, and the ranks that it shares sequences with."""
+    cp = sizes["cp"]
+    context = grid(pp=sizes["pp"], dp_shard=sizes["dp"] * cp, tp=sizes["tp"], cp=cp)
+    found = {"tp": context.tp_size, "cp": context.cp.size, "dp": context.dp_size}
+    assert {**found, "pp": context.pp_size} == sizes
+    place = {"tp": context.tp_rank, "cp": context.cp.rank, "dp": context.dp_rank}
+    ranks = [rank] if context.cp.group is None else dist.get_process_group_ranks(context.cp.group)
+    return {**place, "pp": context.pp_rank}, ranks
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"tp": 2, "cp": 1, "dp": 2, "pp": 2}, {"tp": 2, "cp": 2, "dp": 1, "pp": 2}]
+    "sizes",
+    [
+        {"tp": 2, "cp": 1, "dp": 2, "pp": 2},
+        {"tp": 2, "cp": 2, "dp": 1, "pp": 2},
+        {"tp": 2, "cp": 2, "dp": 2, "pp": 1},
+    ],
+    ids=str,
 )
 def test_neighbours_on_each_axis_are_megatron_cores(world, sizes):
-    if sizes["cp"] > 1 and "cp" not in AXES:
-        pytest.skip("no context parallelism")
     expected = json.loads(run_megatron_core(GROUPS, json.dumps(sizes)).splitlines()[-1])
-    (found, *_) = world(8).run(_groups, sizes)
-    assert {axis: sorted(groups) for axis, groups in found.items()} == {
-        axis: sorted(groups) for axis, groups in expected.items()
-    }
+    found = world(8).run(_place, sizes)
+    for axis, groups in expected.items():
+        for group in groups:
+            assert [found[rank][0][axis] for rank in group] == list(range(len(group))), axis
+    for group in expected["cp"]:
+        assert all(found[rank][1] == group for rank in group)
 
 
 def _passes(rank, flags, num_micro_batches):

@@ -34,6 +34,7 @@ GLOBAL_BATCH = 12  # 1, 2, 3 and 4 data parallel processes divide it
 
 TP2, TP4 = "--tensor-model-parallel-size 2", "--tensor-model-parallel-size 4"
 PP2, PP4 = "--pipeline-model-parallel-size 2", "--pipeline-model-parallel-size 4"
+CP2, CP4 = "--context-parallel-size 2", "--context-parallel-size 4"
 SP, SHARDED = "--sequence-parallel", "--use-distributed-optimizer"
 CHUNKS = "--num-layers-per-virtual-pipeline-stage 1"
 COPIES = f"{SHARDED} --num-distributed-optimizer-instances 2"
@@ -51,6 +52,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "PP2 uneven": f"{PP2} --decoder-first-pipeline-num-layers 1",
         "DP2": "",
         "DP2 sharded": SHARDED,
+        "CP2": CP2,
     },
     3: {"DP3": "", "DP3 sharded": SHARDED},
     4: {
@@ -67,6 +69,10 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "TP2 SP PP2 ZBV": f"{TP2} {SP} {PP2} --pipeline-schedule zbv",
         "PP2 DualPipeV DP2 sharded": f"{PP2} {SHARDED} --pipeline-schedule dualpipev",
         "PP2 interleaved DP2 sharded": f"{PP2} {CHUNKS} {SHARDED}",
+        "CP4": CP4,
+        "CP2 TP2 SP": f"{CP2} {TP2} {SP}",
+        "CP2 PP2 ZBV": f"{CP2} {PP2} --pipeline-schedule zbv",
+        "CP2 DP2 sharded": f"{CP2} {SHARDED}",
     },
     8: {
         "TP2 PP2 DP2": f"{TP2} {PP2}",
@@ -74,6 +80,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "TP2 SP PP2 ZBV DP2 sharded": f"{TP2} {SP} {PP2} {SHARDED} --pipeline-schedule zbv",
         "TP4 SP PP2": f"{TP4} {SP} {PP2}",
         "TP2 SP DP4 in two copies": f"{TP2} {SP} {COPIES}",
+        "CP2 TP2 SP PP2 interleaved": f"{CP2} {TP2} {SP} {PP2} {CHUNKS}",
     },
 }
 HEADS = {
@@ -182,9 +189,9 @@ def cells(*, is_full: bool) -> list[Cell]:
 
 def micro_batch_size(size: int, layout: str) -> int:
     """Give the largest micro-batch that leaves a pipeline a micro-batch for each of its stages."""
-    ways, ranks = (_number_after(flag[:-1], layout) for flag in (TP2, PP2))
+    ways, ranks, shares = (_number_after(flag[:-1], layout) for flag in (TP2, PP2, CP2))
     stages = 2 * ranks if "--pipeline-schedule" in layout else ranks
-    return GLOBAL_BATCH // (size // (ways * ranks)) // stages
+    return GLOBAL_BATCH // (size // (ways * ranks * shares)) // stages
 
 
 def _number_after(flag: str, options: str) -> int:

@@ -20,6 +20,7 @@ LAYOUTS = [
         "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
     ),
     ("PP4, whose middle stages hold neither end", 4, "--pipeline-model-parallel-size 4"),
+    ("CP2", 2, "--context-parallel-size 2"),
 ]
 RESETS = "--reset-position-ids --reset-attention-mask"
 
@@ -82,17 +83,21 @@ def test_losses_with_documents_equal_one_process(
         assert share == pytest.approx(share_of_attention(line, config_alone), rel=1e-6)
 
 
-def test_rotary_positions_start_anew_in_every_stage(world, corpus, short, tmp_path):
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [(4, "--pipeline-model-parallel-size 4"), (2, "--context-parallel-size 2")],
+)
+def test_rotary_positions_start_anew_in_every_stage(world, corpus, short, tmp_path, size, layout):
     """Without document masks, so that documents see how far apart they are said to be."""
     extra = (
         "--reset-position-ids --position-embedding-type rope --window-size 20 "
         "--init-method-std 0.5 --train-iters 2 --lr-decay-iters 20 --eval-iters 0 "
     )
     results = []
-    for size, layout in ((1, ""), (4, "--pipeline-model-parallel-size 4")):
-        command = flags(corpus, short, tmp_path / str(size), extra + layout)
-        world(size).run(train_here, command)
-        training, _ = read_metrics(tmp_path / str(size))
+    for num_processes, options in ((1, ""), (size, layout)):
+        command = flags(corpus, short, tmp_path / str(num_processes), extra + options)
+        world(num_processes).run(train_here, command)
+        training, _ = read_metrics(tmp_path / str(num_processes))
         results.append([(line["lm_loss"], line["grad_norm"]) for line in training.values()])
     np.testing.assert_allclose(*results, rtol=1e-4)
     share = share_of_attention(training[1], open_inputs(parse(command), 4).config)
@@ -103,7 +108,7 @@ def test_rotary_positions_start_anew_in_every_stage(world, corpus, short, tmp_pa
 def test_pairs_are_those_of_each_document_within_its_window(window):
     starts = torch.tensor([[0] * 5 + [5] + [6] * 9, [0] * 9 + [9] * 6])
     expected = sum(attended_pairs(length, window) for length in (5, 1, 9, 9, 6))
-    assert _pairs_in_documents(starts, window) == expected
+    assert _pairs_in_documents(starts, torch.arange(starts.size(1)), window) == expected
 
 
 def test_flops_count_the_squares_of_the_documents_lengths(corpus, short, alone):

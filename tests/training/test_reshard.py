@@ -27,6 +27,7 @@ LAYOUTS = [
     ("DP3", 3, "--micro-batch-size 2"),
     ("DP3 distributed optimizer", 3, f"{SHARDED} --micro-batch-size 2"),
     ("DP4 in two copies", 4, f"{SHARDED} --num-distributed-optimizer-instances 2"),
+    ("CP2 distributed optimizer", 2, f"{SHARDED} --context-parallel-size 2 --micro-batch-size 6"),
 ]
 
 

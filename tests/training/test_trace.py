@@ -66,13 +66,22 @@ def window(traced, inputs) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "pipeline", "world_size", "expected"),
-    [(1, 1, 3, [0, 1, 2]), (2, 1, 4, [0, 0, 1, 1]), (2, 2, 8, [0, 0, 1, 1, 0, 0, 1, 1])],
+    ("tensor", "context", "pipeline", "world_size", "expected"),
+    [
+        (1, 1, 1, 3, [0, 1, 2]),
+        (2, 1, 1, 4, [0, 0, 1, 1]),
+        (2, 1, 2, 8, [0, 0, 1, 1, 0, 0, 1, 1]),
+        (1, 2, 2, 8, [0, 0, 1, 1, 0, 0, 1, 1]),
+        (2, 2, 1, 8, [0, 0, 0, 0, 1, 1, 1, 1]),
+    ],
 )
-def test_processes_count_through_tensor_then_data_then_pipeline(
-    corpus, tmp_path, tensor, pipeline, world_size, expected
+def test_processes_count_through_tensor_then_context_then_data_then_pipeline(
+    corpus, tmp_path, tensor, context, pipeline, world_size, expected
 ):
-    layout = f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}"
+    layout = (
+        f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline} "
+        f"--context-parallel-size {context}"
+    )
     config = parse(flags_of(corpus, tmp_path, layout))
     dp_size = config.parallel.data_parallel_size(world_size)
     assert [dp_rank_of(config, rank, dp_size) for rank in range(world_size)] == expected
