@@ -61,11 +61,14 @@ class PreprocessConfig:
     split_sentences: bool = option(
         False, "one item a sentence (nltk); files are named PREFIX_KEY_sentence"
     )
-    lang: str = option("english", "language of nltk's sentence splitter, if its data is installed")
+    lang: str | None = option(
+        None,
+        "with --split-sentences: language of nltk's splitter, if its data is installed (default: english)",
+    )
     shuffle: bool = option(
         False, "write the documents in a random order; needs twice the space while it runs"
     )
-    seed: int = option(1234, "of --shuffle")
+    seed: int | None = option(None, "with --shuffle: another order (default: 1234)")
     shard: str | None = option(
         None,
         "read only the i-th of n equal shares of the input, and name the files "
@@ -96,10 +99,28 @@ class PreprocessConfig:
             f"--chunk-size is {self.chunk_size}; give 1 or more",
         )
         require(len(set(self.json_keys)) == len(self.json_keys), "--json-keys names a key twice")
+        require(
+            self.lang is None or self.split_sentences,
+            f"--lang {self.lang} is of --split-sentences; add that, or leave --lang out",
+        )
+        require(
+            self.seed is None or self.shuffle,
+            f"--seed {self.seed} is of --shuffle; add that, or leave --seed out",
+        )
         if self.provenance_keys:
             check_fields(self.provenance_keys)
         if self.shard is not None:
             Shard.parse(self.shard)
+
+    @property
+    def language(self) -> str:
+        """Name the language that sentences are split by."""
+        return "english" if self.lang is None else self.lang
+
+    @property
+    def order_seed(self) -> int:
+        """Give the seed of a random order of documents."""
+        return 1234 if self.seed is None else self.seed
 
     def prefix_of(self, key: str) -> str:
         """Name the output of a key."""
@@ -121,8 +142,8 @@ class PreprocessConfig:
             "key": key,
             "json_keys": list(self.json_keys),
             "append_eod": self.append_eod,
-            "split_sentences": self.lang if self.split_sentences else None,
-            "shuffle": self.seed if self.shuffle else None,
+            "split_sentences": self.language if self.split_sentences else None,
+            "shuffle": self.order_seed if self.shuffle else None,
             "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
             "shard": self.shard,
         }
@@ -165,7 +186,7 @@ def preprocess(
     shard, which may have none, that is only said), and where the disk is full.
     """
     parts = config.parts()
-    splitter = sentence_splitter(config.lang) if config.split_sentences else None
+    splitter = sentence_splitter(config.language) if config.split_sentences else None
     fields = config.provenance_keys
     encoder = ChunkEncoder(tokenizer, config.json_keys, fields, config.append_eod, splitter)
     dtype = id_dtype(tokenizer.vocab_size)
@@ -184,7 +205,7 @@ def preprocess(
             }
             shufflers = {
                 key: stack.enter_context(
-                    DocumentShuffler(Path(config.prefix_of(key)).parent, config.seed)
+                    DocumentShuffler(Path(config.prefix_of(key)).parent, config.order_seed)
                 )
                 for key in config.json_keys
                 if config.shuffle

@@ -222,7 +222,7 @@ def test_each_document_keeps_what_its_record_says_of_it(tokenizer, tmp_path, shu
         texts = [tokenizer.detokenize(ids) for ids in dataset]
         kept = [row for row in rows if row[key]]
         if shuffle:
-            kept = [kept[i] for i in shuffled_order(len(kept), config.seed)]
+            kept = [kept[i] for i in shuffled_order(len(kept), config.order_seed)]
         assert texts == [row[key] for row in kept]
         assert provenance_of(config.prefix_of(key)) == [
             {"path": row["path"], "stars": "4" if "stars" in row else None} for row in kept
@@ -437,6 +437,8 @@ def test_an_error_of_the_tokenizer_is_one_of_the_user(tmp_path, workers):
         ({"input": ("a.jsonl",), "output_prefix": "x", "chunk_size": 0}, "--chunk-size is 0"),
         ({"input": ("a.jsonl",), "output_prefix": "x", "json_keys": ("a", "a")}, "twice"),
         ({"input": ("a.jsonl",), "output_prefix": "x", "shard": "0/4"}, "--shard is '0/4'"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "seed": 7}, "--seed 7 is of --shuffle"),
+        ({"input": ("a.jsonl",), "output_prefix": "x", "lang": "german"}, "of --split-sentences"),
         (
             {"input": ("a.jsonl",), "output_prefix": "x", "provenance_keys": ("document",)},
             "'document' cannot be a provenance field",
