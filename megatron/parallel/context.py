@@ -31,8 +31,10 @@ class ParallelContext:
 
     mesh: DeviceMesh
     device: torch.device
-    timeout: timedelta  # of a collective
     cp: ContextParallelRegion
+    pipeline_ends: (
+        dist.ProcessGroup | None
+    )  # first and last rank of a pipeline; None: this one is neither
 
     def _size(self, axis: str) -> int:
         return self.mesh.size(AXES.index(axis))
@@ -110,7 +112,7 @@ class ParallelContext:
         for axis in AXES:  # init_device_mesh gives its groups torch's own timeout
             _set_pg_timeout(timeout, mesh.get_group(axis))
         cp = _make_context_parallel(config, world_size, timeout)
-        return cls(mesh, device, timeout, cp)
+        return cls(mesh, device, cp, _join_pipeline_ends(mesh, timeout))
 
 
 def _make_context_parallel(
@@ -124,6 +126,16 @@ def _make_context_parallel(
     groups = ranks.transpose(1, 2).reshape(-1, size).tolist()
     group, _ = dist.new_subgroups_by_enumeration(groups, timeout=timeout)
     return ContextParallelRegion(size, group.rank(), group)
+
+
+def _join_pipeline_ends(mesh: DeviceMesh, timeout: timedelta) -> dist.ProcessGroup | None:
+    """Group the first and the last rank of every pipeline. Collective over the world."""
+    ranks = mesh.mesh
+    if len(ranks) == 1:
+        return None
+    ends = torch.stack([ranks[0], ranks[-1]], dim=-1).reshape(-1, 2).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(ends, timeout=timeout)
+    return group
 
 
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:

@@ -25,7 +25,6 @@ from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor
 
 from megatron.layer_split import PipelineSchedule, StageLayers
-from megatron.options import ParallelConfig
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.data_parallel import accumulate_in_fp32, set_gradient_sync
 
@@ -238,16 +237,10 @@ class TiedEmbedding:
     and the last stage's follows it.
     """
 
-    def __init__(
-        self, copies: list[nn.Parameter], parallel: ParallelConfig, context: ParallelContext
-    ) -> None:
-        """Take this process's copies, in the model's order. Collective over the world."""
+    def __init__(self, copies: list[nn.Parameter], group: dist.ProcessGroup | None) -> None:
+        """Take this process's copies, in the model's order, and the group that another copy is in, if one is."""
         self._copies = copies
-        self._group: dist.ProcessGroup | None = None
-        if not parallel.has_stages_in_v:
-            ranks = context.mesh.mesh
-            ends = torch.stack([ranks[0], ranks[-1]], dim=-1).reshape(-1, 2).tolist()
-            self._group, _ = dist.new_subgroups_by_enumeration(ends, timeout=context.timeout)
+        self._group = group
 
     def sum_gradients(self) -> None:
         """Add the gradients of both copies, in place of the trained one's. Collective over the two that hold them."""

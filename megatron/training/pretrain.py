@@ -188,7 +188,7 @@ def _positions(config: Config, context: ParallelContext) -> torch.Tensor:
 def _tied_embedding(
     config: Config, context: ParallelContext, stages: list[StageLayers], modules: list[nn.Module]
 ) -> TiedEmbedding | None:
-    """Join the copies of an embedding that the ends of a pipeline share. Collective over the world."""
+    """Join the copies of an embedding that the ends of a pipeline share."""
     if context.pp_size == 1 or config.model.untie_embeddings_and_output_weights:
         return None
     copies = [
@@ -196,7 +196,8 @@ def _tied_embedding(
         for stage, module in zip(stages, modules, strict=True)
         if stage.is_first or stage.is_last
     ]
-    return TiedEmbedding(copies, config.parallel, context)
+    group = None if config.parallel.has_stages_in_v else context.pipeline_ends
+    return TiedEmbedding(copies, group)
 
 
 def _pipeline(
