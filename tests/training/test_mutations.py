@@ -16,6 +16,7 @@ STEP, PRETRAIN = "megatron/training/step.py", "megatron/training/pretrain.py"
 COLLECTIVES, LAYERS = f"{PARALLEL}/collectives.py", f"{PARALLEL}/layers.py"
 PIPELINE, DATA_PARALLEL = f"{PARALLEL}/pipeline.py", f"{PARALLEL}/data_parallel.py"
 CROSS_ENTROPY = f"{PARALLEL}/cross_entropy.py"
+CONTEXT_PARALLEL = f"{PARALLEL}/context_parallel.py"
 
 # What is taken away: (what it is, file, source, changed source), by the cell that shows it.
 TAKEN_AWAY = {
@@ -203,6 +204,41 @@ TAKEN_AWAY = {
             "inside.chunk(self.region.size)[0]",
         ),
     ],
+    Cell(2, "CP2", "multiquery", "FIM"): [
+        (
+            "a share's own positions",
+            CONTEXT_PARALLEL,
+            "numbers = (self.rank, 2 * self.size - 1 - self.rank)",
+            "numbers = (0, 2 * self.size - 1)",
+        ),
+        (
+            "keys of all shares of the sequence",
+            CONTEXT_PARALLEL,
+            "pairs = gather_from_sequence_parallel_region(x, self.group)",
+            "pairs = torch.cat([x] * self.size)",
+        ),
+        ("keys in order", CONTEXT_PARALLEL, "pairs[:, 1].flip(0)", "pairs[:, 1]"),
+        (
+            "sum of the keys' gradients over shares of the sequence",
+            COLLECTIVES,
+            "return reduce_scatter_first_dim(grad, ctx.group), None",
+            "return grad.chunk(ctx.group.size())[ctx.group.rank()], None",
+        ),
+        (
+            "positions of the model that are a share's own",
+            f"{MODEL}/gpt.py",
+            "positions = self.cp.positions(shape[1], x.device)",
+            "positions = torch.arange(shape[1])",
+        ),
+    ],
+    Cell(4, "CP2 DP2 sharded", "multiquery", "FIM"): [
+        (
+            "samples that those with other shares of them read too",
+            f"{PARALLEL}/context.py",
+            "self.rank // (self.tp_size * self.cp.size) % self.dp_size",
+            "self.rank // self.tp_size % self.dp_size",
+        ),
+    ],
     Cell(2, "DP2", "multihead", "FIM"): [
         (
             "sum, not mean, over data parallel processes",
@@ -346,13 +382,14 @@ def test_the_matrix_shows_that_something_was_taken_away(differences, cell, mutat
 # A call of a collective of the spine, or a gradient that is declared as partial.
 VITAL = re.compile(
     r"dist\.(all_|reduce|broadcast|gather|scatter)|(gather|reduce_scatter)_first_dim\("
-    r"|_all_reduced\(|\.(in|out)side_grad\b|_parallel_region\(rows"
+    r"|_all_reduced\(|\.(in|out)side_grad\b|_parallel_region\(\w+, \w"
 )
 WITHOUT_MUTATION = {
     # each of these serves several that are taken away one by one
     "_all_gather = getattr(dist",
     "_reduce_scatter = getattr(dist",
     "    dist.all_reduce(out, group=group)",
+    "_parallel_region(x, self.group)",
     # changes no number
     "dist.all_reduce(torch.zeros(1, device=context.device), group=context.pp_group)",
 }
