@@ -49,6 +49,7 @@ setup(
     # site-packages, where megatron-core, if installed, also has a folder named megatron.
     package_dir={"": "."},
     packages=find_packages(include=["megatron", "megatron.*"]),
+    package_data={"megatron.planning": ["hardware/*.yaml"]},
     ext_modules=[
         Pybind11Extension(name, [source], depends=HEADERS, cxx_std=17, extra_compile_args=["-O3"])
         for name, source in EXTENSIONS.items()

@@ -1,0 +1,163 @@
+"""One micro-batch through one stage on the meta device: what stays for backward, what is alive at most, what is done.
+
+The model itself runs, so a change of it changes the counts. Counted are tensors as PyTorch sees them: what a kernel
+takes inside for itself is not. Knows nothing of pipelines, of sharded parameters or of how fast anything is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Name the storage behind a tensor; valid while that lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def held_storages(tensors: list[Tensor]) -> dict[int, int]:
+    """Give the bytes of the storages behind tensors, each once, by `storage_key`."""
+    return {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
+
+
+def local_parts(module: nn.Module) -> list[Tensor]:
+    """Give this process's parts of a module's parameters."""
+    return [p._local_tensor if isinstance(p, DTensor) else p for p in module.parameters()]
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[list[Tensor]]:
+    """Collect the tensors that autograd keeps inside, views of one storage too."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor._local_tensor if isinstance(tensor, DTensor) else tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@dataclass
+class Work:
+    """What the operations of a pass come to."""
+
+    product_flops: float = 0.0
+    product_bytes: float = 0.0
+    other_bytes: float = 0.0  # read and written by all else that touches memory
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    """Sees every operation: adds up its work and follows the storages that it makes until they are freed."""
+
+    work: Work = field(default_factory=Work)
+    outside: frozenset[int] = frozenset()  # storages that were there before
+    alive: int = 0
+    most: int = 0
+    _known: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        is_view = not func._schema.is_mutable and {*map(storage_key, outputs)} <= {
+            *map(storage_key, inputs)
+        }
+        name = func._schema.name.removeprefix("aten::")
+        if not is_view and "empty" not in name:
+            self._add(name, inputs, outputs)
+        for tensor in outputs:
+            self._follow(tensor)
+        return out
+
+    def _add(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        moved = sum(t.numel() * t.element_size() for t in inputs + outputs)
+        if name not in _PRODUCTS:
+            self.work.other_bytes += moved
+            return
+        self.work.product_bytes += moved
+        left = inputs[1] if name in ("addmm", "baddbmm") else inputs[0]
+        self.work.product_flops += 2.0 * outputs[0].numel() * left.size(-1)
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in self.outside:
+            return
+
+        def forget(_: Any, key: int = key, size: int = size) -> None:
+            del self._known[key]
+            self.alive -= size
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+
+
+@dataclass(frozen=True)
+class StagePass:
+    """What a micro-batch costs one stage."""
+
+    saved_bytes: int  # from forward to backward, parameters, inputs and logits left out
+    logits_bytes: int  # of that kind too
+    work_bytes: int  # alive at most beyond these, in either pass
+    forward: Work
+    backward: Work
+
+
+def count_pass(
+    module: nn.Module, inputs: dict[str, Tensor | None], logits_shape: tuple[int, ...] | None
+) -> StagePass:
+    """Run one micro-batch through a module on the meta device, forward and backward.
+
+    inputs: its keyword arguments, x the first one. logits_shape: [s, b, v/t] of the last stage.
+    """
+    given = [t for t in inputs.values() if t is not None]
+    outside = {**held_storages(local_parts(module)), **held_storages(given)}
+    x, others = inputs["x"], {k: v for k, v in inputs.items() if k != "x"}
+    handles = [p.register_post_accumulate_grad_hook(_drop_grad) for p in module.parameters()]
+    forward, backward = Work(), Work()
+    with _Recorder(work=forward, outside=frozenset(outside)) as recorder:
+        with saved_for_backward() as saved:
+            out = module(x, **others)
+        # a pipeline holds the output until its gradient comes; what came in is the sender's or the loader's
+        kept = held_storages([*saved, out])
+        total = sum(size for key, size in kept.items() if key not in outside)
+        recorder.work = backward
+        grad = torch.empty_like(out)
+        del saved
+        out.backward(grad)
+    for handle in handles:
+        handle.remove()
+    logits = 0
+    if logits_shape is not None:
+        logits = torch.Size(logits_shape).numel() * next(module.parameters()).element_size()
+    return StagePass(
+        saved_bytes=total - logits,
+        logits_bytes=logits,
+        work_bytes=max(0, recorder.most - total),
+        forward=forward,
+        backward=backward,
+    )
+
+
+def _drop_grad(parameter: Tensor) -> None:
+    """Let a weight's gradient go as data parallelism does, which adds it to a sum of its own."""
+    parameter.grad = None

@@ -1,0 +1,305 @@
+"""How long a step takes on a kind of machine, what crosses which links, and what the run costs: a model, not counts.
+
+Assumed: an operation takes as long as its arithmetic or its memory traffic, whichever is longer, at the shares of the
+peaks that the hardware file states; each runs alone, as PyTorch runs the model here (nothing fused beyond its
+kernels); communication overlaps with nothing; collectives go around rings. Validation, checkpoints, restarts and the
+loader cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron.config import Config
+from megatron.errors import ConfigError
+from megatron.model.flops import FlopsPerToken, attended_pairs, flops_per_token
+from megatron.planning.attention import fused_attention
+from megatron.planning.hardware import Hardware
+from megatron.planning.memory import (
+    FP32_BYTES,
+    NUM_MOMENTS,
+    RankPlan,
+    StagePlan,
+    choose_planned_kernels,
+    hidden_bytes,
+)
+from megatron.planning.order import Kind, Timeline, run_passes
+
+# FlashAttention recomputes the scores in its backward pass: five products where forward has two.
+BACKWARD_ATTENTION = 2.5
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """Seconds of one micro-batch in one stage, one direction, by kind of work."""
+
+    products: float
+    attention: float
+    memory: float
+    communication: float  # over tp and cp
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.memory + self.communication
+
+
+@dataclass(frozen=True)
+class AxisTraffic:
+    """What one process sends over one axis in a step."""
+
+    axis: str
+    size: int
+    bytes_sent: float
+    is_within_node: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step of the run."""
+
+    seconds: float
+    bubble: float  # share of the passes' time
+    passes_seconds: float
+    optimizer_seconds: float
+    traffic: tuple[AxisTraffic, ...]
+    forward: dict[int, PassTime]  # by stage
+    backward: dict[int, PassTime]
+    tokens: int
+    world_size: int
+    flops: FlopsPerToken
+    peak_flops: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def mfu_full(self) -> float:
+        return self._mfu(self.flops.full)
+
+    @property
+    def mfu_causal(self) -> float:
+        return self._mfu(self.flops.causal)
+
+    def _mfu(self, flops: float) -> float:
+        return self.tokens_per_second * flops / self.world_size / self.peak_flops
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What the whole run takes."""
+
+    steps: float
+    tokens: int
+    days: float
+    device_hours: float
+    energy_kwh: float  # of the devices
+    co2_tonnes: float
+
+
+def plan_step(
+    config: Config, world_size: int, hardware: Hardware, ranks: Sequence[RankPlan]
+) -> StepPlan:
+    """Model a step of planned ranks."""
+    forward: dict[int, PassTime] = {}
+    backward: dict[int, PassTime] = {}
+    for rank in ranks:
+        for plan in rank.stages:
+            forward[plan.stage.index] = _pass_time(config, hardware, plan, is_forward=True)
+            backward[plan.stage.index] = _pass_time(config, hardware, plan, is_forward=False)
+    traffic = _traffic(config, world_size, hardware, ranks)
+    by_axis = {one.axis: one for one in traffic}
+    timeline = _timeline(config, world_size, hardware, ranks, forward, backward)
+    optimizer = _optimizer_seconds(hardware, ranks)
+    dp_seconds = by_axis["dp"].seconds
+    batch = config.global_batch_size(config.parallel.data_parallel_size(world_size))
+    return StepPlan(
+        seconds=timeline.seconds + dp_seconds + optimizer,
+        bubble=timeline.bubble,
+        passes_seconds=timeline.seconds,
+        optimizer_seconds=optimizer,
+        traffic=tuple(traffic),
+        forward=forward,
+        backward=backward,
+        tokens=batch * config.data.seq_length,
+        world_size=world_size,
+        flops=flops_per_token(config.model, config.data.seq_length),
+        peak_flops=_peak(config, hardware),
+    )
+
+
+def plan_run(
+    config: Config, step: StepPlan, hardware: Hardware, *, pue: float, carbon_intensity: float
+) -> RunCost:
+    """Multiply a step by the length of the run; steps of a batch that still grows count by their samples.
+
+    pue: energy of the data center for one of the devices'. carbon_intensity: kg CO2 equivalent a kWh.
+    """
+    sequences = step.tokens // config.data.seq_length
+    training = config.training
+    samples = training.train_samples or (training.train_iters or 0) * sequences
+    steps = samples / sequences
+    hours = steps * step.seconds / 3600
+    device_hours = hours * step.world_size
+    energy = device_hours * hardware.power_watts / 1000
+    return RunCost(
+        steps=steps,
+        tokens=samples * config.data.seq_length,
+        days=hours / 24,
+        device_hours=device_hours,
+        energy_kwh=energy,
+        co2_tonnes=energy * pue * carbon_intensity / 1000,
+    )
+
+
+def _peak(config: Config, hardware: Hardware) -> float:
+    dtype = config.precision.compute_dtype
+    if dtype not in hardware.peak_flops:
+        known = ", ".join(hardware.peak_flops)
+        raise ConfigError(f"{hardware.name} has no peak_flops of {dtype}; it states {known}")
+    return hardware.peak_flops[dtype]
+
+
+def _pass_time(
+    config: Config, hardware: Hardware, plan: StagePlan, *, is_forward: bool
+) -> PassTime:
+    """Time a micro-batch's pass through one stage."""
+    work = plan.one_pass.forward if is_forward else plan.one_pass.backward
+    peak, efficiency = _peak(config, hardware), hardware.efficiency
+    bandwidth = hardware.memory_bandwidth * efficiency.memory
+    moved = work.other_bytes
+    if not is_forward:  # each weight's gradient is added to its fp32 sum: both read, one written
+        compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
+        moved += plan.states.num_parameters * (compute_bytes + 2 * FP32_BYTES)
+    products = max(work.product_flops / (peak * efficiency.product), work.product_bytes / bandwidth)
+    return PassTime(
+        products,
+        _attention_seconds(config, hardware, len(plan.stage.layers), is_forward=is_forward),
+        moved / bandwidth,
+        # as much in backward as in forward, but for what a recomputation repeats
+        sum(plan.moved.values()) / 2 / _bandwidth(config, hardware, "tp")
+        + plan.moved_over_cp / 2 / _bandwidth(config, hardware, "cp"),
+    )
+
+
+def _attention_seconds(
+    config: Config, hardware: Hardware, num_layers: int, *, is_forward: bool
+) -> float:
+    """Time fused attention of some layers; kernels that keep the scores are counted in products instead."""
+    model, s = config.model, config.data.seq_length
+    if choose_planned_kernels(config, hardware).attention is not fused_attention:
+        return 0.0
+    heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
+    pairs = attended_pairs(s, model.window_size) / 2 * config.training.micro_batch_size
+    flops = 4.0 * pairs * heads * model.head_dim * num_layers
+    flops /= config.parallel.context_parallel_size  # shares are cut so that they cost alike
+    peak, efficiency = _peak(config, hardware), hardware.efficiency
+    forward = flops / (peak * efficiency.attention_forward)
+    if is_forward:
+        return forward
+    backward = BACKWARD_ATTENTION * flops / (peak * efficiency.attention_backward)
+    return backward + (forward if model.recompute_granularity == "full" else 0.0)
+
+
+def _timeline(
+    config: Config,
+    world_size: int,
+    hardware: Hardware,
+    ranks: Sequence[RankPlan],
+    forward: dict[int, PassTime],
+    backward: dict[int, PassTime],
+) -> Timeline:
+    """Let the passes of a step run."""
+    durations: dict[tuple[Kind, int], float] = {}
+    splits = config.model.recompute_granularity != "full"
+    for stage, one in backward.items():
+        weights = one.products / 2 if splits else 0.0  # half of the products are the weights'
+        durations["F", stage] = forward[stage].total
+        durations["B", stage] = one.total
+        durations["I", stage] = one.total - weights
+        durations["W", stage] = weights
+    transfer = 0.0
+    if config.parallel.pipeline_model_parallel_size > 1:
+        transfer = hidden_bytes(config) / _bandwidth(config, hardware, "pp", world_size)
+    return run_passes([rank.order for rank in ranks], durations, transfer)
+
+
+def _optimizer_seconds(hardware: Hardware, ranks: Sequence[RankPlan]) -> float:
+    """Time AdamW, the norm and the scaling of gradients: reads and writes of the fullest rank's shards."""
+    shards = max(rank.components.parameters for rank in ranks)
+    # weight, gradient and moments read, weight and moments written; the gradient read for its norm, then scaled
+    passes = (2 + NUM_MOMENTS) + (1 + NUM_MOMENTS) + 1 + 2
+    return passes * shards / (hardware.memory_bandwidth * hardware.efficiency.memory)
+
+
+def _spans(config: Config, world_size: int) -> dict[str, int]:
+    """Give how many neighbouring processes a group of each axis reaches over."""
+    tp = config.parallel.tensor_model_parallel_size
+    dp = config.parallel.data_parallel_size(world_size)
+    cp = config.parallel.context_parallel_size
+    return {"tp": tp, "cp": tp * cp, "dp": tp * cp * dp, "pp": world_size}
+
+
+def _bandwidth(
+    config: Config, hardware: Hardware, axis: str, world_size: int | None = None
+) -> float:
+    """Give the bytes a second that a process sends over an axis: its slowest link's."""
+    world_size = world_size or config.parallel.model_parallel_size
+    is_within = _spans(config, world_size)[axis] <= hardware.devices_per_node
+    link = hardware.node_bandwidth if is_within else hardware.network_bandwidth
+    return link * hardware.efficiency.link
+
+
+def _traffic(
+    config: Config, world_size: int, hardware: Hardware, ranks: Sequence[RankPlan]
+) -> list[AxisTraffic]:
+    """Count what one process sends in a step over each axis, of the pipeline rank that sends most."""
+    parallel = config.parallel
+    dp_size = parallel.data_parallel_size(world_size)
+    batch = config.global_batch_size(dp_size)
+    num_micro_batches = batch // (config.training.micro_batch_size * dp_size)
+    tp_bytes = num_micro_batches * max(
+        sum(sum(plan.moved.values()) for plan in rank.stages) for rank in ranks
+    )
+    cp_bytes = num_micro_batches * max(
+        sum(plan.moved_over_cp for plan in rank.stages) for rank in ranks
+    )
+    sends = max(
+        sum((not plan.stage.is_first) + (not plan.stage.is_last) for plan in rank.stages)
+        for rank in ranks
+    )
+    pp_bytes = sends * num_micro_batches * hidden_bytes(config)
+    if parallel.pipeline_model_parallel_size == 1:
+        pp_bytes = 0
+    dp_bytes = max(_dp_bytes(config, world_size, rank) for rank in ranks)
+    sizes = {
+        "tp": (parallel.tensor_model_parallel_size, tp_bytes),
+        "cp": (parallel.context_parallel_size, cp_bytes),
+        "dp": (dp_size * parallel.context_parallel_size, dp_bytes),
+        "pp": (parallel.pipeline_model_parallel_size, pp_bytes),
+    }
+    spans = _spans(config, world_size)
+    return [
+        AxisTraffic(
+            axis,
+            size,
+            sent,
+            spans[axis] <= hardware.devices_per_node,
+            sent / _bandwidth(config, hardware, axis, world_size),
+        )
+        for axis, (size, sent) in sizes.items()
+    ]
+
+
+def _dp_bytes(config: Config, world_size: int, rank: RankPlan) -> float:
+    """Count what gathering the weights and reducing the gradients of a step sends from one process."""
+    copies, num_shards = config.parallel.gradient_sizes(world_size)
+    compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
+    whole = rank.components.gathered / compute_bytes
+    sharded = (num_shards - 1) / num_shards * whole * (compute_bytes + FP32_BYTES)
+    summed = 2 * (copies - 1) / copies * whole / num_shards * FP32_BYTES
+    return sharded + summed

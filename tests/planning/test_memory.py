@@ -1,0 +1,238 @@
+"""What a plan counts is what a run allocates, on one to four processes."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from megatron.config import Config
+from megatron.layer_split import StageLayers
+from megatron.model.flops import num_parameters
+from megatron.model.gpt import choose_model_kernels
+from megatron.optimizer.adamw import MOMENTS, AdamW
+from megatron.options import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
+from megatron.parallel.data_parallel import set_gradient_sync, shard_data_parallel
+from megatron.planning.memory import count_states, parameter_groups, plan_stage
+from megatron.planning.world import PlannedContext, build_stage
+from tests.grid import grid
+from tests.model.tiny import make_model, tiny_config
+
+BATCH_SIZE, SEQ_LENGTH = 2, 8
+
+
+def _config(tp=1, *, bf16=False, **changes):
+    model = tiny_config(num_layers=4, attention_backend="explicit", **changes)
+    return Config(
+        model=model,
+        parallel=ParallelConfig(tensor_model_parallel_size=tp, sequence_parallel=tp > 1),
+        precision=PrecisionConfig(bf16=bf16),
+        training=TrainingConfig(micro_batch_size=BATCH_SIZE),
+        data=DataConfig(seq_length=SEQ_LENGTH),
+    )
+
+
+def _kernels(config):
+    return choose_model_kernels(config.model, torch.device("cpu"), torch.float32)
+
+
+def _make(config, context, stage):
+    return make_model(
+        config.model,
+        context,
+        layers=stage.layers,
+        is_first=stage.is_first,
+        is_last=stage.is_last,
+        sequence_parallel=config.parallel.sequence_parallel,
+        kernels=_kernels(config),
+    )
+
+
+def _inputs(config, stage):
+    """Real inputs of a stage: ids, or hidden states of a process."""
+    ids = torch.arange(BATCH_SIZE * SEQ_LENGTH).view(BATCH_SIZE, SEQ_LENGTH) % 50
+    length = SEQ_LENGTH // config.parallel.tensor_model_parallel_size
+    x = ids
+    if not stage.is_first:
+        dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
+        shape = (length, BATCH_SIZE, config.model.hidden_size)
+        x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    others = {"labels": ids} if stage.is_last else {}
+    return x, {"sample_ids": torch.arange(BATCH_SIZE), **others}
+
+
+def _sum_of_storages(tensors):
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _allocated(rank, config, stage, tp, dp):
+    """Train a stage for two micro-batches and give the bytes behind what `States` counts, on this process."""
+    context = grid(dp_shard=dp, tp=tp)
+    model = _make(config, context, stage)
+    dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
+    shard_data_parallel(model, list(model.layers.values()), context, dtype)
+    parameters = dict(model.named_parameters())
+    optimizer = AdamW(parameters, OptimizerConfig(lr=1e-3))
+    states = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    held = [p for m in states for p in m._get_fsdp_state()._fsdp_param_group.fsdp_params]
+    shards = sum(p._sharded_param_data.untyped_storage().nbytes() for p in held)
+    for is_last in (False, True):
+        set_gradient_sync(model, is_last_micro_batch=is_last)
+        x, others = _inputs(config, stage)
+        model(x, **others).sum().backward()
+        if not is_last:
+            gathered = _sum_of_storages(t for p in held for t in p.all_gather_outputs)
+            sums = [
+                p.unsharded_accumulated_grad
+                if p.unsharded_accumulated_grad is not None
+                else p._unsharded_param.grad
+                for p in held
+            ]
+            sums = [g._local_tensor if isinstance(g, DTensor) else g for g in sums]
+            whole = _sum_of_storages(sums)
+    reduced = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
+    state = optimizer._optimizer.state
+    moments = sum(
+        state[p][m]._local_tensor.untyped_storage().nbytes()
+        for p in parameters.values()
+        for m in MOMENTS
+    ) + sum(state[p]["step"].nbytes for p in parameters.values())
+    return {
+        "shards": shards,
+        "gathered": gathered,
+        "whole_gradients": whole,
+        "gradient_shards": reduced,
+        "moments": moments,
+    }
+
+
+FIRST = StageLayers(0, 2, range(3))
+LAST = StageLayers(1, 2, range(3, 4))
+WHOLE = StageLayers(0, 1, range(4))
+
+
+@pytest.mark.parametrize(
+    ("tp", "dp", "stage", "bf16"),
+    [
+        (1, 1, WHOLE, True),
+        (1, 3, WHOLE, False),  # nothing divides by 3: shards are padded, and moments are not
+        (1, 3, LAST, True),
+        (2, 2, FIRST, True),
+        (2, 2, LAST, False),
+    ],
+)
+def test_states_are_what_a_run_allocates(world, tp, dp, stage, bf16):
+    config = _config(tp, bf16=bf16, attention_head_type="multiquery")
+    found = world(tp * dp).run(_allocated, config, stage, tp, dp)
+    for rank, allocated in enumerate(found):
+        model = build_stage(config, PlannedContext.at(rank % tp, tp), stage, _kernels(config))
+        counted = count_states(parameter_groups(model), dp, 2 if bf16 else 4, shard_rank=rank // tp)
+        counts = dataclasses.asdict(counted)
+        assert {name: counts[name] for name in allocated} == allocated
+
+
+def _saved(rank, config, stage, tp):
+    """Run a stage forward and give the bytes that autograd keeps besides parameters and inputs."""
+    model = _make(config, grid(tp=tp), stage)
+    x, others = _inputs(config, stage)
+    kept = {}
+
+    def pack(tensor):
+        storage = (
+            tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        ).untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(x, **others)
+    kept[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
+    outside = [p._local_tensor for p in model.parameters()] + [x, *others.values()]
+    for tensor in outside:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+CASES = {
+    "whole": (1, WHOLE, {}),
+    "dropout": (1, WHOLE, {"hidden_dropout": 0.1, "attention_dropout": 0.1}),
+    "grouped": (1, WHOLE, {"num_query_groups": 2}),
+    "rotary": (1, WHOLE, {"position_embedding_type": "rope", "kv_channels": 4}),
+    "selective": (1, WHOLE, {"recompute_granularity": "selective"}),
+    "full": (1, WHOLE, {"recompute_granularity": "full", "recompute_num_layers": 2}),
+    "first of two, sequence parallel": (2, FIRST, {"attention_head_type": "multiquery"}),
+    "last of two, sequence parallel": (2, LAST, {"attention_head_type": "multiquery"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_activations_are_what_autograd_keeps(world, name):
+    tp, stage, changes = CASES[name]
+    config = _config(tp, **changes)
+    for rank, bytes_kept in enumerate(world(tp).run(_saved, config, stage, tp)):
+        plan = plan_stage(config, stage, _kernels(config), tp_rank=rank, num_shards=1).one_pass
+        assert plan.saved_bytes + plan.logits_bytes == bytes_kept
+        rows = SEQ_LENGTH * BATCH_SIZE
+        assert plan.logits_bytes == (rows * 50 // tp * 4 if stage.is_last else 0)
+
+
+def test_what_tensor_parallelism_moves_is_noted_without_a_process_group():
+    config = _config(2, attention_head_type="multiquery")
+    plan = plan_stage(config, FIRST, _kernels(config), tp_rank=0, num_shards=1)
+    whole = SEQ_LENGTH * BATCH_SIZE * config.model.hidden_size * 4
+    # a layer gathers the sequence twice and scatters it twice, in either direction; of two processes each sends half
+    layers = len(FIRST.layers)
+    assert plan.moved == {
+        "all-gather": (4 * layers + 1) * whole // 2,  # and the gradient of the embedding
+        "reduce-scatter": (4 * layers + 1) * whole // 2,  # and the embedding
+    }
+    assert not torch.distributed.is_initialized()
+
+
+PUBLISHED = {  # StarCoder's sizes: layers, width, heads, parameters
+    "1b": (24, 2048, 16, 1.137e9),
+    "3b": (36, 2816, 22, 3.043e9),
+    "7b": (42, 4096, 32, 7.327e9),
+    "15b": (40, 6144, 48, 15.517e9),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_their_number_of_parameters(name):
+    layers, width, heads, number = PUBLISHED[name]
+    model = ModelConfig(
+        num_layers=layers,
+        hidden_size=width,
+        num_attention_heads=heads,
+        attention_head_type="multiquery",
+        max_position_embeddings=8192,
+        vocab_size=49152,
+        padded_vocab_size=49152,
+    )
+    config = Config(model=model)
+    stage = StageLayers(0, 1, range(layers))
+    built = build_stage(config, PlannedContext.at(0, 1), stage, _kernels(config))
+    states = count_states(parameter_groups(built), 1, 2)
+    assert states.num_parameters == num_parameters(model)
+    assert states.num_parameters == pytest.approx(number, abs=0.0005e9)
+
+
+def test_a_pass_works_on_no_more_for_having_more_layers():
+    work = []
+    for layers in (range(2), range(4)):
+        config = _config(recompute_granularity="full")
+        stage = StageLayers(1, 3, layers)  # no end of the model
+        plan = plan_stage(config, stage, _kernels(config), tp_rank=0, num_shards=1)
+        work.append(plan.one_pass.work_bytes)
+    assert (
+        work[0] == work[1] > 0
+    )  # one layer at a time is computed anew, and weights are counted elsewhere

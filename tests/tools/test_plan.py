@@ -1,0 +1,119 @@
+"""What a user of tools/plan.py meets: a plan of 512 GPUs on this machine, a refusal, one line for every mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.world import launcher_environment
+
+ROOT = Path(__file__).parents[2]
+STARCODER = (
+    "--num-layers 40 --hidden-size 6144 --num-attention-heads 48 --attention-head-type multiquery "
+    "--seq-length 8192 --max-position-embeddings 8192 --sequence-parallel --use-distributed-optimizer "
+    "--bf16 --use-flash-attn --global-batch-size 512 --lr 3e-4 --train-iters 250000 --vocab-size 49152"
+)
+PUBLISHED_GPU_HOURS = 320_256  # StarCoder's, on A100s of 80 GB
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "tools/plan.py", *arguments],
+        cwd=ROOT,
+        env=launcher_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def starcoder() -> dict:
+    layout = "--world-size 512 --tensor-model-parallel-size 4 --pipeline-model-parallel-size 4"
+    result = _run(*layout.split(), *STARCODER.split(), "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_starcoder_fits_into_80_gb_and_comes_near_its_published_hours(starcoder):
+    assert starcoder["fits"]
+    assert starcoder["parameters"] == pytest.approx(15.517e9, rel=1e-4)
+    assert starcoder["run"]["tokens"] == 250_000 * 512 * 8192
+    # docs/planning.md says how far, and why below
+    assert starcoder["run"]["device_hours"] == pytest.approx(PUBLISHED_GPU_HOURS, rel=0.20)
+
+
+def test_json_of_a_plan_has_every_rank_and_adds_up(starcoder):
+    assert [rank["pp_rank"] for rank in starcoder["ranks"]] == [0, 1, 2, 3]
+    for rank in starcoder["ranks"]:
+        assert sum(rank["components"].values()) == rank["total_bytes"] <= starcoder["room_bytes"]
+    assert [rank["stages"][0]["layers"] for rank in starcoder["ranks"]] == [10] * 4
+    # rank 0 has four micro-batches in flight, and the last one has one
+    held = [
+        rank["components"]["activations"] / rank["stages"][0]["activation_bytes"]
+        for rank in starcoder["ranks"]
+    ]
+    assert held == [4, 3, 2, 1]
+    step = starcoder["step"]
+    traffic = {one["axis"]: one for one in step["traffic"]}
+    assert {axis: one["size"] for axis, one in traffic.items()} == {
+        "tp": 4,
+        "cp": 1,
+        "dp": 32,
+        "pp": 4,
+    }
+    assert step["tokens"] == 512 * 8192
+    assert step["tokens_per_second_per_gpu"] * 512 == pytest.approx(
+        step["tokens"] / step["seconds"]
+    )
+    assert 3 / 19 <= step["bubble"] < 0.25  # the formula's, and waiting for what is sent
+
+
+def test_what_does_not_fit_is_refused_in_a_line_that_says_what_to_change():
+    result = _run("--world-size", "8", *STARCODER.split())
+    assert result.returncode == 2
+    assert "buffers  total GB" in result.stdout  # the table says where it goes
+    assert re.fullmatch(
+        r"plan\.py: error: pipeline rank 0 needs [\d.]+ GB and A100-SXM4-80GB has 77\.0 GB for tensors; "
+        r"the largest part is gradients, [\d.]+ GB: raise --tensor-model-parallel-size or .*\n",
+        result.stderr,
+    )
+
+
+MISTAKES = {
+    "no vocabulary": ("--world-size 8", "--vocab-size 49152", "the vocabulary is not known"),
+    "no world": ("", "", "--world-size"),
+    "heads": ("--world-size 5 --tensor-model-parallel-size 5", "", "--num-attention-heads 48"),
+    "hardware": ("--world-size 8 --hardware abacus", "", "a100-80gb, h100-80gb, h200-141gb"),
+    "flag": ("--world-size 8 --hiden-size 3", "", "did you mean --hidden-size"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line_and_code_2(name):
+    given, left_out, part = MISTAKES[name]
+    result = _run(*given.split(), *STARCODER.replace(left_out, "").split())
+    assert result.returncode == 2, result.stdout
+    assert result.stderr.startswith("plan.py: error: ") and result.stderr.count("\n") == 1
+    assert part in result.stderr
+
+
+def test_hardware_of_ones_own_is_checked_field_by_field(tmp_path):
+    text = (ROOT / "megatron/planning/hardware/h100-80gb.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    for damaged, part in (
+        (text.replace("power_watts: 700", ""), "lacks power_watts"),
+        (text.replace("3350.0e+9", "fast"), "memory_bandwidth is 'fast'"),
+        ("- 1", "holds no fields"),
+    ):
+        path.write_text(damaged)
+        result = _run("--world-size", "8", "--hardware", str(path), *STARCODER.split())
+        assert result.returncode == 2 and part in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_help_shows_two_examples():
+    assert _run("--help").stdout.count("python tools/plan.py") == 2

@@ -1,0 +1,112 @@
+"""Say what a run would hold and how fast it would go, before asking for the machines. See --help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from megatron import cli
+from megatron.config import Config
+from megatron.errors import ConfigError
+from megatron.options import TokenizerConfig, pad_vocab_size
+from megatron.planning.hardware import read_hardware
+
+EXAMPLES = """\
+  StarCoder on 512 GPUs, with the flags of its training:
+    python tools/plan.py --world-size 512 --num-layers 40 --hidden-size 6144 --num-attention-heads 48 \\
+      --attention-head-type multiquery --seq-length 8192 --max-position-embeddings 8192 \\
+      --tensor-model-parallel-size 4 --pipeline-model-parallel-size 4 --sequence-parallel \\
+      --use-distributed-optimizer --bf16 --use-flash-attn --global-batch-size 512 --lr 3e-4 \\
+      --train-iters 250000 --vocab-size 49152
+  a smaller one on 8 H200, as JSON:
+    python tools/plan.py --world-size 8 --hardware h200-141gb --json <the flags of tools/pretrain_gpt.py>
+
+exit codes: 0 it fits; 2 it does not, or an option is wrong: one line says what to change"""
+
+TOKENIZER_FILES = ("tokenizer_file", "tokenizer_model", "vocab_file", "merge_file")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, plan, print, and refuse what does not fit."""
+    parser = cli.make_parser(
+        "Plan a training run on any machine: memory of each rank, step time, cost. Starts nothing.",
+        EXAMPLES,
+    )
+    parser.add_argument("--world-size", type=int, required=True, help="processes of the run")
+    parser.add_argument(
+        "--hardware",
+        default="a100-80gb",
+        metavar="NAME",
+        help="a100-80gb, h100-80gb, h200-141gb or a YAML file like theirs (default: a100-80gb)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--pue",
+        type=float,
+        default=1.2,
+        help="energy of the data center for one of its devices' (default: 1.2, StarCoder's)",
+    )
+    parser.add_argument(
+        "--carbon-intensity",
+        type=float,
+        default=0.15495,
+        help="kg CO2eq a kWh (default: 0.15495, StarCoder's, us-west-2)",
+    )
+    cli.add_config(parser)
+    args = cli.parse_known(parser, argv)
+    if args.pue < 1.0 or args.carbon_intensity < 0.0:
+        raise ConfigError("--pue is at least 1 and --carbon-intensity at least 0")
+    config = prepare(cli.config_from(args), args.world_size)
+
+    hardware = read_hardware(args.hardware)
+
+    # torch takes seconds to import: a user's mistake does not wait for it.
+    from megatron.planning.memory import plan_ranks
+    from megatron.planning.report import Plan, check_fits, to_json, to_table
+    from megatron.planning.time import plan_run, plan_step
+
+    ranks = plan_ranks(config, args.world_size, hardware)
+    step = plan_step(config, args.world_size, hardware, ranks)
+    run = plan_run(config, step, hardware, pue=args.pue, carbon_intensity=args.carbon_intensity)
+    plan = Plan(config, args.world_size, hardware, ranks, step, run)
+    print(json.dumps(to_json(plan), indent=2) if args.json else to_table(plan))
+    check_fits(plan)
+    return 0
+
+
+def prepare(config: Config, world_size: int) -> Config:
+    """Check the options and fill in the vocabulary; data need not be there. ConfigError as a start would."""
+    data = config.data
+    given = (data.data_path, data.train_data_path, data.train_weighted_split_paths)
+    if not any(given) and data.train_weighted_split_paths_path is None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(data, train_data_path=("unread",))
+        )
+    config.check(world_size)
+    size = vocab_size(config.tokenizer)
+    padded = pad_vocab_size(
+        size,
+        config.model.make_vocab_size_divisible_by,
+        config.parallel.tensor_model_parallel_size,
+    )
+    model = dataclasses.replace(config.model, vocab_size=size, padded_vocab_size=padded)
+    return dataclasses.replace(config, model=model)
+
+
+def vocab_size(config: TokenizerConfig) -> int:
+    """Give the number of ids: the tokenizer's if its files are named, else --vocab-size."""
+    is_named = any(getattr(config, name) is not None for name in TOKENIZER_FILES)
+    if is_named or config.tokenizer_type == "NullTokenizer":
+        from megatron.tokenizer.tokenizer import build_tokenizer
+
+        return build_tokenizer(config).vocab_size
+    if config.vocab_size is None or config.vocab_size < 1:
+        raise ConfigError(
+            "the vocabulary is not known: give --tokenizer-file, or --vocab-size N above 0 in its place"
+        )
+    return config.vocab_size
+
+
+if __name__ == "__main__":
+    cli.run_tool(main)
