@@ -131,7 +131,7 @@ class SafetensorsReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries, self._data_start = _read_header(path)
+        self._entries, self._data_start, self.metadata = _read_header(path)
 
     def keys(self) -> list[str]:
         """Give the keys of all tensors."""
@@ -191,8 +191,11 @@ def _encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> 
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_header(path: Path) -> tuple[dict[str, tuple[TensorSpec, int]], int]:
-    """Give (tensor, first byte) by key, and where the values start. Checks that they fill the file exactly."""
+def _read_header(path: Path) -> tuple[dict[str, tuple[TensorSpec, int]], int, dict[str, str]]:
+    """Give (tensor, first byte) by key, where the values start, and the metadata.
+
+    Checks that the values fill the file exactly.
+    """
     with _reading(path) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8) or b"", "little")
@@ -201,7 +204,7 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[TensorSpec, int]], int]:
         text = file.read(length) or b""
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        metadata = dict(header.pop("__metadata__", None) or {})
         entries = {key: _parse_entry(key, value) for key, value in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise _damaged(path, "its header is not that of a safetensors file") from None
@@ -212,7 +215,7 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[TensorSpec, int]], int]:
         end += spec.num_bytes
     if 8 + length + end != file_bytes:
         raise _damaged(path, f"it has {file_bytes} bytes and describes {8 + length + end}")
-    return entries, 8 + length
+    return entries, 8 + length, metadata
 
 
 def _parse_entry(key: str, value: dict[str, list[int]]) -> tuple[TensorSpec, int]:

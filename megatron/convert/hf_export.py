@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.reader import CheckpointReader
-from megatron.checkpoint.safetensors_file import BLOCK_BYTES, SafetensorsWriter, TensorSpec
-from megatron.convert.hf_choice import ARCHITECTURES, architecture_of
+from megatron.checkpoint.safetensors_file import (
+    BLOCK_BYTES,
+    SafetensorsReader,
+    SafetensorsWriter,
+    TensorSpec,
+)
+from megatron.convert.hf_choice import architecture_of
 from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
 from megatron.convert.hf_tokenizer import write_tokenizer
 from megatron.convert.mapping import MappedTensor, Rows
@@ -26,6 +31,10 @@ from megatron.convert.model_card import model_card
 from megatron.convert.source import GENERATION_CONFIG, Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import ModelConfig
+
+# In the header of each file of weights: "format" is what transformers asks for, the rest says who wrote it. Not in
+# config.json, which transformers copies, unknown fields included, into what it saves of a loaded model.
+METADATA = {"format": "pt", "written_by": "convert_to_hf.py"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def write_weights(
     )
     for name, shard in zip(names, shards, strict=True):
         specs = [TensorSpec(tensor.name, dtype, tensor.shape) for tensor in shard]
-        with SafetensorsWriter(folder / name, specs, {"format": "pt"}) as writer:
+        with SafetensorsWriter(folder / name, specs, METADATA) as writer:
             for tensor in shard:
                 for rows in tensor.rows:
                     _copy_rows(reader, rows, tensor.name, writer, dtype, progress)
@@ -185,12 +194,11 @@ def _plan_shards(
 
 def is_export(folder: Path) -> bool:
     """Tell whether a folder holds a model that this module wrote, which another export may replace."""
+    files = list(folder.glob("*.safetensors"))
     try:
-        content = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        return bool(files) and all(SafetensorsReader(file).metadata == METADATA for file in files)
+    except CheckpointError:
         return False
-    known = [architecture.model_type for architecture in ARCHITECTURES]
-    return isinstance(content, dict) and content.get("model_type") in known
 
 
 def _generation_config(source: Source) -> dict[str, Any]:

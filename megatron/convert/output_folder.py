@@ -35,8 +35,8 @@ def check_target(path: Path, may_replace: Callable[[Path], bool] | None) -> None
         raise ConfigError(f"--save {path} is not empty; give another folder, or --overwrite")
     if not may_replace(path):
         raise ConfigError(
-            f"--overwrite replaces an earlier export or import, and {path} is none; give another folder, or "
-            f"delete it yourself"
+            f"--overwrite replaces an earlier export or import, and by its files {path} is none (exports of "
+            f"earlier versions have no mark); give another folder, or remove it by hand"
         )
 
 

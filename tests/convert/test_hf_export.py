@@ -1,6 +1,7 @@
 """Exported folders, loaded by transformers."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -215,10 +216,17 @@ def test_a_configuration_of_another_model_is_an_error(tmp_path, changes, words):
         export(tmp_path / "run", tmp_path / "export")
 
 
-def test_an_export_is_known_by_its_config(tmp_path):
-    make_run(tmp_path / "run")
-    export(tmp_path / "run", tmp_path / "export")
+@HEADS
+def test_an_export_is_known_from_a_model_that_others_wrote(tmp_path, heads):
+    make_run(tmp_path / "run", **heads)
+    export(tmp_path / "run", tmp_path / "export", max_shard_bytes=4000)
     assert is_export(tmp_path / "export")
     assert not is_export(tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text('{"model": {}}')
-    assert not is_export(tmp_path / "run")
+    assert not is_export(tmp_path / "nothing")
+    # Fine-tuned from an export, say: transformers keeps every field of config.json.
+    load(tmp_path / "export").save_pretrained(tmp_path / "theirs")
+    assert not is_export(tmp_path / "theirs")
+    shutil.copy(
+        tmp_path / "theirs" / "model.safetensors", tmp_path / "export" / "model.safetensors"
+    )
+    assert not is_export(tmp_path / "export")

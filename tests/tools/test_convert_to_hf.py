@@ -79,6 +79,17 @@ def test_an_export_is_replaced_only_when_asked(tmp_path):
         run("--load", tmp_path / "run", "--save", tmp_path / "run", "--overwrite")
 
 
+def test_a_model_that_is_no_export_is_never_replaced(tmp_path):
+    make_run(tmp_path / "run")
+    run("--load", tmp_path / "run", "--save", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "notes").write_text("mine")
+    with pytest.raises(ConfigError, match=r"theirs is none .* remove it by hand"):
+        run("--load", tmp_path / "run", "--save", tmp_path / "theirs", "--overwrite")
+    assert (tmp_path / "theirs" / "notes").read_text() == "mine"
+
+
 def test_a_run_without_tokenizer_exports_and_says_so(tmp_path, capsys):
     make_run(tmp_path / "run")
     (tmp_path / "run" / "tokenizer" / "tokenizer.json").unlink()
