@@ -29,11 +29,13 @@ from tests.model.tiny import make_model, tiny_config
 BATCH_SIZE, SEQ_LENGTH = 2, 8
 
 
-def _config(tp=1, *, bf16=False, **changes):
+def _config(tp=1, *, cp=1, bf16=False, **changes):
     model = tiny_config(num_layers=4, attention_backend="explicit", **changes)
     return Config(
         model=model,
-        parallel=ParallelConfig(tensor_model_parallel_size=tp, sequence_parallel=tp > 1),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=tp, context_parallel_size=cp, sequence_parallel=tp > 1
+        ),
         precision=PrecisionConfig(bf16=bf16),
         training=TrainingConfig(micro_batch_size=BATCH_SIZE),
         data=DataConfig(seq_length=SEQ_LENGTH),
@@ -58,8 +60,9 @@ def _make(config, context, stage):
 
 def _inputs(config, stage):
     """Real inputs of a stage: ids, or hidden states of a process."""
-    ids = torch.arange(BATCH_SIZE * SEQ_LENGTH).view(BATCH_SIZE, SEQ_LENGTH) % 50
-    length = SEQ_LENGTH // config.parallel.tensor_model_parallel_size
+    num_positions = SEQ_LENGTH // config.parallel.context_parallel_size
+    ids = torch.arange(BATCH_SIZE * num_positions).view(BATCH_SIZE, num_positions) % 50
+    length = num_positions // config.parallel.tensor_model_parallel_size
     x = ids
     if not stage.is_first:
         dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
@@ -142,7 +145,8 @@ def test_states_are_what_a_run_allocates(world, tp, dp, stage, bf16):
 
 def _saved(rank, config, stage, tp):
     """Run a stage forward and give the bytes that autograd keeps besides parameters and inputs."""
-    model = _make(config, grid(tp=tp), stage)
+    cp = config.parallel.context_parallel_size
+    model = _make(config, grid(tp=tp, cp=cp, dp_shard=cp), stage)
     x, others = _inputs(config, stage)
     kept = {}
 
@@ -236,3 +240,13 @@ def test_a_pass_works_on_no_more_for_having_more_layers():
     assert (
         work[0] == work[1] > 0
     )  # one layer at a time is computed anew, and weights are counted elsewhere
+
+
+def test_activations_of_a_shared_sequence_are_what_autograd_keeps(world):
+    config = _config(2, cp=2, attention_head_type="multiquery", hidden_dropout=0.1)
+    plans = [
+        plan_stage(config, LAST, _kernels(config), tp_rank=tp_rank, num_shards=1).one_pass
+        for tp_rank in range(2)
+    ]
+    kept = [plan.saved_bytes + plan.logits_bytes for plan in plans]
+    assert world(4).run(_saved, config, LAST, 2) == kept * 2  # both shares cost alike
