@@ -1,4 +1,7 @@
-"""Whether a folder of transformers computes what a checkpoint of ours does: logits of both on the same random tokens, on the CPU."""
+"""Whether a folder of transformers computes what a checkpoint of ours does.
+
+Its config.json is read back and compared exactly; then the logits of both on the same random tokens, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.reader import CheckpointReader
+from megatron.convert.fields import Fields
+from megatron.convert.hf_choice import architecture_named
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
@@ -19,21 +25,40 @@ from megatron.options import ModelConfig, ParallelConfig
 from megatron.parallel.context import ParallelContext
 
 TOLERANCE = 1e-5  # of fp32 logits, relative to the largest where that is above 1
-NUM_SEQUENCES, MAX_LENGTH = 2, 64
+NUM_SEQUENCES, LENGTH = 2, 64
+BEYOND_WINDOW = 8  # tokens that do not see the first one
+# Logits tell a window of 4,096 from one of 4,095, or two near bases, no better than rounding does.
+FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_size",
+    "num_attention_heads",
+    "query_groups",
+    "head_dim",
+    "max_position_embeddings",
+    "has_rotary_positions",
+    "window_size",
+    "layernorm_epsilon",
+    "disable_bias_linear",
+    "untie_embeddings_and_output_weights",
+    "hidden_dropout",
+    "attention_dropout",
+)
 
 
 def verify_hf(source: Source, folder: Path, dtype: torch.dtype) -> float:
     """Compare a folder of transformers, exported or imported, with the checkpoint; give the largest difference of logits.
 
-    Both compute in fp32, ours from weights rounded to the dtype of an export. Rows that only pad the vocabulary have
+    Both compute in fp32, on two sequences of 64 tokens, or on one that is longer than a sliding window; ours from weights rounded to the dtype of an export. Rows that only pad the vocabulary have
     no logits to compare. Needs `transformers`, memory for one
     model at a time, and a process group of this process alone, which it makes. Raises CheckpointError where the
-    difference is above TOLERANCE.
+    difference is above TOLERANCE, or a field of config.json is another.
     """
     model = source.config.model
-    generator = torch.Generator().manual_seed(0)
-    length = min(model.max_position_embeddings, MAX_LENGTH)
-    ids = torch.randint(model.vocab_size, (NUM_SEQUENCES, length), generator=generator)
+    check_fields(model, folder)
+    ids = torch.randint(
+        model.vocab_size, _shape_of_ids(model), generator=torch.Generator().manual_seed(0)
+    )
     ours = our_logits(source.reader, model, ids, dtype)
     theirs = _their_logits(folder, ids)[..., : model.vocab_size]
     if theirs.shape != ours.shape:
@@ -49,6 +74,31 @@ def verify_hf(source: Source, folder: Path, dtype: torch.dtype) -> float:
             f"and {allowed:.0e} is allowed"
         )
     return difference
+
+
+def check_fields(model: ModelConfig, folder: Path) -> None:
+    """Raise CheckpointError where the config.json of a folder does not describe the model."""
+    path = folder / "config.json"
+    fields = Fields(read_json_object(path), str(path))
+    theirs = architecture_named(fields).read_fields(fields, True)
+    # A base means nothing to learned positions, and config.json then has none.
+    names = (*FIELDS, "rotary_base") if model.has_rotary_positions else FIELDS
+    for name in names:
+        value, found = getattr(model, name), getattr(theirs, name)
+        if value != found:
+            raise CheckpointError(
+                f"{path} is not of the checkpoint's model: its {name} is {found} and has to be {value}"
+            )
+
+
+def _shape_of_ids(model: ModelConfig) -> tuple[int, int]:
+    """Choose sequences that a sliding window cuts off, where there are so many positions."""
+    length = LENGTH
+    if model.window_size is not None:
+        length = max(length, model.window_size + BEYOND_WINDOW)
+    # One where it is long: a window of 4,096 takes gigabytes of attention scores a sequence.
+    num_sequences = NUM_SEQUENCES if length == LENGTH else 1
+    return num_sequences, min(model.max_position_embeddings, length)
 
 
 def our_logits(

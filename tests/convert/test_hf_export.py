@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTBigCodeForCa
 
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import Config, to_json
+from megatron.convert import verification
 from megatron.convert.hf_export import export_hf, is_export
 from megatron.convert.source import Source
 from megatron.convert.verification import our_logits, verify_hf
@@ -98,6 +99,41 @@ def test_verification_refuses_another_model(tmp_path):
     save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=source.reader.config)
     with pytest.raises(CheckpointError, match="is not the model"):
         verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+
+
+@pytest.mark.parametrize("window", [None, 65, 79, 81])
+def test_verification_refuses_another_window_by_its_logits(tmp_path, monkeypatch, window):
+    make_run(tmp_path / "run", **(STARCODER2 | {"window_size": 80, "max_position_embeddings": 100}))
+    export(tmp_path / "run", tmp_path / "export")
+    source = Source.open(tmp_path / "run")
+    monkeypatch.setattr(verification, "check_fields", lambda model, folder: None)
+    assert verify_hf(source, tmp_path / "export", torch.float32) < 1e-4
+    change_json(tmp_path / "export" / "config.json", sliding_window=window)
+    with pytest.raises(CheckpointError, match="its logits differ by"):
+        verify_hf(source, tmp_path / "export", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sliding_window": 4095}, "window_size is 4095 and has to be 4096"),
+        ({"sliding_window": None}, "window_size is None and has to be 4096"),
+        ({"rope_theta": 700.5001}, r"rotary_base is 700.5001 and has to be 700.5"),
+        ({"norm_epsilon": 1.1e-5}, "layernorm_epsilon is 1.1e-05 and has to be 1e-05"),
+        ({"max_position_embeddings": 8192}, "max_position_embeddings is 8192"),
+    ],
+)
+def test_verification_refuses_a_config_that_logits_hardly_tell(tmp_path, changes, words):
+    sizes = {"window_size": 4096, "max_position_embeddings": 16384}
+    make_run(tmp_path / "run", **(STARCODER2 | sizes))
+    export(tmp_path / "run", tmp_path / "export")
+    change_json(tmp_path / "export" / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_our_logits_leave_no_process_group(tmp_path):
