@@ -231,6 +231,22 @@ TAKEN_AWAY = {
             "positions = torch.arange(shape[1])",
         ),
     ],
+    Cell(2, "CP2", "multihead", "recompute"): [
+        (
+            "a chunk's own rows in dropout",
+            f"{MODEL}/attention.py",
+            "keys.inside[chunk.rows]",
+            "keys.inside[: len(chunk.positions)]",
+        ),
+    ],
+    Cell(2, "CP2", "multihead", "documents"): [
+        (
+            "a chunk's own starts of documents",
+            f"{MODEL}/gpt.py",
+            "starts[:, rows]",
+            "starts[:, : len(positions)]",
+        ),
+    ],
     Cell(4, "CP2 DP2 sharded", "multiquery", "FIM"): [
         (
             "samples that those with other shares of them read too",
