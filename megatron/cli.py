@@ -171,7 +171,7 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
         if target in names:
             group.add_argument(
                 flag,
-                dest=target,
+                dest=_alias_of(target),
                 action="store_const",
                 const=value,
                 default=argparse.SUPPRESS,
@@ -179,14 +179,27 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
             )
 
 
+def _alias_of(name: str) -> str:
+    """Name what an alias of an option says, which may be something else than the option does."""
+    return f"{name} by an alias"
+
+
 def section_from(
     args: argparse.Namespace, section: type[Section], defaults: dict[str, Any] | None = None
 ) -> Section:
     """Build a section from parsed flags; what they leave out comes from defaults, then the fields."""
     given = dict(defaults or {})
+    said = vars(args)
     for field, value_type in _options(section):
-        if hasattr(args, field.name):
-            value = getattr(args, field.name)
+        alias = _alias_of(field.name)
+        if alias in said:
+            given[field.name] = said[alias]
+        if field.name in said:
+            value = said[field.name]
+            if alias in said and value != said[alias]:
+                raise ConfigError(
+                    f"{flag_of(field)} is given as {value} and, by another flag, as {said[alias]}; keep one of them"
+                )
             given[field.name] = tuple(value) if typing.get_origin(value_type) is tuple else value
     return section(**given)
 
@@ -249,7 +262,10 @@ def read_defaults(path: Path) -> dict[str, Any]:
             continue
         field, value_type = options[name]
         if field.metadata["parse"]:
-            value = field.metadata["parse"](str(value))
+            try:
+                value = field.metadata["parse"](str(value))
+            except ConfigError as error:
+                raise ConfigError(f"--config {path}: {key}: {error}") from None
         result[name] = _coerce(f"--config {path}: {key}", value, value_type)
     return result
 

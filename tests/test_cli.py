@@ -291,6 +291,19 @@ def test_clash_names_both_options(flags, world_size, names):
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        "--use-rotary-position-embeddings --position-embedding-type learned_absolute",
+        "--position-embedding-type learned_absolute --use-rotary-position-embeddings",
+    ],
+)
+def test_two_flags_for_one_option_have_to_agree(flags):
+    with pytest.raises(ConfigError, match="learned_absolute and, by another flag, as rope"):
+        parse(f"{SMALL} {flags}")
+    assert parse(f"{SMALL} --position-embedding-type rope --use-rotary-position-embeddings")
+
+
+@pytest.mark.parametrize(
     ("schedule", "rampup", "names"),
     [
         ("interleaved", "2 1 10", ["multiple of 2 micro-batches", "has 6, 2, 3"]),

@@ -34,7 +34,7 @@ def read_window(text: str) -> int:
     raise ConfigError(
         f"--window-size {text}: give the tokens that one attends to, itself included (4096, Hugging Face's "
         f"sliding_window), or Megatron's pair of those before and after it (4095,0); none after, since "
-        f"attention is causal; leave the option out to attend to all before"
+        f"attention is causal; leave the option out to attend to all before (others write that -1,0)"
     )
 
 
@@ -70,7 +70,7 @@ class ModelConfig:
         0, "positions, learned or rotary; at least the sequence length", minimum=1
     )
     rotary_base: float = option(
-        10000.0, "with rope: the longest wavelength is about 2 pi times this", above=0.0
+        10000.0, "with rope: the longest wavelength is about 2 pi times this", above=1.0
     )
     window_size: int | None = option(
         None,

@@ -88,7 +88,7 @@ class Pipeline:
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
         self._splits_backward = splits_backward
-        self._schedules: dict[int, _PipelineSchedule] = {}
+        self._made: tuple[int, _PipelineSchedule] | None = None  # for a number of micro-batches
         self._loss_factor = 1.0
         self.has_first_stage = stages[0].is_first
         self.has_last_stage = stages[-1].is_last
@@ -170,23 +170,27 @@ class Pipeline:
         return (token_losses * mask).sum() * self._loss_factor
 
     def _schedule_of(self, num_micro_batches: int) -> _PipelineSchedule:
-        """Give the schedule for a number of micro-batches, which --rampup-batch-size changes."""
-        if num_micro_batches not in self._schedules:
-            pairs = zip(self._stages, self._modules, strict=True)
-            stages: list[_PipelineStageBase] = [self._make_stage(*pair) for pair in pairs]
-            # The loss carries its divisor, so that no schedule may scale gradients.
-            options: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
-            made: _PipelineSchedule
-            if self._schedule == "1f1b":
-                made = Schedule1F1B(stages[0], num_micro_batches, **options)
-            elif self._schedule == "interleaved":
-                made = ScheduleInterleaved1F1B(stages, num_micro_batches, **options)
-            elif self._schedule == "zbv":
-                made = ScheduleZBVZeroBubble(stages, num_micro_batches, **options)
-            else:
-                made = ScheduleDualPipeV(stages, num_micro_batches, **options)
-            self._schedules[num_micro_batches] = made
-        return self._schedules[num_micro_batches]
+        """Give the schedule for a number of micro-batches, which --rampup-batch-size and validation change.
+
+        Only the last one is kept: its stages hold what they received for each micro-batch.
+        """
+        if self._made is None or self._made[0] != num_micro_batches:
+            self._made = None
+            self._made = num_micro_batches, self._make_schedule(num_micro_batches)
+        return self._made[1]
+
+    def _make_schedule(self, num_micro_batches: int) -> _PipelineSchedule:
+        pairs = zip(self._stages, self._modules, strict=True)
+        stages: list[_PipelineStageBase] = [self._make_stage(*pair) for pair in pairs]
+        # The loss carries its divisor, so that no schedule may scale gradients.
+        options: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
+        if self._schedule == "1f1b":
+            return Schedule1F1B(stages[0], num_micro_batches, **options)
+        if self._schedule == "interleaved":
+            return ScheduleInterleaved1F1B(stages, num_micro_batches, **options)
+        if self._schedule == "zbv":
+            return ScheduleZBVZeroBubble(stages, num_micro_batches, **options)
+        return ScheduleDualPipeV(stages, num_micro_batches, **options)
 
     def _make_stage(self, stage: StageLayers, module: nn.Module) -> PipelineStage:
         """Wrap a stage with its boundary shapes stated, so that no trial forward has to find them."""

@@ -187,9 +187,12 @@ def _check_same(
     ours, theirs = getattr(config, section), getattr(saved, section)
     for name in names:
         if getattr(ours, name) != getattr(theirs, name):
+            way_out = "another --save for a new run"
+            if section == "model" and name not in _model_fields(config, is_other_run=True):
+                way_out = "start another run from these weights with --finetune"
             raise CheckpointError(
                 f"{folder} has {name} = {getattr(theirs, name)}, this run {getattr(ours, name)}; "
-                f"give the old value, or another --save for a new run"
+                f"give the old value, or {way_out}"
             )
 
 

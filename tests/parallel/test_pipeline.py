@@ -1,9 +1,19 @@
-"""Backward passes in two halves: gradients add up in fp32, and recomputation is paid for once."""
+"""Backward passes in two halves: gradients add up in fp32, and recomputation is paid for once.
+
+And what a step leaves in memory.
+"""
+
+import gc
 
 import pytest
+import torch
 
 from megatron.model.transformer import TransformerLayer
-from tests.training.runs import flags_of, read_metrics, train_here
+from megatron.training.inputs import open_inputs
+from megatron.training.pretrain import build_run
+from megatron.training.start import plan_start
+from tests.grid import grid_of
+from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 PP2 = "--pipeline-model-parallel-size 2 --train-iters 4 --eval-iters 0"
 IN_V = [f"{PP2} --pipeline-schedule {schedule}" for schedule in ("zbv", "dualpipev")]
@@ -51,3 +61,27 @@ def test_full_recomputation_runs_a_layer_twice(world, corpus, tmp_path, flags):
     full = flags_of(corpus, tmp_path, f"{flags} --recompute-granularity full")
     num_steps, num_micro_batches, num_layers = 4, 8, 2  # of each process
     assert world(2).run(count_layers, full) == [2 * num_steps * num_micro_batches * num_layers] * 2
+
+
+def count_hidden_states(rank, flags):
+    """Give how many hidden states are alive after steps of 4, 8 and again 4 micro-batches."""
+    inputs = open_inputs(parse(flags), 2)
+    run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
+    counts = []
+    for size in (4, 8, 4):
+        run.parts.pipeline.forward_backward(run.loader.batch(0, size), 1.0)
+        gc.collect()
+        alive = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in gc.get_objects()
+            if type(tensor) is torch.Tensor and tensor.shape == (32, 1, 32)
+        }
+        counts.append(len(alive))
+    run.close()
+    return counts
+
+
+@pytest.mark.parametrize("flags", [PP2, *IN_V])
+def test_a_step_of_another_size_leaves_nothing_behind(world, corpus, tmp_path, flags):
+    for first, _, again in world(2).run(count_hidden_states, flags_of(corpus, tmp_path, flags)):
+        assert again == first > 0
