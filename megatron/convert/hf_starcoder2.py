@@ -21,6 +21,7 @@ FIXED: tuple[tuple[str, object, str], ...] = (
     ("norm_type", "layer_norm", "norms are LayerNorm here"),
     ("mlp_type", "default", "the MLP has no gate here"),
 )
+ONE = (1, 1.0)  # a factor that changes nothing
 DEFAULT_BASE = 10000.0  # of transformers, where config.json says nothing
 
 
@@ -52,6 +53,8 @@ def _read_fields(fields: Fields, accepts_exact_gelu: bool) -> ModelConfig:
     heads, hidden = fields.whole("num_attention_heads"), fields.whole("hidden_size")
     width = fields.whole("head_dim", max(1, hidden // heads))
     has_window = fields.values.get("sliding_window") is not None
+    _check_layer_types(fields, has_window)
+    fields.require("logit_scale", ONE, "logits are not scaled here")
     rows = fields.whole("vocab_size")
     return ModelConfig(
         num_layers=fields.whole("num_hidden_layers"),
@@ -78,6 +81,7 @@ def _read_fields(fields: Fields, accepts_exact_gelu: bool) -> ModelConfig:
 def _rotary_base(fields: Fields) -> float:
     """Find the base where transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) keeps it, unscaled."""
     base = fields.number("rope_theta", DEFAULT_BASE)
+    _check_all_rotated(fields)
     for name in ("rope_scaling", "rope_parameters"):
         values = fields.values.get(name)
         if values is None:
@@ -87,8 +91,27 @@ def _rotary_base(fields: Fields) -> float:
         rope = Fields(values, f"{fields.where}: {name}")
         for kind in ("rope_type", "type"):
             rope.require(kind, ["default"], "rotary positions are not scaled here")
+        _check_all_rotated(rope)
         base = rope.number("rope_theta", base)
     return base
+
+
+def _check_all_rotated(fields: Fields) -> None:
+    fields.require("partial_rotary_factor", ONE, "positions rotate the whole of each head here")
+
+
+def _check_layer_types(fields: Fields, has_window: bool) -> None:
+    """Raise CheckpointError unless all layers are of the kind that sliding_window makes them."""
+    kinds = fields.values.get("layer_types")
+    kind = "sliding_attention" if has_window else "full_attention"
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or any(layer != kind for layer in kinds):
+        window = fields.values.get("sliding_window")
+        raise fields.refusal(
+            "layer_types",
+            f"all layers are alike here, and with a sliding_window of {window} they are {kind}",
+        )
 
 
 def _map(config: ModelConfig) -> list[MappedTensor]:

@@ -120,6 +120,25 @@ def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, changes, dtype):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: rope_type is 'yarn'"),
         ({"rope_parameters": "yarn"}, "rope_parameters is 'yarn'"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "--rotary-base is -1"),
+        (
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor is 0.5; positions rotate the whole",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
+            "rope_parameters: partial_rotary_factor is 0.25",
+        ),
+        ({"logit_scale": 0.0625}, "logit_scale is 0.0625; logits are not scaled"),
+        (
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "layer_types is .*alike here, and with a sliding_window of 5 they are sliding_attention",
+        ),
+        ({"layer_types": ["full_attention"] * 2}, "layer_types is .*sliding_window of 5"),
+        (
+            {"layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            "sliding_window of None they are full_attention",
+        ),
+        ({"layer_types": "full"}, "layer_types is 'full'"),
         ({"embedding_dropout": 0.3}, "embedding_dropout is 0.3; residual_dropout is 0.0"),
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"num_key_value_heads": 3}, "--num-query-groups 3"),
@@ -136,6 +155,19 @@ def test_fields_that_our_model_cannot_honour_are_named(tmp_path, changes, words)
     with pytest.raises(CheckpointError, match=words):
         bring_in(tmp_path / "hf", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_fields_that_change_nothing_are_taken(tmp_path):
+    make_theirs(tmp_path / "hf")
+    rope = {"rope_type": "default", "rope_theta": 700.5, "partial_rotary_factor": 1.0}
+    change_config(
+        tmp_path / "hf",
+        partial_rotary_factor=1,
+        rope_parameters=rope,
+        logit_scale=1.0,
+        layer_types=["sliding_attention"] * 2,
+    )
+    assert bring_in(tmp_path / "hf", tmp_path / "ours").config.model.window_size == 5
 
 
 # layers, hidden, heads, groups, MLP, rope_theta; 10^9 parameters with tied embeddings
