@@ -169,7 +169,7 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--tensors",
         default="*",
         metavar="PATTERN",
-        help="only tensors with such names, as 'model.layers.0.*'; with --against the state is compared all the same",
+        help="only tensors with such names, as 'model.layers.0.*'; with --against the state is compared all the same, but for one that was converted",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a tensor, and one with the totals"
@@ -180,6 +180,7 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
 def _checkpoint(args: argparse.Namespace) -> int:
     # Imported here: they need torch, which the other commands start without.
     from megatron.checkpoint import compare, describe
+    from megatron.convert.source import CONVERTED_FROM
 
     first = _open_checkpoint(args.checkpoint)
     second = _open_checkpoint(args.against) if args.against else None
@@ -193,9 +194,12 @@ def _checkpoint(args: argparse.Namespace) -> int:
             if args.json:
                 lines = [json.dumps(describe.tensor_to_json(pair, summary, difference))]
             bar.write("\n".join(lines))
-    fields = None  # a folder of transformers has no state to compare
-    if second is not None and first.state and second.state:
-        fields = compare.differing_fields(first.state, second.state)
+    # A folder of transformers has no state to compare, and a conversion's is of no run: neither schedule nor progress.
+    fields, converted = None, []
+    if second is not None:
+        converted = [one for one in (first, second) if CONVERTED_FROM in one.state]
+        if first.state and second.state and not converted:
+            fields = compare.differing_fields(first.state, second.state)
     if args.json:
         values = {"checkpoint": str(first.folder)} | describe.totals_to_json(totals, first.state)
         if second is not None:
@@ -204,6 +208,8 @@ def _checkpoint(args: argparse.Namespace) -> int:
     else:
         print(f"{first.folder}: {describe.describe_totals(totals)}")
         print("state: " + (", ".join(describe.describe_state(first.state)) or "none"))
+        for one in converted:
+            print(f"state: not compared, as {one.folder} was converted and holds weights alone")
         if second is not None:
             print(*describe.describe_verdict(totals, fields), sep="\n")
     return EXIT_DIFFERENT if totals.different or fields else 0

@@ -21,6 +21,8 @@ from megatron.checkpoint.save import save_checkpoint
 from megatron.cli import run_tool
 from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_folder import INDEX_FILE
+from megatron.convert.hf_import import open_hf
+from megatron.convert.imported import convert
 from megatron.convert.source import Source
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, make_run
 
@@ -85,6 +87,29 @@ def test_a_state_that_differs_is_a_difference_too(runs):
         "different: the state; every tensor is equal bit for bit\n"
         "  state consumed_samples: 16 and 24\n"
     )
+
+
+def test_the_state_of_a_conversion_is_not_compared(tmp_path):
+    make_run(tmp_path / "run")
+    export_hf(
+        Source.open(tmp_path / "run"),
+        make_folder(tmp_path / "hf"),
+        dtype=torch.float32,
+        max_shard_bytes=10**9,
+        progress=lambda _: None,
+    )
+    imported = open_hf(tmp_path / "hf", accepts_exact_gelu=False)
+    convert(lambda: imported, tmp_path / "back", overwrite=False)
+    arguments = (tmp_path / "run", "--against", tmp_path / "back", "--tensors", "model.*")
+    for options in (arguments, (arguments[2], "--against", arguments[0], *arguments[3:])):
+        result = verify(*options)
+        assert result.returncode == 0
+        assert result.stdout.endswith(
+            f"state: not compared, as {tmp_path / 'back' / 'iter_0000000'} was converted and holds weights alone\n"
+            "equal: every tensor bit for bit\n"
+        )
+    verdict = json.loads(verify(*arguments, "--json").stdout.splitlines()[-1])
+    assert (verdict["equal"], verdict["state_differences"]) == (True, None)
 
 
 def test_two_equal_checkpoints_end_with_0(runs, tmp_path):
