@@ -13,8 +13,8 @@ from tests.training.runs import NUM_STEPS, flags_of, read_metrics, train_here
 TP2 = "--tensor-model-parallel-size 2"
 PP2 = "--pipeline-model-parallel-size 2"
 LAYOUTS = [
-    ("TP2", 2, TP2),
-    ("TP2 SP", 2, f"{TP2} --sequence-parallel"),
+    ("TP2", 2, f"{TP2} --micro-batch-size 4"),
+    ("TP2 SP", 2, f"{TP2} --sequence-parallel --micro-batch-size 4"),
     ("PP2", 2, PP2),
     (
         "PP2 interleaved, 0 + 1 + 1 + 1 + 1 + 0 layers",
@@ -24,8 +24,12 @@ LAYOUTS = [
     ),
     ("PP2 ZBV", 2, f"{PP2} --pipeline-schedule zbv"),
     ("DP2", 2, ""),
-    ("TP2 PP2", 4, f"{TP2} {PP2}"),
-    ("TP2 PP2 DP2", 8, f"{TP2} {PP2} --sequence-parallel --use-distributed-optimizer"),
+    ("TP2 PP2", 4, f"{TP2} {PP2} --micro-batch-size 4"),
+    (
+        "TP2 PP2 DP2",
+        8,
+        f"{TP2} {PP2} --sequence-parallel --use-distributed-optimizer --micro-batch-size 2",
+    ),
 ]
 
 
