@@ -61,11 +61,13 @@ class Block(nn.Module):
             self.register_parameter(name.replace(".", "__"), parameter)
 
 
-class Stage(nn.ModuleDict):
-    """`fully_shard` wants a forward; these modules never run."""
+class Stage(nn.Module):
+    """What is wrapped as a whole; these modules never run."""
 
-    def forward(self) -> None:
-        raise NotImplementedError
+    def __init__(self, blocks: dict[str, Block]) -> None:
+        super().__init__()
+        for name, block in blocks.items():
+            self.add_module(name, block)
 
 
 def make_tensors(
@@ -86,12 +88,13 @@ def make_tensors(
         ends[EMBEDDING] = _parameter(context, (vocab_rows, 6), Shard(0))
     if context.pp_rank == context.pp_size - 1:
         ends["final_layernorm.weight"] = _parameter(context, (6,), Replicate())
-    root = Stage({"ends": Block(ends), **{n.replace(".", "_"): b for n, b in blocks.items()}})
+    end = Block(ends)
+    root = Stage({"ends": end, **{n.replace(".", "_"): b for n, b in blocks.items()}})
     for module in (*blocks.values(), root):
         fully_shard(module, mesh=context.dp_mesh, reshard_after_forward=False)
     parameters = {
         f"{prefix}{name.replace('__', '.')}": parameter
-        for prefix, block in (("", root["ends"]), *((f"{n}.", b) for n, b in blocks.items()))
+        for prefix, block in (("", end), *((f"{n}.", b) for n, b in blocks.items()))
         for name, parameter in block.named_parameters()
     }
     tensors: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ from megatron.training.train import Run
 from tests.grid import grid_of
 from tests.training.corpus import VOCAB_SIZE, Corpus
 from tests.training.runs import parse
+from tests.world import Worlds
 
 GLOBAL_BATCH = 12  # 1, 2, 3 and 4 data parallel processes divide it
 
@@ -263,6 +264,23 @@ def _loss_scale() -> LossScale:
 def expect(rank: int, flags: str, file: Path) -> None:
     """Write what one process sees."""
     torch.save(dataclasses.asdict(observe(flags)), file)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The files of what one process sees, each made when it is first asked for."""
+
+    world: Worlds
+    corpus: Corpus
+    scale: Scale
+    folder: Path
+
+    def file(self, cell: Cell) -> Path:
+        """Give that of a cell, which it shares with others of the same model."""
+        path = self.folder / cell.model
+        if not path.exists():
+            self.world(1).run(expect, cell.command_alone(self.corpus, self.scale), path)
+        return path
 
 
 def compare(rank: int, flags: str, file: Path) -> None:

@@ -6,7 +6,7 @@ ten steps of the whole product with every setting; --matrix-seed and --matrix-wi
 
 import pytest
 
-from tests.training.matrix import LAYOUTS, Scale, cells, compare, expect
+from tests.training.matrix import LAYOUTS, Expected, Scale, cells, compare
 
 
 def pytest_generate_tests(metafunc):
@@ -23,20 +23,11 @@ def scale(request):
 
 @pytest.fixture(scope="module")
 def expected(world, corpus, scale, tmp_path_factory):
-    """Give the file of what one process sees, made once a model."""
-    folder = tmp_path_factory.mktemp("expected")
-
-    def find(cell):
-        file = folder / cell.model
-        if not file.exists():
-            world(1).run(expect, cell.command_alone(corpus, scale), file)
-        return file
-
-    return find
+    return Expected(world, corpus, scale, tmp_path_factory.mktemp("expected"))
 
 
 def test_a_layout_trains_the_model_of_one_process(world, corpus, scale, expected, cell):
-    world(cell.size).run(compare, cell.command(corpus, scale), expected(cell))
+    world(cell.size).run(compare, cell.command(corpus, scale), expected.file(cell))
 
 
 def test_there_are_24_layouts_and_all_of_them_differ():

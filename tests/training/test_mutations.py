@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.training.matrix import Cell, Scale, expect
+from tests.training.matrix import Cell, Expected, Scale
 from tests.training.mutation import ROOT, Mutation, mutated_difference
 from tests.world import World
 
@@ -355,16 +355,7 @@ def scale(request):
 
 @pytest.fixture(scope="module")
 def expected(world, corpus, scale, tmp_path_factory):
-    """Give the file of what one process sees, made once a model."""
-    folder = tmp_path_factory.mktemp("expected")
-
-    def find(cell):
-        file = folder / cell.model
-        if not file.exists():
-            world(1).run(expect, cell.command_alone(corpus, scale), file)
-        return file
-
-    return find
+    return Expected(world, corpus, scale, tmp_path_factory.mktemp("expected"))
 
 
 @pytest.fixture
@@ -375,7 +366,7 @@ def differences(corpus, scale, expected):
         mutant = World(cell.size)  # of no use to anybody else
         try:
             flags = cell.command(corpus, scale)
-            return mutant.run(mutated_difference, mutation, flags, expected(cell))
+            return mutant.run(mutated_difference, mutation, flags, expected.file(cell))
         finally:
             mutant.close(kill=True)
 
