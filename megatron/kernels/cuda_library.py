@@ -1,0 +1,64 @@
+"""The compiled CUDA kernels of csrc/*.cu, called by name with pointers, numbers and the current stream.
+
+`tools/build_kernels.py` makes one library of them with nvcc alone: no header of torch is in it, so that one build serves
+every torch. Every function has C linkage, takes pointers, int64_t and float and, last, a cudaStream_t, and returns a
+cudaError_t. What its tensors mean is said where it is wrapped; knows nothing of operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("_cuda.so")
+
+# What functions take as a number for the dtype of a tensor; csrc/vector.cuh has the same.
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """Give the number by which kernels know a dtype of floating point."""
+    return _DTYPE_CODES[dtype]
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(LIBRARY))
+    library.megatron_error_string.restype = ctypes.c_char_p
+    return library
+
+
+def obstacle() -> str | None:
+    """Say why the kernels cannot be called on this machine, or None."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if not LIBRARY.exists():
+        return "csrc/*.cu is not compiled here (python tools/build_kernels.py needs nvcc)"
+    return None
+
+
+def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData[object]:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+
+
+def launch(name: str, *args: Tensor | int | float | None) -> None:
+    """Call a function of the library on the device and current stream of the first tensor.
+
+    A Python float is passed as float, an int as int64_t, a tensor as its address and None as a null pointer. Raises
+    RuntimeError with CUDA's words if the launch fails; what goes wrong on the device shows at a later call.
+    """
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    with torch.cuda.device(device):
+        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        code = getattr(_load(), name)(*map(_argument, args), stream)
+    if code:
+        words = _load().megatron_error_string(ctypes.c_int(code)).decode()
+        raise RuntimeError(f"CUDA kernel {name}: {words}")
