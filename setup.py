@@ -1,11 +1,15 @@
 """Build and install the package: `pip install --no-build-isolation -e .` (tools/make_env.sh does it).
 
 Every C++ file of csrc/ listed in EXTENSIONS becomes a module. A compiler that is missing or fails ends
-with the lines that say what to install.
+with the lines that say what to install. The CUDA kernels of csrc/ are compiled too where there is nvcc and
+torch is a CUDA build; without them everything runs, so their failure is a line and no error.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -29,14 +33,35 @@ csrc/ could not be compiled. The lines above say why; usually one of these is mi
 Another compiler is chosen with CC=... and CXX=... before the command."""
 
 
+def build_cuda_kernels(output: Path) -> str:
+    """Compile csrc/*.cu where that is of use, and say in one line what was done."""
+    try:
+        import torch
+    except ImportError:
+        return "not built, torch is not installed where setup.py runs"
+    if torch.version.cuda is None:
+        return "not built, the installed torch is no CUDA build"
+    result = subprocess.run(
+        [sys.executable, "tools/build_kernels.py", "--output", str(output)],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if result.returncode:
+        return "not built, tools/build_kernels.py says why above; everything runs without them"
+    return result.stdout.strip()
+
+
 class BuildExtensions(build_ext):
-    """pybind11's build_ext, with a last line that helps."""
+    """pybind11's build_ext, with a last line that helps, and the CUDA kernels."""
 
     def run(self) -> None:
         try:
             super().run()
         except (BaseError, CCompilerError) as error:
             raise SystemExit(f"{error}{COMPILER_HINT}") from None
+        root = Path() if self.inplace else Path(self.build_lib)
+        print("CUDA kernels:", build_cuda_kernels(root / "megatron/kernels/_cuda.so"))
 
 
 setup(
