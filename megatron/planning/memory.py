@@ -98,7 +98,7 @@ def count_states(
 
     A shard is padded to that of rank 0; moments are not.
     """
-    whole = padded = held = number = largest = 0
+    whole = padded = held = largest = 0
     for group in groups:
         size = 0
         for part in group:
@@ -106,7 +106,6 @@ def count_states(
             size += -(-part.size(0) // num_shards) * num_shards * row
             held += shard_length(part.size(0), num_shards, shard_rank) * row
             whole += part.numel()
-            number += 1
         padded += size
         largest = max(largest, size)
     return States(
@@ -115,7 +114,7 @@ def count_states(
         gathered=padded * compute_bytes,
         whole_gradients=whole * FP32_BYTES,
         gradient_shards=padded // num_shards * FP32_BYTES,
-        moments=NUM_MOMENTS * held * FP32_BYTES + number * FP32_BYTES,  # and a step counter each
+        moments=NUM_MOMENTS * held * FP32_BYTES,
         largest_group=largest,
     )
 
@@ -325,7 +324,7 @@ def _followed(config: Config, plans: list[StagePlan], num_shards: int) -> int:
     model = config.model
     rows = model.padded_vocab_size // config.parallel.tensor_model_parallel_size
     held = shard_length(rows, num_shards, 0) * model.hidden_size
-    return (NUM_MOMENTS * held + 1) * FP32_BYTES
+    return NUM_MOMENTS * held * FP32_BYTES
 
 
 def _in_flight(plans: list[StagePlan], order: list[Pass], what: str) -> int:

@@ -87,7 +87,9 @@ def train_step(
         parts.optimizer.step(
             learning_rate=learning_rate,
             weight_decay=parts.schedule.weight_decay(consumed_samples),
-            gradient_factor=correction * clip_factor(norm, parts.clip_grad),
+            gradient_factor=torch.tensor(
+                correction * clip_factor(norm, parts.clip_grad), device=parts.context.device
+            ),
         )
         if parts.tied_embedding is not None:
             parts.tied_embedding.copy_weight()

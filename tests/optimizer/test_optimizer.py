@@ -47,7 +47,7 @@ def _sharded_steps(rank: int) -> tuple[dict[str, torch.Tensor], float]:
         optimizer.step(
             learning_rate=0.01 / (number + 1),
             weight_decay=0.1,
-            gradient_factor=clip_factor(norm, 1.0),
+            gradient_factor=torch.tensor(clip_factor(norm, 1.0)),
         )
     assert optimizer.num_steps == 3
     whole = {name: parameter.full_tensor() for name, parameter in parameters.items()}
@@ -87,6 +87,38 @@ def test_sharded_adamw_equals_torch_on_whole_tensors(world):
                     rtol=1e-6,
                     atol=1e-8,
                 )
+
+
+def _skipped_steps(rank: int, factor: float) -> list[str]:
+    """Steps with and without a finite factor; gives the names of what the latter changed."""
+    mesh = grid(tp=2).tp_mesh
+    parameters = {
+        name: nn.Parameter(distribute_tensor(value, mesh, [Replicate()]))
+        for name, value in _tensors().items()
+    }
+    optimizer = AdamW(parameters, OPTIMIZER)
+
+    def step(factor: float) -> None:
+        for parameter in parameters.values():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step(learning_rate=0.1, weight_decay=0.1, gradient_factor=torch.tensor(factor))
+        assert all(p.grad is None for p in parameters.values())
+
+    step(0.5)
+    held = {**parameters, **optimizer.tensors()}
+    before = {name: tensor.to_local().clone() for name, tensor in held.items()}
+    step(factor)
+    assert optimizer.num_steps == 1
+    changed = [n for n, tensor in held.items() if not torch.equal(tensor.to_local(), before[n])]
+    step(0.5)
+    assert optimizer.num_steps == 2
+    assert not any(torch.equal(tensor.to_local(), before[n]) for n, tensor in held.items())
+    return changed
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
+def test_a_factor_that_is_not_finite_leaves_every_bit(world, factor):
+    assert world(2).run(_skipped_steps, factor) == [[], []]
 
 
 def test_clip_factor_scales_down_only():

@@ -11,7 +11,7 @@ from megatron.config import Config
 from megatron.layer_split import StageLayers
 from megatron.model.flops import num_parameters
 from megatron.model.gpt import choose_model_kernels
-from megatron.optimizer.adamw import MOMENTS, AdamW
+from megatron.optimizer.adamw import AdamW
 from megatron.options import (
     DataConfig,
     ModelConfig,
@@ -103,12 +103,9 @@ def _allocated(rank, config, stage, tp, dp):
             sums = [g._local_tensor if isinstance(g, DTensor) else g for g in sums]
             whole = _sum_of_storages(sums)
     reduced = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
-    state = optimizer._optimizer.state
     moments = sum(
-        state[p][m]._local_tensor.untyped_storage().nbytes()
-        for p in parameters.values()
-        for m in MOMENTS
-    ) + sum(state[p]["step"].nbytes for p in parameters.values())
+        moment._local_tensor.untyped_storage().nbytes() for moment in optimizer.tensors().values()
+    )
     return {
         "shards": shards,
         "gathered": gathered,

@@ -207,7 +207,7 @@ class _Watched:
         self._optimizer, self._parameters = optimizer, parameters
         self.gradients: dict[str, Tensor] = {}
 
-    def step(self, *, gradient_factor: float, **rest: Any) -> None:
+    def step(self, *, gradient_factor: Tensor, **rest: Any) -> None:
         if not self.gradients:
             gradients = {name: p.grad for name, p in self._parameters.items()}
             self.gradients = {
