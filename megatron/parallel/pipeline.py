@@ -97,6 +97,11 @@ class Pipeline:
             # schedule's first call is between neighbours only.
             dist.all_reduce(torch.zeros(1, device=context.device), group=context.pp_group)
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """This process's stages."""
+        return self._modules
+
     def forward_backward(self, batch: Batch, loss_factor: float) -> Tensor:
         """Accumulate the gradients of loss_factor x the sum of the batch's token losses.
 

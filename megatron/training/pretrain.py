@@ -60,13 +60,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
     config = inputs.config
     compute_dtype = getattr(torch, config.precision.compute_dtype)
-    kernels = choose_model_kernels(
-        config.model,
-        context.device,
-        compute_dtype,
-        masks_documents=config.data.reset_attention_mask,
-        seq_length=config.data.seq_length,
-    )
+    kernels = choose_run_kernels(config, context.device)
     for choice in kernels.choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
@@ -111,6 +105,17 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         throughput=_throughput(config, context),
         writer=writer,
+    )
+
+
+def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
+    """Choose the operations of a run's model. ConfigError if the options ask for what cannot run."""
+    return choose_model_kernels(
+        config.model,
+        device,
+        getattr(torch, config.precision.compute_dtype),
+        masks_documents=config.data.reset_attention_mask,
+        seq_length=config.data.seq_length,
     )
 
 
