@@ -1,15 +1,19 @@
 """The local part of a cross entropy whose vocabulary is sharded: row statistics, and the gradient in place.
 
-Softmax in fp32, but in blocks of rows: no fp32 copy of the logits exists at any time, and the gradient takes
-the place of the logits. Knows nothing of process groups: `megatron.parallel.cross_entropy` joins the shards.
+Softmax in fp32, but no fp32 copy of the logits exists at any time, and the gradient takes the place of the logits:
+in blocks of rows (REFERENCE), or in one pass over them in either direction (FUSED: csrc/cross_entropy.cu). Knows
+nothing of process groups: `megatron.parallel.cross_entropy` joins the shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from megatron.kernels.cuda_library import dtype_code, launch
 
 # Elements of a block. On a CPU its fp32 scratch stays in the caches (smaller ones cost more in starting threads
 # than they save); a GPU wants few launches.
@@ -59,3 +63,88 @@ def gradient_(
             block.copy_(scratch)
     logits[:, num_valid:].zero_()
     return logits
+
+
+@torch.library.custom_op("megatron::cross_entropy_statistics", mutates_args=(), device_types="cuda")
+def cross_entropy_statistics(
+    logits: Tensor, columns: Tensor, num_valid: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `row_statistics` does, reading the logits once."""
+    rows = logits.size(0)
+    log_sum_exp = logits.new_empty(rows, dtype=torch.float32)
+    picked = torch.empty_like(log_sum_exp)
+    launch(
+        "cross_entropy_statistics",
+        *_rows_of(logits),
+        columns.contiguous(),
+        num_valid,
+        log_sum_exp,
+        picked,
+    )
+    return log_sum_exp, picked
+
+
+cross_entropy_statistics.register_kernel("cpu")(row_statistics)
+
+
+@cross_entropy_statistics.register_fake
+def _(logits: Tensor, columns: Tensor, num_valid: int) -> tuple[Tensor, Tensor]:
+    rows = logits.size(0)
+    return (
+        logits.new_empty(rows, dtype=torch.float32),
+        logits.new_empty(rows, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op(
+    "megatron::cross_entropy_gradient", mutates_args=("logits",), device_types="cuda"
+)
+def cross_entropy_gradient(
+    logits: Tensor, columns: Tensor, num_valid: int, log_sum_exp: Tensor, scale: Tensor
+) -> None:
+    """Do what `gradient_` does, reading and writing the logits once."""
+    # A scale that is one number for all rows comes as a view of it.
+    launch(
+        "cross_entropy_gradient",
+        *_rows_of(logits),
+        logits.size(1),
+        columns.contiguous(),
+        num_valid,
+        log_sum_exp.contiguous(),
+        scale.contiguous(),
+    )
+
+
+@cross_entropy_gradient.register_kernel("cpu")
+def _(logits: Tensor, columns: Tensor, num_valid: int, log_sum_exp: Tensor, scale: Tensor) -> None:
+    gradient_(logits, columns, num_valid, log_sum_exp, scale)
+
+
+@cross_entropy_gradient.register_fake
+def _(logits: Tensor, columns: Tensor, num_valid: int, log_sum_exp: Tensor, scale: Tensor) -> None:
+    return None
+
+
+def _rows_of(logits: Tensor) -> tuple[Tensor, int, int, int]:
+    """Describe a matrix to a kernel: address, dtype, rows, elements from one row to the next."""
+    assert logits.stride(1) == 1 or logits.size(1) == 1
+    return logits, dtype_code(logits.dtype), logits.size(0), logits.stride(0)
+
+
+def _fused_gradient_(
+    logits: Tensor, columns: Tensor, num_valid: int, log_sum_exp: Tensor, scale: Tensor
+) -> Tensor:
+    cross_entropy_gradient(logits, columns, num_valid, log_sum_exp, scale)
+    return logits
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """One way to compute both directions."""
+
+    row_statistics: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    gradient_: Callable[[Tensor, Tensor, int, Tensor, Tensor], Tensor]
+
+
+REFERENCE = CrossEntropy(row_statistics, gradient_)
+FUSED = CrossEntropy(cross_entropy_statistics, _fused_gradient_)

@@ -12,47 +12,58 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.kernels.cross_entropy import gradient_, row_statistics
+from megatron.kernels.cross_entropy import REFERENCE, CrossEntropy
 from megatron.parallel.collectives import gather_first_dim
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int,
+        group: dist.ProcessGroup,
+        kernels: CrossEntropy,
     ) -> Tensor:
         rows = logits.reshape(-1, logits.size(-1))  # [r, v/t]
         first_id = group.rank() * rows.size(1)
         num_valid = min(max(vocab_size - first_id, 0), rows.size(1))
         columns = labels.reshape(-1) - first_id
         columns = columns.masked_fill((columns < 0) | (columns >= num_valid), -1)
-        log_sum_exp, target = row_statistics(rows, columns, num_valid)
+        log_sum_exp, target = kernels.row_statistics(rows, columns, num_valid)
         if group.size() > 1:
             shards = gather_first_dim(torch.stack([log_sum_exp, target])[None], group)  # [t, 2, r]
             log_sum_exp, target = shards[:, 0].logsumexp(dim=0), shards[:, 1].sum(dim=0)
         ctx.save_for_backward(rows, columns, log_sum_exp)
         ctx.num_valid = num_valid
+        ctx.kernels = kernels
         ctx.shape = logits.shape
         ctx.is_consumed = False
         return (log_sum_exp - target).view(labels.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         if ctx.is_consumed:
             raise RuntimeError("vocab_parallel_cross_entropy keeps no logits for a second backward")
         ctx.is_consumed = True
         rows, columns, log_sum_exp = ctx.saved_tensors
         scale = grad.reshape(-1).float()
-        out = gradient_(rows, columns, ctx.num_valid, log_sum_exp, scale)
-        return out.view(ctx.shape), None, None, None
+        out = ctx.kernels.gradient_(rows, columns, ctx.num_valid, log_sum_exp, scale)
+        return out.view(ctx.shape), None, None, None, None
 
 
 def vocab_parallel_cross_entropy(
-    logits: Tensor, labels: Tensor, *, vocab_size: int, group: dist.ProcessGroup
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    kernels: CrossEntropy = REFERENCE,
 ) -> Tensor:
     """Give -log softmax(logits)[label] in fp32: logits [s, b, v/t], labels int64 [s, b] -> [s, b].
 
     Ids from vocab_size on are padding and have probability 0. Collective over group in forward. Consumes the logits:
     backward writes their gradient over them, so nobody may read them after it.
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group)
+    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group, kernels)
