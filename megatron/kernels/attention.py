@@ -3,10 +3,10 @@
 The queries are the last rows of the keys, or all of them: query i of sq attends to the keys up to sk - sq + i of sk.
 So a part of a sequence attends to all that came before it, wherever the rest is computed.
 
-Three ways to compute one function; `blocked_attention` is a fourth. Keys and values are not expanded to the number
-of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared heads itself (sdpa,
-flash). Where samples hold documents that must not see each other, or a window ends what a token sees, explicit and
-sdpa take a mask of all pairs, and flash takes the documents one after another, whose cost is that of the pairs seen.
+Two ways to compute one function; `blocked_attention` and `flash_attention` have others. Keys and values are not
+expanded to the number of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared
+heads itself (sdpa). Where samples hold documents that must not see each other, or a window ends what a token sees, both
+take a mask of all pairs.
 
 Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
 every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first
@@ -15,17 +15,14 @@ head): recomputation and a resumed run repeat it, another tensor parallel size d
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from megatron.kernels.documents import Documents
@@ -135,46 +132,3 @@ def _expand_heads(x: Tensor, num_heads: int) -> Tensor:
     """
     s, b, g, d = x.shape
     return x.unsqueeze(3).expand(s, b, g, num_heads // g, d).flatten(2, 3)
-
-
-def flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout: AttentionDropout | None,
-    documents: Documents | None = None,
-) -> Tensor:
-    """Attend with torch's FlashAttention and nothing else. Arguments as `explicit_attention`.
-
-    With documents: on a GPU and without dropout only.
-    """
-    if documents is not None:
-        assert dropout is None
-        return _varlen_attention(query, key, value, documents)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa_attention(query, key, value, dropout, None)
-
-
-def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    sq, b, n, d = query.shape
-    # keys before and after a query's own position; -1: all of its document
-    before = -1 if documents.window is None else documents.window - 1
-    causal: dict[str, Any] = {"window_size": (before, 0)}
-    # Before torch 2.12 there was no such argument, and the kernel shared heads unasked.
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        causal["enable_gqa"] = True
-    queries, keys = documents.packed_queries, documents.packed_keys
-    context = varlen_attn(
-        query.transpose(0, 1).flatten(0, 1),  # [sq, b, n, d] -> [b*sq, n, d]
-        key.transpose(0, 1).flatten(0, 1),
-        value.transpose(0, 1).flatten(0, 1),
-        queries.offsets,
-        keys.offsets,
-        queries.longest,
-        keys.longest,
-        **causal,
-    )
-    assert isinstance(context, Tensor)  # it gives more only if asked to
-    return context.view(b, sq, n * d).transpose(0, 1).contiguous()  # [b*sq, n, d] -> [sq, b, n*d]

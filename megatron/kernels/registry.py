@@ -6,23 +6,29 @@ asked for that cannot run is the user's error. Knows nothing of layers or proces
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron.errors import ConfigError
-from megatron.kernels.attention import (
-    AttentionFunction,
-    explicit_attention,
-    flash_attention,
-    sdpa_attention,
+from megatron.kernels.attention import AttentionFunction, explicit_attention, sdpa_attention
+from megatron.kernels.bias_dropout_residual import (
+    bias_dropout_residual,
+    bias_dropout_residual_layer_norm,
 )
-from megatron.kernels.bias_dropout_residual import bias_dropout_residual
 from megatron.kernels.bias_gelu import bias_gelu
 from megatron.kernels.blocked_attention import blocked_attention
+from megatron.kernels.compiled import (
+    compiled_bias_dropout_residual,
+    compiled_bias_dropout_residual_layer_norm,
+    compiled_bias_gelu,
+    compiled_layer_norm,
+)
 from megatron.kernels.dropout import Dropout
+from megatron.kernels.flash_attention import FlashLibrary, cudnn_attention, flash_attention
 from megatron.kernels.layer_norm import layer_norm
 
 
@@ -37,6 +43,11 @@ class Situation:
     masks_documents: bool = False  # --reset-attention-mask
     has_window: bool = False  # --window-size, shorter than the sequences
     capability: tuple[int, int] | None = None  # of the GPU, as CUDA counts generations
+    splits_sequences: bool = (
+        False  # --context-parallel-size: queries are a part of the keys' sequence
+    )
+    without_library: str | None = None  # why csrc/*.cu cannot be called
+    flash_library: FlashLibrary | None = None  # that is installed
 
     @property
     def hides(self) -> str:
@@ -69,12 +80,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operations of a transformer layer, and why each is the one it is."""
+    """The operations of a transformer layer and of the loss, and why each is the one it is."""
 
     attention: AttentionFunction
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     bias_gelu: Callable[[Tensor, Tensor | None], Tensor]
     bias_dropout_residual: Callable[[Tensor, Tensor | None, Tensor, Dropout | None], Tensor]
+    # the sum of the one before, and its layer norm
+    bias_dropout_residual_layer_norm: Callable[
+        [Tensor, Tensor | None, Tensor, Dropout | None, Tensor, Tensor, float],
+        tuple[Tensor, Tensor],
+    ]
     stores_attention_probabilities: bool  # what selective recomputation is there to free
     choices: tuple[Choice, ...]
 
@@ -101,6 +117,38 @@ def _flash_obstacle(situation: Situation) -> str | None:
     return None
 
 
+def _cudnn_obstacle(situation: Situation) -> str | None:
+    if situation.device_type == "cpu":
+        return "needs a GPU"
+    if situation.dtype not in (torch.bfloat16, torch.float16):
+        return f"needs --bf16 or --fp16, and the dtype is {situation.dtype}"
+    if situation.hides:
+        return f"cannot do {situation.hides}"
+    if situation.splits_sequences:
+        return "cannot do --context-parallel-size"
+    if situation.capability is not None and situation.capability < (9, 0):
+        major, minor = situation.capability
+        return f"is fast from compute capability 9.0 (H100) on, and this GPU has {major}.{minor}"
+    if situation.head_dim > 128 or situation.head_dim % 8:
+        return f"takes heads up to 128 wide by steps of 8, and these are {situation.head_dim}"
+    return None
+
+
+def _library_obstacle(situation: Situation) -> str | None:
+    if situation.flash_library is None:
+        return (
+            "needs a GPU and a package of FlashAttention for it: pip install flash-attn-4 (Hopper, Blackwell) or "
+            "flash-attn"
+        )
+    if situation.dtype not in (torch.bfloat16, torch.float16):
+        return f"needs --bf16 or --fp16, and the dtype is {situation.dtype}"
+    if situation.attention_dropout > 0:
+        return "has no --attention-dropout here"
+    if situation.head_dim > 256 or situation.head_dim % 8:
+        return f"takes heads up to 256 wide by steps of 8, and these are {situation.head_dim}"
+    return None
+
+
 def _runs_anywhere(situation: Situation) -> None:
     return None
 
@@ -110,6 +158,9 @@ _SDPA = AttentionImplementation(
 )
 _FLASH = AttentionImplementation(
     "flash", flash_attention, "FlashAttention in torch", _flash_obstacle
+)
+_CUDNN = AttentionImplementation(
+    "cudnn", cudnn_attention, "cuDNN's fused kernel, K/V shared by heads", _cudnn_obstacle
 )
 _BLOCKED = AttentionImplementation(
     "blocked",
@@ -122,11 +173,23 @@ _EXPLICIT = AttentionImplementation(
 )
 
 
+def _implementations(situation: Situation) -> dict[str, AttentionImplementation]:
+    """Give all by name; flash-attn is whichever package is installed, none of which is imported for it."""
+    library = situation.flash_library
+    flash_attn = AttentionImplementation(
+        "flash-attn",
+        library.attention() if library else flash_attention,
+        f"the package FlashAttention {library.generation}" if library else "not installed",
+        _library_obstacle,
+    )
+    return {one.name: one for one in (_CUDNN, flash_attn, _FLASH, _SDPA, _BLOCKED, _EXPLICIT)}
+
+
 def select_attention(backend: str, situation: Situation) -> tuple[AttentionImplementation, str]:
     """Choose by --attention-backend and give the reason. ConfigError if the one asked for cannot run."""
+    implementations = _implementations(situation)
     if backend == "auto":
-        return _select_fastest(situation)
-    implementations = {one.name: one for one in (_SDPA, _FLASH, _BLOCKED, _EXPLICIT)}
+        return _select_fastest(situation, implementations)
     if backend not in implementations:
         raise ConfigError(
             f"--attention-backend {backend} is unknown; choose auto, {', '.join(implementations)}"
@@ -138,37 +201,117 @@ def select_attention(backend: str, situation: Situation) -> tuple[AttentionImple
     return chosen, f"asked for: {chosen.benefit}"
 
 
-def _select_fastest(situation: Situation) -> tuple[AttentionImplementation, str]:
+def _select_fastest(
+    situation: Situation, implementations: dict[str, AttentionImplementation]
+) -> tuple[AttentionImplementation, str]:
     if situation.device_type == "cpu":
         # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
         # the speed of SDPA, which has no fused kernel with dropout on a CPU
         masks = f", keys hidden by {situation.hides} not touched" if situation.hides else ""
         return _BLOCKED, f"fastest on cpu: {_BLOCKED.benefit}{masks}"
-    if not situation.hides:
-        return _SDPA, f"fastest on {situation.device_type}: {_SDPA.benefit}"
-    obstacle = _flash_obstacle(situation)
-    if obstacle is None:
-        return (
-            _FLASH,
-            f"fastest with {situation.hides}: {_FLASH.benefit}, only of what a token sees",
+    passed_over = []
+    for name in ATTENTION_ORDER:
+        one = implementations[name]
+        obstacle = one.obstacle(situation)
+        if obstacle is None:
+            hidden = (
+                f" with {situation.hides}, only of what a token sees" if situation.hides else ""
+            )
+            return one, f"fastest on {situation.device_type}{hidden}: {one.benefit}"
+        passed_over.append(f"{name} {obstacle}")
+    hidden = f"{situation.hides} by a mask of all pairs, slow if long: " if situation.hides else ""
+    return _SDPA, f"{hidden}{_SDPA.benefit}; {'; '.join(passed_over)}"
+
+
+# What `auto` tries in turn on a GPU; the rest is sdpa's own choice.
+ATTENTION_ORDER = ("cudnn", "flash-attn", "flash")
+IMPLEMENTATIONS = ("fused", "compiled", "reference")
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """One operation beside attention, by each of IMPLEMENTATIONS that it has."""
+
+    name: str
+    reference: Callable[..., Any]
+    compiled: Callable[..., Any] | None = None
+    fused: Callable[..., Any] | None = None
+
+    def by(self, implementation: str) -> Callable[..., Any] | None:
+        return {
+            "reference": self.reference,
+            "compiled": self.compiled,
+            "fused": self.fused,
+        }[implementation]
+
+
+OPERATIONS = (
+    _Operation("layer_norm", layer_norm, compiled_layer_norm),
+    _Operation("bias_gelu", bias_gelu, compiled_bias_gelu),
+    _Operation("bias_dropout_residual", bias_dropout_residual, compiled_bias_dropout_residual),
+    _Operation(
+        "bias_dropout_residual_layer_norm",
+        bias_dropout_residual_layer_norm,
+        compiled_bias_dropout_residual_layer_norm,
+    ),
+)
+
+
+def _requested(kernels: Sequence[str]) -> dict[str, str]:
+    """Read --kernels: the implementation asked for of each operation, by its name. ConfigError if it says none."""
+    names = [one.name for one in OPERATIONS]
+    wanted = dict.fromkeys(names, "auto")
+    for item in kernels:
+        name, is_one, implementation = item.rpartition("=")
+        if implementation not in ("auto", *IMPLEMENTATIONS) or (is_one and name not in names):
+            raise ConfigError(
+                f"--kernels {item}: give auto, {', '.join(IMPLEMENTATIONS)}, or one of them for an operation, "
+                f"as in layer_norm=compiled; operations are {', '.join(names)}"
+            )
+        wanted |= {name: implementation} if is_one else dict.fromkeys(names, implementation)
+    return wanted
+
+
+def _choose(
+    operation: _Operation, wanted: str, situation: Situation
+) -> tuple[Callable[..., Any], Choice]:
+    """Choose one operation's implementation. ConfigError if the one asked for cannot run."""
+    obstacle = "needs a GPU" if situation.device_type == "cpu" else situation.without_library
+    if wanted == "auto":
+        if situation.device_type == "cpu":
+            wanted, reason = "reference", "fastest on cpu"
+        elif obstacle is None and operation.fused is not None:
+            wanted, reason = "fused", "fastest measured (docs/benchmarks.md)"
+        elif operation.compiled is not None:
+            wanted, reason = "compiled", f"fused cannot: {obstacle}"
+        else:
+            wanted, reason = "reference", f"fused cannot: {obstacle}"
+    else:
+        reason = "asked for"
+        if wanted == "fused" and obstacle is not None:
+            raise ConfigError(f"--kernels fused: {obstacle}; use --kernels auto")
+    function = operation.by(wanted)
+    if function is None:
+        raise ConfigError(
+            f"--kernels: {operation.name} has no implementation {wanted}; leave it to auto with "
+            f"{operation.name}=auto"
         )
-    return _SDPA, f"{situation.hides} by a mask of all pairs, slow if long: flash {obstacle}"
+    return function, Choice(operation.name, wanted, reason)
 
 
-def choose_kernels(attention_backend: str, situation: Situation) -> Kernels:
+def choose_kernels(
+    attention_backend: str, situation: Situation, kernels: Sequence[str] = ("auto",)
+) -> Kernels:
     """Choose every operation for a situation. ConfigError if an explicit choice cannot run."""
     attention, reason = select_attention(attention_backend, situation)
-    only = "PyTorch reference, the only one so far"
+    wanted = _requested(kernels)
+    chosen = {one.name: _choose(one, wanted[one.name], situation) for one in OPERATIONS}
     return Kernels(
         attention=attention.function,
-        layer_norm=layer_norm,
-        bias_gelu=bias_gelu,
-        bias_dropout_residual=bias_dropout_residual,
+        **{name: function for name, (function, _) in chosen.items()},
         stores_attention_probabilities=attention is _EXPLICIT,
         choices=(
             Choice("attention", attention.name, reason),
-            Choice("layer_norm", "reference", only),
-            Choice("bias_gelu", "reference", only),
-            Choice("bias_dropout_residual", "reference", only),
+            *(choice for _, choice in chosen.values()),
         ),
     )

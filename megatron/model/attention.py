@@ -9,6 +9,7 @@ its own query heads, from a whole copy of their weight (StarCoder's multi-query 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from megatron.kernels.dropout import site_keys
 from megatron.kernels.registry import Kernels
 from megatron.kernels.rotary import Rotation
 from megatron.model.mlp import output_initial
+from megatron.model.recompute import recompute_in_backward
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.context_parallel import ContextParallelRegion
@@ -109,9 +111,7 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         self.share = HeadShare.create(config, region.size, region.rank)
         self.attend = kernels.attention
-        self.recomputes = (
-            config.recompute_granularity == "selective" and kernels.stores_attention_probabilities
-        )
+        self.recomputes = config.recomputes("core_attn") and kernels.stores_attention_probabilities
         self.dropout = config.attention_dropout
         self.site = derive_key(parameters.seed, parameters.prefix, "probabilities")
         self.query = ColumnParallelLinear(
@@ -153,15 +153,21 @@ class SelfAttention(nn.Module):
             rows=slice(first, first + self.share.num_groups * rows_per_group),
         )
 
-    def forward(self, x: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, batch: MicroBatch, compute_x: Callable[[], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp and cp.
 
-        s are the positions that this process holds, of whole samples or of its share (cp).
+        s are the positions that this process holds, of whole samples or of its share (cp). compute_x: gives x again in
+        backward, so that it need not be kept; collective over tp then.
         """
         x = self.region.enter(x)  # [s, b, h]
         s, b, _ = x.shape
-        query = self.query(x).view(s, b, self.share.num_heads, self.head_dim)
-        key_value = self.key_value(x).view(s, b, self.share.num_groups, 2, self.head_dim)
+        queries, keys_values = self.query(x), self.key_value(x)
+        if compute_x is not None:
+            recompute_in_backward(x, lambda: self.region.enter(compute_x()), (queries, keys_values))
+        query = queries.view(s, b, self.share.num_heads, self.head_dim)
+        key_value = keys_values.view(s, b, self.share.num_groups, 2, self.head_dim)
         key, value = key_value.unbind(dim=3)  # [s, b, g/t, d] each
         if batch.rotation is not None:
             query, key = batch.rotation.turn(query), batch.rotation.turn(key)

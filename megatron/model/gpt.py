@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.kernels import cuda_library
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
+from megatron.kernels.flash_attention import find_flash_library
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.kernels.rotary import Rotation
 from megatron.model.attention import DropoutKeys, MicroBatch, QueryChunk
@@ -35,13 +37,15 @@ def choose_model_kernels(
     *,
     masks_documents: bool = False,
     seq_length: int | None = None,
+    splits_sequences: bool = False,
 ) -> Kernels:
-    """Choose the operations of a model. ConfigError if --attention-backend asks for what cannot run.
+    """Choose the operations of a model. ConfigError if --attention-backend or --kernels asks for what cannot run.
 
     masks_documents: `forward` will be given document_starts. seq_length: of the longest sequences; by default
-    max_position_embeddings.
+    max_position_embeddings. splits_sequences: several processes share each.
     """
     longest = seq_length or config.max_position_embeddings
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     situation = Situation(
         device.type,
         compute_dtype,
@@ -49,9 +53,12 @@ def choose_model_kernels(
         attention_dropout=config.attention_dropout,
         masks_documents=masks_documents,
         has_window=config.window_within(longest) is not None,
-        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        capability=capability,
+        splits_sequences=splits_sequences,
+        without_library=cuda_library.obstacle(),
+        flash_library=None if capability is None else find_flash_library(capability),
     )
-    return choose_kernels(config.attention_backend, situation)
+    return choose_kernels(config.attention_backend, situation, config.kernels)
 
 
 class GPTModel(nn.Module):

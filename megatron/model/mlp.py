@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from megatron.kernels.registry import Kernels
+from megatron.model.recompute import recompute_in_backward
 from megatron.options import ModelConfig
 from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -32,6 +34,7 @@ class MLP(nn.Module):
         has_bias = not config.disable_bias_linear
         self.region = region
         self.bias_gelu = kernels.bias_gelu
+        self.recomputes_activation = config.recomputes("mlp_act")
         self.dense_h_to_4h = ColumnParallelLinear(
             config.hidden_size,
             config.ffn_size,
@@ -48,7 +51,24 @@ class MLP(nn.Module):
             has_bias=has_bias,
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp."""
-        products = self.dense_h_to_4h.multiply(self.region.enter(x))
-        return self.dense_4h_to_h(self.bias_gelu(products, self.dense_h_to_4h.local_bias()))
+    def forward(
+        self, x: Tensor, compute_x: Callable[[], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [s, b, h] or [s/t, b, h] -> the same shape, and the bias [h] not yet added. Collective over tp.
+
+        compute_x: gives x again in backward, so that it need not be kept; collective over tp then.
+        """
+        x = self.region.enter(x)  # [s, b, h]
+        bias = self.dense_h_to_4h.local_bias()
+        if self.recomputes_activation:
+            # with its bias, since an activation that adds one may do so in place, and then not a second time
+            products, bias = self.dense_h_to_4h(x), None
+        else:
+            products = self.dense_h_to_4h.multiply(x)
+        if compute_x is not None:
+            recompute_in_backward(x, lambda: self.region.enter(compute_x()), (products,))
+        active = self.bias_gelu(products, bias)  # [s, b, f/t]
+        out, out_bias = self.dense_4h_to_h(active)
+        if self.recomputes_activation:
+            recompute_in_backward(active, lambda: self.bias_gelu(products, None), (out,))
+        return out, out_bias

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate
@@ -32,6 +32,7 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.region = region
         self.normalize = kernels.layer_norm
+        self.add_and_normalize = kernels.bias_dropout_residual_layer_norm
         self.epsilon = config.layernorm_epsilon
         shape = (config.hidden_size,)
         self.weight = parameters.create("weight", shape, Replicate(), Constant(1.0))
@@ -39,10 +40,19 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, h] or [s/t, b, h], the same shape back."""
-        grad = self.region.outside_grad
-        return self.normalize(
-            x, local_tensor(self.weight, grad), local_tensor(self.bias, grad), self.epsilon
+        return self.normalize(x, *self._local_weights(), self.epsilon)
+
+    def of_sum(
+        self, x: Tensor, bias: Tensor | None, residual: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """Give residual + dropout(x + bias) and its norm: [s, b, h] or [s/t, b, h] each. May overwrite x."""
+        return self.add_and_normalize(
+            x, bias, residual, dropout, *self._local_weights(), self.epsilon
         )
+
+    def _local_weights(self) -> tuple[Tensor, Tensor]:
+        grad = self.region.outside_grad
+        return local_tensor(self.weight, grad), local_tensor(self.bias, grad)
 
 
 class TransformerLayer(nn.Module):
@@ -61,6 +71,7 @@ class TransformerLayer(nn.Module):
         self.attention_site = derive_key(parameters.seed, parameters.prefix, "attention output")
         self.mlp_site = derive_key(parameters.seed, parameters.prefix, "mlp output")
         self.bias_dropout_residual = kernels.bias_dropout_residual
+        self.recomputes_norms = config.recomputes("layernorm")
         self.input_layernorm = LayerNorm(
             config, parameters.scope("input_layernorm"), region, kernels
         )
@@ -75,10 +86,17 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[s, b, h] or [s/t, b, h], the same shape back. Collective over tp and cp."""
         keys = batch.keys
-        out, bias = self.self_attention(self.input_layernorm(x), batch)
-        x = self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.attention_site))
-        out, bias = self.mlp(self.post_attention_layernorm(x))
+        normed = self.input_layernorm(x)
+        out, bias = self.self_attention(normed, batch, self._norm_again(self.input_layernorm, x))
+        x, normed = self.post_attention_layernorm.of_sum(
+            out, bias, x, self._dropout(keys, self.attention_site)
+        )
+        out, bias = self.mlp(normed, self._norm_again(self.post_attention_layernorm, x))
         return self.bias_dropout_residual(out, bias, x, self._dropout(keys, self.mlp_site))
+
+    def _norm_again(self, norm: LayerNorm, x: Tensor) -> Callable[[], Tensor] | None:
+        """Give what computes a norm in backward, or None where its output is kept."""
+        return (lambda: norm(x)) if self.recomputes_norms else None
 
     def _dropout(self, keys: DropoutKeys | None, site: int) -> Dropout | None:
         if keys is None or self.hidden_dropout == 0.0:

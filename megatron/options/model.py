@@ -38,6 +38,9 @@ def read_window(text: str) -> int:
     )
 
 
+RECOMPUTABLE = ("core_attn", "layernorm", "mlp_act")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network. Defaults are Megatron's."""
@@ -95,6 +98,12 @@ class ModelConfig:
     recompute_granularity: Literal["selective", "full"] | None = option(
         None, "recompute in backward: attention only, or whole layers"
     )
+    recompute_modules: tuple[str, ...] | None = option(
+        None,
+        "with selective: what is computed again, of core_attn (scores of the explicit attention backend; the "
+        "default), layernorm (outputs of the norms) and mlp_act (of the MLP's GELU)",
+        metavar="MODULE",
+    )
     recompute_method: Literal["uniform", "block"] | None = option(
         None,
         "with full: every layer in chunks (uniform), or only the first ones of a stage (block)",
@@ -102,8 +111,25 @@ class ModelConfig:
     recompute_num_layers: int | None = option(
         None, "with full: layers a chunk (uniform), or layers recomputed (block)", minimum=1
     )
-    attention_backend: Literal["auto", "flash", "sdpa", "blocked", "explicit"] = option(
-        "auto", "attention kernel; auto takes the fastest that can run and logs why"
+    attention_backend: Literal[
+        "auto", "cudnn", "flash-attn", "flash", "sdpa", "blocked", "explicit"
+    ] = option(
+        "auto",
+        "attention kernel; auto takes the fastest that can run and logs why. flash is torch's FlashAttention, "
+        "flash-attn the newest installed package of it",
+    )
+    kernels: tuple[str, ...] = option(
+        ("auto",),
+        "implementation of the layers' other operations: auto (the fastest measured), fused (csrc/*.cu), compiled "
+        "(torch.compile) or reference; OPERATION=IMPLEMENTATION after it for one of them, such as "
+        "layer_norm=compiled",
+        metavar="IMPLEMENTATION",
+    )
+    logits_chunk_size: int | None = option(
+        None,
+        "tokens whose logits exist at once; those of a micro-batch are then computed again in backward (default: "
+        "all, once)",
+        minimum=1,
     )
     make_vocab_size_divisible_by: int = option(
         128, "vocabulary is padded to this times the tensor parallel size", minimum=1
@@ -123,6 +149,21 @@ class ModelConfig:
         """Give --window-size where it hides any token of a sequence, else None."""
         is_narrow = self.window_size is not None and self.window_size < seq_length
         return self.window_size if is_narrow else None
+
+    def recomputes(self, module: str) -> bool:
+        """Whether one of RECOMPUTABLE is computed again in backward, by itself and not with its layer."""
+        if self.recompute_granularity != "selective":
+            return False
+        return module in (self.recompute_modules or ("core_attn",))
+
+    @property
+    def allows_split_backward(self) -> bool:
+        """Whether gradients of inputs and of weights may be computed at different times.
+
+        What is computed again is there for one backward pass: each further one would compute it anew, or miss it.
+        """
+        recomputes = self.recomputes("layernorm") or self.recomputes("mlp_act")
+        return self.recompute_granularity != "full" and not recomputes
 
     @property
     def ffn_size(self) -> int:
@@ -168,6 +209,16 @@ class ModelConfig:
             self.recompute_granularity == "full"
             or (self.recompute_method is None and self.recompute_num_layers is None),
             "--recompute-method and --recompute-num-layers need --recompute-granularity full",
+        )
+        require(
+            self.recompute_granularity == "selective" or self.recompute_modules is None,
+            "--recompute-modules needs --recompute-granularity selective",
+        )
+        unknown = [name for name in self.recompute_modules or () if name not in RECOMPUTABLE]
+        require(
+            not unknown,
+            f"--recompute-modules {' '.join(unknown)}: what can be computed again is {', '.join(RECOMPUTABLE)}; "
+            f"whole layers are with --recompute-granularity full",
         )
 
     def check_tensor_parallel(self, tp_size: int) -> None:

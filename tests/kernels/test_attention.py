@@ -7,11 +7,11 @@ from megatron.errors import ConfigError
 from megatron.kernels.attention import (
     AttentionDropout,
     explicit_attention,
-    flash_attention,
     sdpa_attention,
 )
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.dropout import token_keys
+from megatron.kernels.flash_attention import flash_attention
 from megatron.kernels.registry import Situation, choose_kernels, select_attention
 
 FUNCTIONS = [explicit_attention, sdpa_attention, flash_attention, blocked_attention]
@@ -132,7 +132,9 @@ def situation(device_type="cpu", dtype=torch.float32, head_dim=64, dropout=0.0):
     [
         ("auto", situation(dropout=0.1), "blocked"),
         ("auto", situation("cuda"), "sdpa"),
-        ("auto", situation("cuda", torch.bfloat16, dropout=0.1), "sdpa"),
+        ("auto", situation("cuda", torch.bfloat16), "cudnn"),
+        ("auto", situation("cuda", torch.bfloat16, dropout=0.1), "cudnn"),
+        ("auto", situation("cuda", torch.bfloat16, head_dim=160), "flash"),
         ("sdpa", situation(dropout=0.1), "sdpa"),
         ("flash", situation(), "flash"),
         ("flash", situation("cuda", torch.float16), "flash"),
@@ -164,5 +166,7 @@ def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
 
 
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(ConfigError, match="auto, sdpa, flash, blocked, explicit"):
+    with pytest.raises(
+        ConfigError, match="auto, cudnn, flash-attn, flash, sdpa, blocked, explicit"
+    ):
         select_attention("flsh", situation())

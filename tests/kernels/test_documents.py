@@ -7,12 +7,12 @@ from megatron.errors import ConfigError
 from megatron.kernels.attention import (
     AttentionDropout,
     explicit_attention,
-    flash_attention,
     sdpa_attention,
 )
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
+from megatron.kernels.flash_attention import flash_attention
 from megatron.kernels.registry import Situation, select_attention
 
 CPU = torch.device("cpu")

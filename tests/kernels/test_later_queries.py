@@ -9,12 +9,12 @@ import torch
 from megatron.kernels.attention import (
     AttentionDropout,
     explicit_attention,
-    flash_attention,
     sdpa_attention,
 )
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
+from megatron.kernels.flash_attention import flash_attention
 from tests.kernels.test_documents import CPU, packed_attention, starts_of
 
 SAMPLES = [[70, 3, 2, 75], [33, 100, 17]]  # lengths of the documents

@@ -87,7 +87,12 @@ def check_sites(rank):
             seen.append(args[3].row_keys)
             return function(*args)
 
+        def add_and_normalize(*args, function=layer.post_attention_layernorm.add_and_normalize):
+            seen.append(args[3].row_keys)
+            return function(*args)
+
         layer.bias_dropout_residual = add
+        layer.post_attention_layernorm.add_and_normalize = add_and_normalize
         layer.self_attention.attend = attend
     model(tokens, labels=labels, sample_ids=sample_ids)
     return torch.stack(seen)

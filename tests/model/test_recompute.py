@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron.model.recompute import recompute_in_backward
 from megatron.model.transformer import recompute_chunks
 from tests.model.tiny import (
     make_context,
@@ -73,6 +74,58 @@ def test_fused_attention_repeats_its_dropout_when_recomputed(world):
 def test_selective_recomputes_nothing_where_a_fused_kernel_stores_no_probabilities(world):
     ((once, again),) = world(1).run(check_bits, {"recompute_granularity": "selective"}, "sdpa")
     assert (once, again) == (3, 3)
+
+
+MODULES = [("layernorm",), ("mlp_act",), ("core_attn", "layernorm", "mlp_act")]
+
+
+def run_modules(modules, context, **parallel):
+    """Gradients, and the bytes that autograd kept for backward."""
+    chosen = {"recompute_granularity": "selective", "recompute_modules": modules}
+    config = tiny_config(**DROPOUT, attention_backend="explicit", **(chosen if modules else {}))
+    model = make_model(config, context, **parallel)
+    randomize(model)
+    tokens, labels, weights, sample_ids = tiny_batch()
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage()._cdata] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        losses = model(tokens, labels=labels, sample_ids=sample_ids)
+    num_bytes = sum({x.data_ptr(): x.untyped_storage().nbytes() for x in kept.values()}.values())
+    (losses * weights).sum().backward()
+    return whole_gradients(model), num_bytes, (config, tokens)
+
+
+def check_modules(rank, size, modules):
+    context = make_context(size, tp=size)
+    parallel = {"sequence_parallel": size > 1}
+    expected, all_bytes, _ = run_modules(None, context, **parallel)
+    actual, num_bytes, (config, tokens) = run_modules(modules, context, **parallel)
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    freed = 0
+    if "layernorm" in modules:
+        freed += 2 * config.hidden_size
+    if "mlp_act" in modules:
+        freed += config.ffn_size // size
+    # of the heads' probabilities nothing is said here: their tensors differ
+    freed *= 4 * tokens.numel() * config.num_layers
+    assert num_bytes <= all_bytes - freed, (all_bytes - num_bytes, freed)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("modules", MODULES, ids="-".join)
+def test_recomputed_modules_give_the_same_bits_and_free_their_outputs(world, modules, size):
+    world(size).run(check_modules, size, modules)
+
+
+def test_nothing_is_freed_where_no_gradient_will_come():
+    x = torch.ones(3)
+    recompute_in_backward(x, lambda: x, (x * 2,))
+    assert x.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_uniform_chunks_cover_a_number_of_layers_they_do_not_divide():
