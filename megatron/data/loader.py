@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from megatron.data.gpt_dataset import Dataset
-from megatron.data.read_ahead import ReadAhead, read_samples
+from megatron.data.read_ahead import Arrays, ReadAhead, read_samples
 from megatron.data.sample_order import sample_numbers
+from megatron.transfer import to_device
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Batch:
     """One data-parallel rank's part of a global batch, micro-batch after micro-batch: B rows.
 
-    s is the whole sample, or the positions of it that a process reads.
+    s is the whole sample, or the positions of it that a process reads. Types are those that `to` gives: as they are
+    read, whole numbers have fewer bits and the mask has one.
     """
 
     tokens: Tensor  # int64 [B, s]
@@ -32,17 +36,17 @@ class Batch:
     document_starts: Tensor | None = None  # int64 [B, s], with --reset-attention-mask
 
     def to(self, device: torch.device) -> Batch:
-        """Copy what a model computes with to a device.
+        """Copy what a model computes with to a device, small, and give it there the types that a model takes.
 
-        Numbers and starts stay with the host, which derives keys and lengths of them.
+        Nothing waits for the copies. Numbers and starts stay with the host, which derives keys and lengths of them.
         """
         positions = self.position_ids
         return Batch(
-            self.tokens.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.loss_mask.to(device, non_blocking=True),
+            to_device(self.tokens, device).long(),
+            to_device(self.labels, device).long(),
+            to_device(self.loss_mask, device).float(),
             self.sample_ids,
-            None if positions is None else positions.to(device, non_blocking=True),
+            None if positions is None else to_device(positions, device).long(),
             self.document_starts,
         )
 
@@ -63,12 +67,12 @@ class Batch:
 
 
 def document_starts(tokens: Tensor, eod: int) -> Tensor:
-    """Give for each token the position in its sample at which its document starts: int64 [B, s] -> int64 [B, s].
+    """Give for each token the position in its sample at which its document starts: [B, s] -> int64 [B, s].
 
     A document ends with its end-of-document token. One that a sample cuts starts, or ends, with the sample.
     """
     positions = torch.arange(1, tokens.size(1))
-    starts = torch.zeros_like(tokens)
+    starts = torch.zeros_like(tokens, dtype=torch.int64)
     starts[:, 1:] = torch.where(tokens[:, :-1] == eod, positions, 0)
     return starts.cummax(dim=1).values
 
@@ -86,7 +90,7 @@ class DocumentResets:
         starts = document_starts(batch.tokens, self.eod)
         return replace(
             batch,
-            position_ids=torch.arange(starts.size(1)) - starts if self.positions else None,
+            position_ids=(torch.arange(starts.size(1)) - starts).int() if self.positions else None,
             document_starts=starts if self.attention else None,
         )
 
@@ -104,12 +108,14 @@ class BatchLoader:
         num_workers: int = 0,
         resets: DocumentResets | None = None,
         positions: Tensor | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Read from dataset, in num_workers processes or, if 0, in this one. Nothing starts before `batch`.
 
         Without a dataset (a stage in the middle of a pipeline) batches hold sample numbers and no tokens.
-        positions: int64 [s'], which of each sample a batch holds; None: all.
+        positions: int64 [s'] on the CPU, which of each sample a batch holds; None: all. device: where batches go.
         """
+        self._device = device
         self._resets = resets
         self._positions = positions
         self._dataset = dataset
@@ -126,25 +132,32 @@ class BatchLoader:
         only not ready yet. Raises what reading raises, and DataError if a worker died.
         """
         numbers = self._numbers(consumed, global_batch_size)
+        sample_ids = torch.tensor(numbers, dtype=torch.int64)
         if self._dataset is None:
-            nothing = torch.empty((len(numbers), 0), dtype=torch.int64)
-            return Batch(nothing, nothing, nothing.float(), torch.tensor(numbers))
-        if self._num_workers == 0:
-            arrays = read_samples(self._dataset, numbers)
-        else:
-            if self._read_ahead is None:
-                self._read_ahead = ReadAhead(self._dataset, self._num_workers)
-            if numbers != self._asked:
-                self._read_ahead.ask(numbers)
-            self._asked = []
-            arrays = self._read_ahead.take()
-            self._asked = self._numbers(consumed + global_batch_size, global_batch_size)
-            self._read_ahead.ask(self._asked)
-        tokens, labels, loss_mask = map(torch.from_numpy, arrays)
-        batch = Batch(tokens, labels, loss_mask, torch.tensor(numbers, dtype=torch.int64))
+            nothing = torch.empty((len(numbers), 0))
+            return Batch(nothing, nothing, nothing, sample_ids).to(self._device)
+        following = self._numbers(consumed + global_batch_size, global_batch_size)
+        ids, carries_loss = map(torch.from_numpy, self._read(self._dataset, numbers, following))
+        batch = Batch(ids[:, :-1], ids[:, 1:], carries_loss, sample_ids)
         if self._resets is not None:
             batch = self._resets.apply(batch)
-        return batch if self._positions is None else batch.at(self._positions)
+        if self._positions is not None:
+            batch = batch.at(self._positions)
+        return batch.to(self._device)
+
+    def _read(self, dataset: Dataset, numbers: list[int], following: list[int]) -> Arrays:
+        """Read samples; workers then begin with those that follow."""
+        if self._num_workers == 0:
+            return read_samples(dataset, numbers)
+        if self._read_ahead is None:
+            self._read_ahead = ReadAhead(dataset, self._num_workers)
+        if numbers != self._asked:
+            self._read_ahead.ask(numbers)
+        self._asked = []
+        arrays = self._read_ahead.take()
+        self._asked = following
+        self._read_ahead.ask(following)
+        return arrays
 
     def close(self) -> None:
         """End the workers; `batch` starts them again."""

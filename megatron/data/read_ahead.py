@@ -25,18 +25,29 @@ FINALIZE_PRIORITY = (
     100  # before multiprocessing waits for its processes, which do not heed its signal
 )
 
-# tokens int64 [n, s], labels int64 [n, s], loss mask fp32 [n, s]
-Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+# ids [n, s + 1], of which the first s are tokens and the last s their labels; whether a label carries loss, bool [n, s]
+Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+# the same in a pipe, where each byte costs time: uint16 where all ids fit
+PackedArrays = tuple[npt.NDArray[np.int32 | np.uint16], npt.NDArray[np.bool_]]
 
 
 def read_samples(dataset: Dataset, numbers: Sequence[int]) -> Arrays:
     """Read samples by number, one a row."""
     samples = [dataset[number] for number in numbers]
-    return (
-        np.stack([sample["tokens"] for sample in samples]),
-        np.stack([sample["labels"] for sample in samples]),
-        np.stack([sample["loss_mask"] for sample in samples]),
-    )
+    seq_length = len(samples[0]["tokens"])
+    ids = np.empty((len(samples), seq_length + 1), np.int32)
+    carries_loss = np.empty((len(samples), seq_length), np.bool_)
+    for row, sample in enumerate(samples):
+        tokens, labels = sample["tokens"], sample["labels"]
+        assert np.array_equal(tokens[1:], labels[:-1])
+        ids[row, 0], ids[row, 1:] = tokens[0], labels
+        carries_loss[row] = sample["loss_mask"]
+    return ids, carries_loss
+
+
+def _pack(arrays: Arrays) -> PackedArrays:
+    ids, carries_loss = arrays
+    return (ids.astype(np.uint16) if ids.max() <= np.iinfo(np.uint16).max else ids), carries_loss
 
 
 class ReadAhead:
@@ -61,15 +72,15 @@ class ReadAhead:
 
         Raises a MegatronError that reading raised, and DataError if a worker died.
         """
-        parts: list[Arrays] = []
+        parts: list[PackedArrays] = []
         for reply in self._replies():
             if isinstance(reply, MegatronError):
                 raise reply
             parts.append(reply)
-        tokens, labels, loss_mask = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return tokens, labels, loss_mask
+        ids, carries_loss = zip(*parts, strict=True)
+        return np.concatenate(ids, dtype=np.int32), np.concatenate(carries_loss)
 
-    def _replies(self) -> list[Arrays | MegatronError]:
+    def _replies(self) -> list[PackedArrays | MegatronError]:
         """Wait for every worker that was asked, so that none is a list behind."""
         asked, self._asked = self._asked, []
         return [worker.reply() for worker in asked]
@@ -89,9 +100,9 @@ class _Worker:
         with contextlib.suppress(ConnectionError):  # it died: `reply` says so
             self.connection.send(numbers)
 
-    def reply(self) -> Arrays | MegatronError:
+    def reply(self) -> PackedArrays | MegatronError:
         try:
-            reply: Arrays | MegatronError = self.connection.recv()
+            reply: PackedArrays | MegatronError = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             return DataError(
@@ -110,7 +121,7 @@ def _serve(connection: Connection, dataset: Dataset) -> None:
         while True:
             numbers = connection.recv()
             try:
-                reply: Arrays | MegatronError = read_samples(dataset, numbers)
+                reply: PackedArrays | MegatronError = _pack(read_samples(dataset, numbers))
             except MegatronError as error:
                 reply = error
             connection.send(reply)

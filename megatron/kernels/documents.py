@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from megatron.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -82,7 +84,7 @@ class Documents:
     @cached_property
     def first_keys(self) -> Tensor:
         """`host_first_keys` on the device."""
-        return self.host_first_keys.to(self.device, non_blocking=True)
+        return to_device(self.host_first_keys, self.device)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -127,5 +129,4 @@ class Documents:
 
     def _pack(self, begins: Tensor, end: int) -> Packed:
         offsets = torch.cat([begins, begins.new_tensor([end])])
-        on_device = offsets.int().to(self.device, non_blocking=True)
-        return Packed(on_device, int(offsets.diff().max()))
+        return Packed(to_device(offsets.int(), self.device), int(offsets.diff().max()))

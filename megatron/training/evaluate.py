@@ -30,7 +30,6 @@ class Validation:
             sums = torch.zeros(2, dtype=torch.float64, device=context.device)
             for number in range(self.num_batches):
                 batch = loader.batch(number * self.global_batch_size, self.global_batch_size)
-                batch = batch.to(context.device)
                 loss = pipeline.evaluate(batch)
                 if pipeline.has_last_stage:
                     sums += torch.stack([loss.double(), batch.loss_mask.sum(dtype=torch.float64)])

@@ -182,6 +182,7 @@ def _loader(
         num_workers=num_workers,
         resets=resets,
         positions=_positions(config, context) if context.cp.size > 1 else None,
+        device=context.device,
     )
 
 
@@ -226,7 +227,7 @@ def _pipeline(
             getattr(torch, config.precision.compute_dtype),
         ),
         schedule=resolve_schedule(stages[0].num_stages, config.parallel),
-        splits_backward=config.model.recompute_granularity != "full",
+        splits_backward=config.model.allows_split_backward,
     )
 
 

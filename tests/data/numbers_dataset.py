@@ -11,7 +11,7 @@ DAMAGED, DEADLY = 1000, 2000
 
 
 class Numbers:
-    """Sample i is made of the number i; two numbers are trouble."""
+    """Sample i counts from the number i; two numbers are trouble."""
 
     name = "numbers"
 
@@ -20,5 +20,15 @@ class Numbers:
             raise DataError(f"sample {index} is damaged; leave it out")
         if index == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
-        tokens = np.full(4, index, np.int64)
+        tokens = np.arange(index, index + 4, dtype=np.int64)
+        return {"tokens": tokens, "labels": tokens + 1, "loss_mask": np.ones(4, np.float32)}
+
+
+class LargeNumbers:
+    """Sample i counts from 2^16 - 8 + i, so that some hold an id that takes more than 16 bits."""
+
+    name = "large numbers"
+
+    def __getitem__(self, index):
+        tokens = np.arange(2**16 - 8 + index, 2**16 - 4 + index)
         return {"tokens": tokens, "labels": tokens + 1, "loss_mask": np.ones(4, np.float32)}

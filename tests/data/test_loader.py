@@ -18,7 +18,7 @@ from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.loader import BatchLoader, DocumentResets, sample_numbers
 from megatron.errors import DataError
-from tests.data.numbers_dataset import DAMAGED, DEADLY, Numbers
+from tests.data.numbers_dataset import DAMAGED, DEADLY, LargeNumbers, Numbers
 
 SEQ_LENGTH = 64
 
@@ -142,6 +142,40 @@ def test_killed_worker_is_reported():
     loader.close()
     assert loader.batch(0, 2).sample_ids.tolist() == [0, 1]
     loader.close()
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 2**16 - 1), (np.int32, 2**31 - 1)])
+def test_ids_of_every_size_and_masks_arrive_as_the_dataset_gives_them(tmp_path, dtype, largest):
+    ids = np.random.default_rng(0).integers(0, largest, 2000, endpoint=True)
+    ids[::7], ids[3::11] = largest, 0
+    with IndexedDatasetBuilder(tmp_path / "ids", dtype) as builder:
+        builder.add_document(ids)
+        builder.finalize()
+    dataset = GPTDataset(
+        IndexedDataset(tmp_path / "ids"),
+        range(1),
+        seq_length=SEQ_LENGTH,
+        seed=1,
+        name="ids",
+        eod_without_loss=0,
+    )
+    samples = [dataset[number] for number in range(12)]
+    for num_workers in (0, 2):
+        loader = BatchLoader(dataset, micro_batch_size=1, num_workers=num_workers)
+        for first in (0, 6):
+            batch = loader.batch(first, 6)
+            for name in ("tokens", "labels", "loss_mask"):
+                expected = np.stack([sample[name] for sample in samples[first : first + 6]])
+                found = getattr(batch, name).numpy()
+                assert found.dtype == expected.dtype and np.array_equal(found, expected)
+        loader.close()
+
+
+def test_workers_may_find_ids_of_different_sizes():
+    loader = BatchLoader(LargeNumbers(), micro_batch_size=1, num_workers=2)
+    batch = loader.batch(3, 2)
+    loader.close()
+    assert batch.labels[:, -1].tolist() == [2**16 - 1, 2**16]
 
 
 def worker_pids(loader):
