@@ -36,12 +36,12 @@ class GpuMonitor:
 
     def __enter__(self) -> GpuMonitor:
         if self.device.type == "cuda" and shutil.which("nvidia-smi") is not None:
-            uuid = torch.cuda.get_device_properties(self.device).uuid
+            uuid = str(torch.cuda.get_device_properties(self.device).uuid)
             self._output = tempfile.TemporaryFile("w+")
             self._process = subprocess.Popen(
                 [
                     "nvidia-smi",
-                    f"--id=GPU-{uuid}",
+                    f"--id=GPU-{uuid.removeprefix('GPU-')}",
                     f"--query-gpu={','.join(QUERY)}",
                     "--format=csv,noheader,nounits",
                     f"--loop-ms={INTERVAL_MS}",

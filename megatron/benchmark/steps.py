@@ -41,7 +41,7 @@ def take_step(run: Run, parts: StepParts | None = None) -> tuple[StepResult, flo
     waited = time.perf_counter() - start
     result = train_step(
         parts or run.parts,
-        batch.to(run.parts.context.device),
+        batch,
         consumed_samples=consumed,
         global_batch_size=size,
         wants_stop=False,
