@@ -231,6 +231,11 @@ def test_unusable_flag_says_what_to_use(flags, message):
         ("--exit-interval 0", 1, ["--exit-interval is 0"]),
         ("--lr inf", 1, ["--lr is inf"]),
         ("--adam-beta1 1.0", 1, ["--adam-beta1 is 1.0", "below 1"]),
+        (
+            "--exp-avg-dtype bf16",
+            1,
+            ["--exp-avg-dtype bf16", "without --use-precision-aware-optimizer"],
+        ),
         ("--fp16 --loss-scale 0", 1, ["--loss-scale is 0.0", "above 0"]),
         ("--hidden-size 0", 1, ["--hidden-size is not set"]),
         ("--structured-logs-dir a", 1, ["--structured-logs-dir", "--structured-logs"]),

@@ -110,9 +110,14 @@ class _Planner(dcp.DefaultLoadPlanner):
                 f"of the run that wrote it (its config.json has them)"
             )
         if entry.dtype != tensor.dtype:
+            hint = f"the two are not mixed: load it into {entry.dtype}"
+            if name.startswith("optimizer."):
+                hint = (
+                    "continue with its --exp-avg-dtype and --exp-avg-sq-dtype (its config.json has them), "
+                    "or without its moments: --no-load-optim"
+                )
             raise CheckpointError(
-                f"{name} is {entry.dtype} in {self._folder} and {tensor.dtype} in this run; "
-                f"the two are not mixed: load it into {entry.dtype}"
+                f"{name} is {entry.dtype} in {self._folder} and {tensor.dtype} in this run; {hint}"
             )
 
     def _differs_in_padding(self, name: str, stored: list[int], asked: list[int]) -> bool:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_cuda.so")
 
+Argument = Tensor | int | float | ctypes.c_double | None
+
 # What functions take as a number for the dtype of a tensor; csrc/vector.cuh has the same.
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -41,19 +43,24 @@ def obstacle() -> str | None:
     return None
 
 
-def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData[object]:
+def _argument(
+    value: Argument,
+) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64 | ctypes.c_double:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, ctypes.c_double):
+        return value
     if isinstance(value, float):
         return ctypes.c_float(value)
     return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
 
 
-def launch(name: str, *args: Tensor | int | float | None) -> None:
+def launch(name: str, *args: Argument) -> None:
     """Call a function of the library on the device and current stream of the first tensor.
 
-    A Python float is passed as float, an int as int64_t, a tensor as its address and None as a null pointer. Raises
-    RuntimeError with CUDA's words if the launch fails; what goes wrong on the device shows at a later call.
+    A Python float is passed as float, a c_double as double, an int as int64_t, a tensor as its address and None as a
+    null pointer. Raises RuntimeError with CUDA's words if the launch fails; what goes wrong on the device shows at a
+    later call.
     """
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""AdamW on the shards of this process: fp32 master weights and moments, named like the parameters.
+"""AdamW on the shards of this process: fp32 master weights, moments in fp32 or bf16, named like the parameters.
 
 Knows nothing of schedules (rates are arguments of a step) nor of processes: a shard is updated where it lies.
 """
@@ -11,25 +11,39 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from megatron.kernels import cuda_library
+from megatron.kernels.adamw import Rates, Shards, adamw_, fused_adamw_
 from megatron.options import OptimizerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW:
-    """torch's fused AdamW over named parameters; matrices decay, biases and norms do not."""
+    """AdamW over named parameters; matrices decay, biases and norms do not."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         """Allocate the moments at once, so that a checkpoint can be read into them."""
         self._parameters = dict(parameters)
         self._config = config
         self._moments = {
-            moment: {name: torch.zeros_like(p.detach()) for name, p in self._parameters.items()}
-            for moment in MOMENTS
+            moment: {
+                name: torch.zeros_like(p.detach(), dtype=getattr(torch, dtype))
+                for name, p in self._parameters.items()
+            }
+            for moment, dtype in zip(MOMENTS, config.moment_dtypes, strict=True)
         }
         device = next(iter(self._parameters.values())).device
         # fp32 as torch's kernels want it: exact up to 2^24 steps
         self._num_steps = torch.zeros((), dtype=torch.float32, device=device)
+        self._obstacle = cuda_library.obstacle() if device.type == "cuda" else "not on a GPU"
+        self._update = adamw_ if self._obstacle else fused_adamw_
+
+    def describe(self) -> str:
+        """Name the way that steps are computed, and say why."""
+        moments = f"moments {' and '.join(self._config.moment_dtypes)}"
+        if self._obstacle is None:
+            return f"csrc/adamw.cu (all shards in one pass; {moments})"
+        return f"torch's fused AdamW ({self._obstacle}; {moments})"
 
     @torch.no_grad()
     def step(self, *, learning_rate: float, weight_decay: float, gradient_factor: Tensor) -> None:
@@ -38,28 +52,18 @@ class AdamW:
         gradient_factor: fp32 [] on the parameters' device, which alone reads it: nothing waits for the device. If it
         is not finite, weights, moments and the number of steps stay bitwise as they are.
         """
-        is_finite = gradient_factor.isfinite().float()
-        self._num_steps.add_(is_finite)
-        names = [name for name, p in self._parameters.items() if p.grad is not None]
-        torch._foreach_mul_([_local(self._parameters[n].grad) for n in names], gradient_factor)
-        matrices = [name for name in names if self._parameters[name].ndim >= 2]
-        others = [name for name in names if self._parameters[name].ndim < 2]
-        for group, decay in ((matrices, weight_decay), (others, 0.0)):
-            torch._fused_adamw_(
-                [_local(self._parameters[name]) for name in group],
-                [_local(self._parameters[name].grad) for name in group],
-                *([_local(self._moments[moment][name]) for name in group] for moment in MOMENTS),
-                [],
-                [self._num_steps] * len(group),
-                lr=learning_rate,
-                beta1=self._config.adam_beta1,
-                beta2=self._config.adam_beta2,
-                weight_decay=decay,
-                eps=self._config.adam_eps,
-                amsgrad=False,
-                maximize=False,
-                found_inf=1.0 - is_finite,
-            )
+        updated = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        exp_avgs, exp_avg_sqs = (self._moments[moment] for moment in MOMENTS)
+        shards = Shards(
+            [_local(p) for p in updated.values()],
+            [_local(p.grad) for p in updated.values() if p.grad is not None],
+            [_local(exp_avgs[name]) for name in updated],
+            [_local(exp_avg_sqs[name]) for name in updated],
+            [weight_decay if p.ndim >= 2 else 0.0 for p in updated.values()],
+        )
+        config = self._config
+        rates = Rates(learning_rate, config.adam_beta1, config.adam_beta2, config.adam_eps)
+        self._update(shards, rates, gradient_factor, self._num_steps)
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -85,7 +89,6 @@ class AdamW:
         }
 
 
-def _local(tensor: Tensor | None) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """Give this process's part of a parameter, a gradient or a moment."""
-    assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,10 +10,15 @@ from megatron.option_field import option, require
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Arithmetic. Master weights, optimizer state and data parallel gradient sums are always fp32."""
+    """Arithmetic. Master weights and data parallel gradient sums are always fp32."""
 
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16 with a loss scale")
+    fp8_format: Literal["hybrid"] | None = option(
+        None,
+        "products of the layers in 8 bits: e4m3 forward, e5m2 for gradients of inputs; weight gradients, attention "
+        "and the LM head stay in --bf16, which it needs",
+    )
     loss_scale: float | None = option(None, "fixed fp16 loss scale (default: dynamic)", above=0.0)
     initial_loss_scale: float = option(2.0**32, "first dynamic loss scale", above=0.0)
     min_loss_scale: float = option(1.0, "lowest dynamic loss scale", above=0.0)
@@ -31,6 +36,10 @@ class PrecisionConfig:
 
     def check(self) -> None:
         require(not (self.bf16 and self.fp16), "--bf16 and --fp16 exclude each other; keep one")
+        require(
+            self.fp8_format is None or self.bf16,
+            f"--fp8-format {self.fp8_format} needs --bf16, in which all else is computed",
+        )
         require(
             self.fp16 or self.loss_scale is None,
             "--loss-scale needs --fp16; bf16 and fp32 do not overflow",
@@ -76,11 +85,30 @@ class OptimizerConfig:
     adam_beta1: float = option(0.9, "decay of the first moment", minimum=0.0, below=1.0)
     adam_beta2: float = option(0.999, "decay of the second moment", minimum=0.0, below=1.0)
     adam_eps: float = option(1e-8, "added to the root of the second moment", above=0.0)
+    use_precision_aware_optimizer: bool = option(False, "let moments be stored in fewer bits")
+    exp_avg_dtype: Literal["fp32", "bf16"] = option(
+        "fp32", "what the first moment is stored in, with --use-precision-aware-optimizer"
+    )
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = option(
+        "fp32", "what the second moment is stored in, with --use-precision-aware-optimizer"
+    )
     clip_grad: float = option(
         1.0, "largest global gradient norm; 0 turns clipping off", minimum=0.0
     )
 
+    @property
+    def moment_dtypes(self) -> tuple[str, str]:
+        """torch's names of what both moments are stored in."""
+        names = {"fp32": "float32", "bf16": "bfloat16"}
+        return names[self.exp_avg_dtype], names[self.exp_avg_sq_dtype]
+
     def check(self) -> None:
+        require(
+            self.use_precision_aware_optimizer
+            or (self.exp_avg_dtype == "fp32" and self.exp_avg_sq_dtype == "fp32"),
+            f"--exp-avg-dtype {self.exp_avg_dtype} and --exp-avg-sq-dtype {self.exp_avg_sq_dtype}: "
+            "moments are fp32 without --use-precision-aware-optimizer; add it or leave these out",
+        )
         require(self.lr is not None, "--lr is not set; give the highest learning rate")
         assert self.lr is not None
         require(self.min_lr <= self.lr, f"--min-lr {self.min_lr} is above --lr {self.lr}")

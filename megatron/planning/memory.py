@@ -19,6 +19,7 @@ from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.model.gpt import GPTModel
+from megatron.options import OptimizerConfig
 from megatron.planning.attention import fused_attention
 from megatron.planning.hardware import Hardware
 from megatron.planning.order import Pass, most_in_flight, order_passes
@@ -91,12 +92,22 @@ def shard_length(length: int, num_shards: int, rank: int) -> int:
     return max(0, min(size, length - rank * size))
 
 
+def moment_bytes(config: OptimizerConfig) -> int:
+    """Give the bytes of both moments of one weight."""
+    return sum(getattr(torch, dtype).itemsize for dtype in config.moment_dtypes)
+
+
 def count_states(
-    groups: Iterable[list[Tensor]], num_shards: int, compute_bytes: int, *, shard_rank: int = 0
+    groups: Iterable[list[Tensor]],
+    num_shards: int,
+    compute_bytes: int,
+    *,
+    moment_bytes: int,
+    shard_rank: int = 0,
 ) -> States:
     """Count what `fully_shard` and the optimizer allocate for groups of parameters, local parts over tp.
 
-    A shard is padded to that of rank 0; moments are not.
+    A shard is padded to that of rank 0; moments are not. compute_bytes, moment_bytes: of one weight.
     """
     whole = padded = held = largest = 0
     for group in groups:
@@ -114,7 +125,7 @@ def count_states(
         gathered=padded * compute_bytes,
         whole_gradients=whole * FP32_BYTES,
         gradient_shards=padded // num_shards * FP32_BYTES,
-        moments=NUM_MOMENTS * held * FP32_BYTES,
+        moments=held * moment_bytes,
         largest_group=largest,
     )
 
@@ -151,7 +162,12 @@ def plan_stage(
     dtype = getattr(torch, config.precision.compute_dtype)
     context = PlannedContext.at(tp_rank, config.parallel.tensor_model_parallel_size)
     model = build_stage(config, context, stage, kernels)
-    states = count_states(parameter_groups(model), num_shards, dtype.itemsize)
+    states = count_states(
+        parameter_groups(model),
+        num_shards,
+        dtype.itemsize,
+        moment_bytes=moment_bytes(config.optimizer),
+    )
     number = len(stage.layers)
     if config.model.recompute_granularity == "full" or number <= 2:
         return StagePlan(stage, states, *_run(config, stage, kernels, tp_rank))
@@ -324,7 +340,7 @@ def _followed(config: Config, plans: list[StagePlan], num_shards: int) -> int:
     model = config.model
     rows = model.padded_vocab_size // config.parallel.tensor_model_parallel_size
     held = shard_length(rows, num_shards, 0) * model.hidden_size
-    return NUM_MOMENTS * held * FP32_BYTES
+    return held * moment_bytes(config.optimizer)
 
 
 def _in_flight(plans: list[StagePlan], order: list[Pass], what: str) -> int:

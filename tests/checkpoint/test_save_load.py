@@ -164,6 +164,10 @@ def wrong_dtype(rank, tensors):
     tensors["model.final_layernorm.weight"] = torch.zeros(6, dtype=torch.bfloat16)
 
 
+def bf16_moment(rank, tensors):
+    tensors["optimizer.exp_avg.final_layernorm.weight"] = torch.zeros(6, dtype=torch.bfloat16)
+
+
 def unknown_name_on_rank_1(rank, tensors):
     if rank == 1:
         tensors["model.layers.2.mlp.bias"] = torch.zeros(2)
@@ -185,6 +189,7 @@ def weights_only(rank, tensors):
         (fewer_rows_than_tokens, [EMBEDDING, "[16, 6]", "[12, 6]", "model options"]),
         (wrong_shape_on_rank_1, ["layers.1.mlp.bias", "[2]", "[3]", "model options"]),
         (wrong_dtype, ["final_layernorm", "float32", "bfloat16"]),
+        (bf16_moment, ["exp_avg.final_layernorm", "--exp-avg-dtype", "--no-load-optim"]),
         (unknown_name_on_rank_1, ["lacks model.layers.2.mlp.bias"]),
         (one_layer_less, ["has model.layers.1.", "4 more", "does not have"]),
     ],

@@ -21,7 +21,7 @@ from megatron.options import (
     TrainingConfig,
 )
 from megatron.parallel.data_parallel import set_gradient_sync, shard_data_parallel
-from megatron.planning.memory import count_states, parameter_groups, plan_stage
+from megatron.planning.memory import count_states, moment_bytes, parameter_groups, plan_stage
 from megatron.planning.world import PlannedContext, build_stage
 from tests.grid import grid
 from tests.model.tiny import make_model, tiny_config
@@ -29,7 +29,10 @@ from tests.model.tiny import make_model, tiny_config
 BATCH_SIZE, SEQ_LENGTH = 2, 8
 
 
-def _config(tp=1, *, cp=1, bf16=False, **changes):
+BF16_MOMENTS = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16"}
+
+
+def _config(tp=1, *, cp=1, bf16=False, moments=None, **changes):
     model = tiny_config(num_layers=4, attention_backend="explicit", **changes)
     return Config(
         model=model,
@@ -37,6 +40,7 @@ def _config(tp=1, *, cp=1, bf16=False, **changes):
             tensor_model_parallel_size=tp, context_parallel_size=cp, sequence_parallel=tp > 1
         ),
         precision=PrecisionConfig(bf16=bf16),
+        optimizer=OptimizerConfig(lr=1e-3, **(moments or {})),
         training=TrainingConfig(micro_batch_size=BATCH_SIZE),
         data=DataConfig(seq_length=SEQ_LENGTH),
     )
@@ -84,7 +88,7 @@ def _allocated(rank, config, stage, tp, dp):
     dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
     shard_data_parallel(model, list(model.layers.values()), context, dtype)
     parameters = dict(model.named_parameters())
-    optimizer = AdamW(parameters, OptimizerConfig(lr=1e-3))
+    optimizer = AdamW(parameters, config.optimizer)
     states = [m for m in model.modules() if isinstance(m, FSDPModule)]
     held = [p for m in states for p in m._get_fsdp_state()._fsdp_param_group.fsdp_params]
     shards = sum(p._sharded_param_data.untyped_storage().nbytes() for p in held)
@@ -121,21 +125,27 @@ WHOLE = StageLayers(0, 1, range(4))
 
 
 @pytest.mark.parametrize(
-    ("tp", "dp", "stage", "bf16"),
+    ("tp", "dp", "stage", "bf16", "moments"),
     [
-        (1, 1, WHOLE, True),
-        (1, 3, WHOLE, False),  # nothing divides by 3: shards are padded, and moments are not
-        (1, 3, LAST, True),
-        (2, 2, FIRST, True),
-        (2, 2, LAST, False),
+        (1, 1, WHOLE, True, BF16_MOMENTS),
+        (1, 3, WHOLE, False, {}),  # nothing divides by 3: shards are padded, and moments are not
+        (1, 3, LAST, True, {**BF16_MOMENTS, "exp_avg_sq_dtype": "bf16"}),
+        (2, 2, FIRST, True, {}),
+        (2, 2, LAST, False, {}),
     ],
 )
-def test_states_are_what_a_run_allocates(world, tp, dp, stage, bf16):
-    config = _config(tp, bf16=bf16, attention_head_type="multiquery")
+def test_states_are_what_a_run_allocates(world, tp, dp, stage, bf16, moments):
+    config = _config(tp, bf16=bf16, moments=moments, attention_head_type="multiquery")
     found = world(tp * dp).run(_allocated, config, stage, tp, dp)
     for rank, allocated in enumerate(found):
         model = build_stage(config, PlannedContext.at(rank % tp, tp), stage, _kernels(config))
-        counted = count_states(parameter_groups(model), dp, 2 if bf16 else 4, shard_rank=rank // tp)
+        counted = count_states(
+            parameter_groups(model),
+            dp,
+            2 if bf16 else 4,
+            moment_bytes=moment_bytes(config.optimizer),
+            shard_rank=rank // tp,
+        )
         counts = dataclasses.asdict(counted)
         assert {name: counts[name] for name in allocated} == allocated
 
@@ -222,7 +232,7 @@ def test_published_sizes_have_their_number_of_parameters(name):
     config = Config(model=model)
     stage = StageLayers(0, 1, range(layers))
     built = build_stage(config, PlannedContext.at(0, 1), stage, _kernels(config))
-    states = count_states(parameter_groups(built), 1, 2)
+    states = count_states(parameter_groups(built), 1, 2, moment_bytes=8)
     assert states.num_parameters == num_parameters(model)
     assert states.num_parameters == pytest.approx(number, abs=0.0005e9)
 

@@ -28,6 +28,8 @@ CASES = {
     "fp16 with a loss scale": "--fp16 --initial-loss-scale 1048576 --loss-scale-window 3",
     "pipeline with dropout and documents": "--pipeline-model-parallel-size 2 --hidden-dropout 0.1 "
     "--reset-position-ids --reset-attention-mask",
+    "moments in bf16": "--use-distributed-optimizer --use-precision-aware-optimizer "
+    "--exp-avg-dtype bf16 --exp-avg-sq-dtype bf16",
     "grown batch": "--rampup-batch-size 4 2 24",
 }
 
