@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from megatron.kernels import cuda_library
+from megatron.kernels.square_sum import fused_square_sum, square_sum
+
 
 def num_replicas(tensor: DTensor) -> int:
     """Count the processes of the tensor's mesh that hold the same shard."""
@@ -23,17 +26,16 @@ def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device
     """Sum the squares of this process's gradients, each divided by its number of replicas: fp64 [].
 
     Summed over the whole world it is the squared norm of the gradient. Parameters without gradients count nothing.
-    No collective.
+    No collective, and nothing waits for the device.
     """
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts, weights = [], []
+    for gradient in gradients:
         assert isinstance(gradient, DTensor)
-        norm = torch.linalg.vector_norm(gradient.to_local(), dtype=torch.float32)
-        total += norm.double() ** 2 / num_replicas(gradient)
-    return total
+        parts.append(gradient.to_local())
+        weights.append(1.0 / num_replicas(gradient))
+    is_fused = device.type == "cuda" and cuda_library.obstacle() is None
+    return (fused_square_sum if is_fused else square_sum)(parts, weights, device)
 
 
 def clip_factor(norm: float, clip_grad: float) -> float:

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from megatron.errors import ConfigError
+from megatron.kernels import cuda_library
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.clip import clip_factor, gradient_square_sum
 from megatron.optimizer.loss_scale import LossScale
@@ -119,6 +121,56 @@ def _skipped_steps(rank: int, factor: float) -> list[str]:
 @pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
 def test_a_factor_that_is_not_finite_leaves_every_bit(world, factor):
     assert world(2).run(_skipped_steps, factor) == [[], []]
+
+
+def test_moments_are_stored_in_what_the_options_say():
+    parameters = {name: nn.Parameter(value) for name, value in _tensors().items()}
+    config = replace(OPTIMIZER, use_precision_aware_optimizer=True, exp_avg_dtype="bf16")
+    optimizer = AdamW(parameters, config)
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(learning_rate=0.1, weight_decay=0.0, gradient_factor=torch.tensor(1.0))
+    for name, tensor in optimizer.tensors().items():
+        is_square = name.startswith("optimizer.exp_avg_sq.")
+        assert tensor.dtype == (torch.float32 if is_square else torch.bfloat16), name
+        assert torch.equal(tensor, torch.full_like(tensor, 0.05 if is_square else 0.1))
+    assert "torch's" in optimizer.describe() and "bfloat16 and float32" in optimizer.describe()
+
+
+def _norm_and_step_on_a_gpu(rank: int) -> tuple[float, dict[str, torch.Tensor], str]:
+    """One step on DTensors of the GPU, one of them without a row; gives the weights back."""
+    mesh = init_device_mesh("cuda", (1,))
+    values = {**_tensors(), "empty": torch.empty(0, 5)}
+    parameters = {
+        name: nn.Parameter(DTensor.from_local(value.cuda(), mesh, [Shard(0)]))
+        for name, value in values.items()
+    }
+    optimizer = AdamW(parameters, OPTIMIZER)
+    for parameter in parameters.values():
+        parameter.grad = parameter.detach() * 2
+    device = torch.device("cuda")
+    square_sum = gradient_square_sum(parameters.values(), device)
+    factor = torch.full((), 0.5, device=device)
+    optimizer.step(learning_rate=0.01, weight_decay=0.1, gradient_factor=factor)
+    weights = {name: p.to_local().detach().cpu() for name, p in parameters.items()}
+    return square_sum.item(), weights, optimizer.describe()
+
+
+@pytest.mark.gpu
+def test_norm_and_step_of_dtensors_on_a_gpu_equal_torch(world):
+    ((square_sum, weights, described),) = world(1).run(_norm_and_step_on_a_gpu)
+    is_fused = cuda_library.obstacle() is None
+    assert ("csrc/adamw.cu" if is_fused else "torch's") in described
+    assert square_sum == pytest.approx(
+        sum(4 * value.square().sum().item() for value in _tensors().values()), rel=1e-6
+    )
+    for name, value in _tensors().items():
+        parameter = nn.Parameter(value)
+        decay = 0.1 if value.ndim == 2 else 0.0
+        oracle = torch.optim.AdamW([parameter], lr=0.01, betas=(0.9, 0.95), weight_decay=decay)
+        parameter.grad = value.clone()
+        oracle.step()
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-6, atol=1e-7)
 
 
 def test_clip_factor_scales_down_only():
