@@ -16,6 +16,26 @@ from megatron.kernels.cross_entropy import REFERENCE, CrossEntropy
 from megatron.parallel.collectives import gather_first_dim
 
 
+def local_columns(
+    labels: Tensor, shard_size: int, vocab_size: int, group: dist.ProcessGroup
+) -> tuple[Tensor, int]:
+    """Give the labels' columns int64 [r] in this process's shard, -1 elsewhere, and its columns that are no padding."""
+    first_id = group.rank() * shard_size
+    num_valid = min(max(vocab_size - first_id, 0), shard_size)
+    columns = labels.reshape(-1) - first_id
+    return columns.masked_fill((columns < 0) | (columns >= num_valid), -1), num_valid
+
+
+def join_shards(
+    log_sum_exp: Tensor, target: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """Give log-sum-exps and target logits [r] over the whole vocabulary. Collective over group."""
+    if group.size() == 1:
+        return log_sum_exp, target
+    shards = gather_first_dim(torch.stack([log_sum_exp, target])[None], group)  # [t, 2, r]
+    return shards[:, 0].logsumexp(dim=0), shards[:, 1].sum(dim=0)
+
+
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -27,14 +47,9 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         kernels: CrossEntropy,
     ) -> Tensor:
         rows = logits.reshape(-1, logits.size(-1))  # [r, v/t]
-        first_id = group.rank() * rows.size(1)
-        num_valid = min(max(vocab_size - first_id, 0), rows.size(1))
-        columns = labels.reshape(-1) - first_id
-        columns = columns.masked_fill((columns < 0) | (columns >= num_valid), -1)
+        columns, num_valid = local_columns(labels, rows.size(1), vocab_size, group)
         log_sum_exp, target = kernels.row_statistics(rows, columns, num_valid)
-        if group.size() > 1:
-            shards = gather_first_dim(torch.stack([log_sum_exp, target])[None], group)  # [t, 2, r]
-            log_sum_exp, target = shards[:, 0].logsumexp(dim=0), shards[:, 1].sum(dim=0)
+        log_sum_exp, target = join_shards(log_sum_exp, target, group)
         ctx.save_for_backward(rows, columns, log_sum_exp)
         ctx.num_valid = num_valid
         ctx.kernels = kernels
