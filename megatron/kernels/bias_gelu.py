@@ -1,9 +1,22 @@
-"""Bias + GELU in its tanh form, the activation of GPT-2 and StarCoder."""
+"""Bias + GELU in its tanh form, the activation of GPT-2 and StarCoder.
+
+`fused_bias_gelu` is one kernel forward and one backward (csrc/bias_gelu.cu), which computes x + bias again.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from megatron.kernels.cuda_library import dtype_code, launch
+from megatron.kernels.fused import absent, column_scratch, layout, widen
+
+_SCALE = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -11,3 +24,90 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         x = x.add_(bias)
     return F.gelu(x, approximate="tanh")
+
+
+def fused_bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute what `bias_gelu` does; both of one dtype, x is left alone. Backward keeps x."""
+    return _bias_gelu(x, bias)
+
+
+def _add(x: Tensor, bias: Tensor | None) -> Tensor:
+    return widen(x) if bias is None else widen(x) + bias
+
+
+def _sigmoid(y: Tensor) -> Tensor:
+    """Give the factor of y in gelu(y): (1 + tanh(u)) / 2 = sigmoid(2 u)."""
+    return torch.sigmoid(2 * _SCALE * (y + _CUBIC * y**3))
+
+
+@torch.library.custom_op("megatron::bias_gelu", mutates_args=(), device_types="cpu")
+def _bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    y = _add(x, bias)
+    return (y * _sigmoid(y)).to(x.dtype)
+
+
+@_bias_gelu.register_kernel("cuda")
+def _bias_gelu_cuda(x: Tensor, bias: Tensor | None) -> Tensor:
+    y = _bias_gelu_like(x, bias)
+    launch(
+        "megatron_bias_gelu",
+        x.contiguous(),
+        None if bias is None else bias.contiguous(),
+        y,
+        *layout(x),
+        dtype_code(x.dtype),
+    )
+    return y
+
+
+@_bias_gelu.register_fake
+def _bias_gelu_like(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("megatron::bias_gelu_backward", mutates_args=(), device_types="cpu")
+def _bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Give dx, and d_bias where there is a bias, else an absent one."""
+    y = _add(x, bias)
+    s = _sigmoid(y)
+    dx = s + y * s * (1 - s) * (2 * _SCALE * (1 + 3 * _CUBIC * y.square()))
+    dx = dx.mul_(dy)
+    d_bias = absent(x) if bias is None else dx.flatten(0, -2).sum(dim=0).to(x.dtype)
+    return dx.to(x.dtype), d_bias
+
+
+@_bias_gelu_backward.register_kernel("cuda")
+def _bias_gelu_backward_cuda(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    dx, d_bias = _bias_gelu_backward_like(dy, x, bias)
+    scratch = None if bias is None else column_scratch(x, 1)
+    launch(
+        "megatron_bias_gelu_backward",
+        dy.contiguous(),
+        x.contiguous(),
+        None if bias is None else bias.contiguous(),
+        dx,
+        None if bias is None else d_bias,
+        scratch,
+        0 if scratch is None else scratch.numel(),
+        *layout(x),
+        dtype_code(x.dtype),
+    )
+    return dx, d_bias
+
+
+@_bias_gelu_backward.register_fake
+def _bias_gelu_backward_like(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), absent(x) if bias is None else x.new_empty(bias.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, bias = ctx.saved_tensors
+    dx, d_bias = _bias_gelu_backward(dy, x, bias)
+    return dx, None if bias is None else d_bias
+
+
+_bias_gelu.register_autograd(_differentiate, setup_context=_keep)

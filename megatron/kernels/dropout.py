@@ -46,6 +46,11 @@ def head_keys(rows: Tensor, first_head: int, num_heads: int) -> Tensor:
     return _mix_(rows.unsqueeze(-1) + heads.mul_(_GAMMA))
 
 
+def drop_level(probability: float) -> int:
+    """Give the number below which a signed 16-bit number drops its element."""
+    return round(probability * _LEVELS) - _LEVELS // 2
+
+
 def drop_mask(
     row_keys: Tensor, num_channels: int, probability: float, *, first_channel: int = 0
 ) -> Tensor:
@@ -54,8 +59,7 @@ def drop_mask(
     end_word = -(-(first_channel + num_channels) // 4)
     counter = torch.arange(first_word + 1, end_word + 1, device=row_keys.device).mul_(_GAMMA)
     bits = _mix_(row_keys.unsqueeze(-1) + counter).view(torch.int16)  # [..., 4 words]
-    # signed 16-bit numbers start at -2^15
-    return bits[..., skipped : skipped + num_channels] < round(probability * _LEVELS) - _LEVELS // 2
+    return bits[..., skipped : skipped + num_channels] < drop_level(probability)
 
 
 def keep_scale(probability: float) -> float:
