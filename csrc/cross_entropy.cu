@@ -19,18 +19,8 @@ constexpr int kVectors = 4;  // that a thread has under way at once: what hides 
 template <typename T>
 constexpr int kWidth = 16 / sizeof(T);
 
-template <typename T>
-__device__ inline Vector<T, kWidth<T>> load(const Vector<T, kWidth<T>>* from) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
-    return *reinterpret_cast<const Vector<T, kWidth<T>>*>(&bits);
-}
-
-// Two instructions and 2 ulp, for the few special function units are what bounds this after memory.
-__device__ inline float exponential(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
-    return result;
-}
+// The few special function units are what bounds this after memory: no exact exponential.
+__device__ inline float exponential(float x) { return fast_exp2(x * kLog2E); }
 
 // What an exponent is relative to: no number may be subtracted from -inf, the largest of nothing.
 __device__ inline float reference(float largest) { return largest == -INFINITY ? 0.f : largest; }
@@ -94,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
                float* picked) {
     const T* row = logits + blockIdx.x * stride;
     const Parts<T> parts(row, num_valid);
-    const auto* body = reinterpret_cast<const Vector<T, kWidth<T>>*>(row + parts.head);
+    const T* body = row + parts.head;
     float target = 0.f;
     if (threadIdx.x == 0 && columns[blockIdx.x] >= 0) target = to_float(row[columns[blockIdx.x]]);
     Sum sum;
@@ -102,10 +92,10 @@ __global__ void __launch_bounds__(kThreads)
     for (; i + (kVectors - 1) * kThreads < parts.vectors; i += kVectors * kThreads) {
         Vector<T, kWidth<T>> loaded[kVectors];
 #pragma unroll
-        for (int j = 0; j < kVectors; ++j) loaded[j] = load(body + i + j * kThreads);
+        for (int j = 0; j < kVectors; ++j) loaded[j] = load<kWidth<T>>(body, i + j * kThreads);
         sum.add(loaded);
     }
-    for (; i < parts.vectors; i += kThreads) sum.add(load(body + i));
+    for (; i < parts.vectors; i += kThreads) sum.add(load<kWidth<T>>(body, i));
     if (threadIdx.x < parts.head) sum.add(Vector<T, 1>{row[threadIdx.x]});
     const int64_t last = parts.tail() + threadIdx.x;
     if (last < num_valid) sum.add(Vector<T, 1>{row[last]});
@@ -132,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
              const float* log_sum_exp, const float* scales) {
     T* row = logits + blockIdx.x * stride;
     const Parts<T> parts(row, num_valid);
-    auto* body = reinterpret_cast<Vector<T, kWidth<T>>*>(row + parts.head);
+    T* body = row + parts.head;
     const float origin = log_sum_exp[blockIdx.x], scale = scales[blockIdx.x];
     const int64_t column = columns[blockIdx.x];
     const bool is_in_body = column >= parts.head && column < parts.tail();
@@ -150,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
                 if (i == place) out.values[i] = from_float<T>((softmax(part.values[i]) - 1.f) * scale);
             }
         }
-        body[at] = out;
+        reinterpret_cast<Vector<T, kWidth<T>>*>(body)[at] = out;
     };
     const auto write_one = [&](int64_t c) {
         row[c] = from_float<T>((softmax(row[c]) - (c == column ? 1.f : 0.f)) * scale);
@@ -159,11 +149,11 @@ __global__ void __launch_bounds__(kThreads)
     for (; i + (kVectors - 1) * kThreads < parts.vectors; i += kVectors * kThreads) {
         Vector<T, kWidth<T>> loaded[kVectors];
 #pragma unroll
-        for (int j = 0; j < kVectors; ++j) loaded[j] = load(body + i + j * kThreads);
+        for (int j = 0; j < kVectors; ++j) loaded[j] = load<kWidth<T>>(body, i + j * kThreads);
 #pragma unroll
         for (int j = 0; j < kVectors; ++j) write(i + j * kThreads, loaded[j]);
     }
-    for (; i < parts.vectors; i += kThreads) write(i, load(body + i));
+    for (; i < parts.vectors; i += kThreads) write(i, load<kWidth<T>>(body, i));
     if (threadIdx.x < parts.head) write_one(threadIdx.x);
     const int64_t last = parts.tail() + threadIdx.x;
     if (last < num_valid) write_one(last);
