@@ -69,6 +69,7 @@ def describe(model: str, inputs: Inputs, run: Run, world_size: int) -> Report:
         "hidden_dropout": config.model.hidden_dropout,
         "attention_dropout": config.model.attention_dropout,
         "recompute_granularity": config.model.recompute_granularity,
+        "optimizer": run.parts.optimizer.describe(),
         "kernels": [
             {"operation": c.operation, "name": c.name, "reason": c.reason} for c in kernels.choices
         ],
@@ -125,6 +126,7 @@ def settings_table(report: Report) -> str:
     ]
     if report["threads"] is not None:
         rows.append(("threads", str(report["threads"])))
+    rows.append(("optimizer", report["optimizer"]))
     rows += [(f"kernel {c['operation']}", f"{c['name']}: {c['reason']}") for c in report["kernels"]]
     return _two_columns(rows)
 
