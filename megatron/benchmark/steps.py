@@ -32,14 +32,14 @@ class TimedSteps:
     attention_share: float  # mean, as in `StepResult`
 
 
-def take_step(run: Run, parts: StepParts | None = None) -> tuple[StepResult, float]:
-    """Take the next step of a run; give its result and the seconds that the host waited for its batch."""
+def take_step(run: Run, parts: StepParts | None = None) -> tuple[Any, float]:
+    """Queue the next step of a run; give it, and the seconds that the host waited for its batch."""
     size = run.batches.size(run.progress.consumed_samples)
     consumed = run.progress.consumed_samples
     start = time.perf_counter()
     batch = run.loader.batch(consumed, size)
     waited = time.perf_counter() - start
-    result = train_step(
+    step = train_step(
         parts or run.parts,
         batch,
         consumed_samples=consumed,
@@ -47,23 +47,32 @@ def take_step(run: Run, parts: StepParts | None = None) -> tuple[StepResult, flo
         wants_stop=False,
     )
     run.progress.advance(size)
-    return result, waited
+    return step, waited
+
+
+def read(step: Any) -> StepResult:
+    """Wait for a step and say what it did."""
+    return step if isinstance(step, StepResult) else step.read()
 
 
 def time_steps(run: Run, num_steps: int) -> TimedSteps:
-    """Take steps and time each. Collective over the world."""
+    """Take steps and time each; as in training, one step's result is read once the next is queued. Collective."""
     stopwatch = Stopwatch(run.parts.context.device)
-    results, waits = [], []
+    steps: list[Any] = []
+    results: list[StepResult] = []
+    waits: list[float] = []
     stopwatch.mark("start")
     for _ in range(num_steps):
-        result, waited = take_step(run)
+        step, waited = take_step(run)
         stopwatch.mark("step")
-        results.append(result)
+        results += [read(earlier) for earlier in steps[-1:]]
+        steps.append(step)
         waits.append(waited)
+    results += [read(last) for last in steps[-1:]]
     seconds = [seconds for _, seconds in stopwatch.laps()]
     shares = [result.attention_share for result in results]
     return TimedSteps(
-        seconds, waits, [result.loss for result in results], sum(shares) / len(shares)
+        seconds, waits, [result.loss for result in results], sum(shares) / max(1, len(shares))
     )
 
 
