@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron import cli
 from megatron.config import Config
@@ -21,6 +23,8 @@ EXAMPLES = """\
       --train-iters 250000 --vocab-size 49152
   a smaller one on 8 H200, as JSON:
     python tools/plan.py --world-size 8 --hardware h200-141gb --json <the flags of tools/pretrain_gpt.py>
+  how fast the machine at hand is, its links too, for plans with --hardware mine.yaml:
+    torchrun --nproc-per-node 8 tools/plan.py --calibrate mine.yaml <the flags of tools/pretrain_gpt.py>
 
 exit codes: 0 it fits; 2 it does not, or an option is wrong: one line says what to change"""
 
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Plan a training run on any machine: memory of each rank, step time, cost. Starts nothing.",
         EXAMPLES,
     )
-    parser.add_argument("--world-size", type=int, required=True, help="processes of the run")
+    parser.add_argument("--world-size", type=int, help="processes of the run; needed for a plan")
     parser.add_argument(
         "--hardware",
         default="a100-80gb",
@@ -53,12 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0.15495,
         help="kg CO2eq a kWh (default: 0.15495, StarCoder's, us-west-2)",
     )
+    parser.add_argument(
+        "--document-length",
+        type=int,
+        metavar="N",
+        help="with --reset-attention-mask: tokens of a document, on average",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="measure this machine instead, at the sizes of the model, and write a YAML file for --hardware",
+    )
+    parser.add_argument(
+        "--calibrate-seconds", type=float, default=45.0, help="to measure for (default: 45)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="--calibrate may replace FILE")
     cli.add_config(parser)
     args = cli.parse_known(parser, argv)
-    if args.pue < 1.0 or args.carbon_intensity < 0.0:
-        raise ConfigError("--pue is at least 1 and --carbon-intensity at least 0")
+    _check(args)
+    if args.calibrate is not None:
+        return calibrate(args)
     config = prepare(cli.config_from(args), args.world_size)
 
+    _check_documents(config, args.document_length)
     hardware = read_hardware(args.hardware)
 
     # torch takes seconds to import: a user's mistake does not wait for it.
@@ -73,6 +95,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(to_json(plan), indent=2) if args.json else to_table(plan))
     check_fits(plan)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for this tool's own options."""
+    if args.pue < 1.0 or args.carbon_intensity < 0.0:
+        raise ConfigError("--pue is at least 1 and --carbon-intensity at least 0")
+    if args.world_size is None and args.calibrate is None:
+        raise ConfigError("--world-size is missing: how many processes the run will have")
+    if args.calibrate_seconds <= 0.0:
+        raise ConfigError("--calibrate-seconds must be above 0")
+    if args.document_length is not None and args.document_length < 1:
+        raise ConfigError("--document-length is at least 1 token")
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Measure the machine, compare with what was known of it, and write the file."""
+    config = cli.config_from(args)
+    # of a run as small as its layout allows, unless one is named
+    config = prepare(config, args.world_size or config.parallel.model_parallel_size)
+    _check_documents(config, args.document_length)
+
+    import torch.distributed as dist
+
+    from megatron.logging import configure
+    from megatron.parallel.context import initialize_distributed
+    from megatron.parallel.launch import Launch
+    from megatron.planning import calibrate as calibration
+    from megatron.training.throughput import peak_flops
+
+    launch = Launch.from_environment()
+    configure(launch.rank)
+    calibration.check_target(args.calibrate, may_replace=args.overwrite)
+    device = initialize_distributed(config.parallel, launch)
+    try:
+        hardware = calibration.calibrate(
+            config,
+            launch,
+            device,
+            document_length=args.document_length,
+            budget=args.calibrate_seconds,
+            peak_flops=peak_flops,
+        )
+    finally:
+        dist.destroy_process_group()
+    if launch.rank == 0:
+        print(calibration.compare(calibration.known_before(args.calibrate, hardware), hardware))
+        print(calibration.save(hardware, args.calibrate))
+    return 0
+
+
+def _check_documents(config: Config, document_length: int | None) -> None:
+    if document_length is not None and not config.data.reset_attention_mask:
+        raise ConfigError(
+            "--document-length needs --reset-attention-mask: without it documents see each other"
+        )
 
 
 def prepare(config: Config, world_size: int) -> Config:

@@ -1,11 +1,12 @@
 """What a plan knows of a machine: the numbers of its data sheet, and which share of them operations reach.
 
-One YAML file a machine, in this package or the user's own. Knows nothing of models.
+One YAML file a machine, in this package or the user's own, or made by `calibrate`. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import contextlib
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,17 @@ class Hardware:
     )
     peak_flops: dict[str, float]  # by dtype
     memory_bandwidth: float
-    node_bandwidth: float  # to a device of the same node
-    network_bandwidth: float  # to one of another node
+    node_bandwidth: float | None  # to a device of the same node; None: not known
+    network_bandwidth: float | None  # to one of another node
     devices_per_node: int
-    power_watts: float  # drawn on average in training, a device
+    power_watts: float | None  # drawn on average in training, a device
     efficiency: Efficiency
     capability: tuple[int, int] | None = None
     sources: dict[str, str] = field(default_factory=dict)  # where each number is from
+    measured: dict[str, float] = field(default_factory=dict)  # what shares were made of, to look at
 
 
+NUMBERS = ("float", "float | None")
 FOLDER = files("megatron.planning") / "hardware"
 
 
@@ -87,7 +90,7 @@ def _hardware_of(name: str, values: Any) -> Hardware:
     if given.get("capability") is not None:
         given["capability"] = tuple(given["capability"])
     for one in fields(Hardware):
-        if one.type == "float":
+        if one.type in NUMBERS and given[one.name] is not None:
             given[one.name] = float(given[one.name])
     return Hardware(**given)
 
@@ -96,7 +99,7 @@ def _check_fields(where: str, values: Any, kind: type) -> None:
     """Raise ConfigError unless values has the fields of a class and no other, its numbers above 0."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is missing; start from one of this package's files")
-    optional = {"capability", "sources"}
+    optional = {"capability", "sources", "measured"}
     names = {one.name for one in fields(kind)}
     missing = names - optional - set(values)
     unknown = set(values) - names
@@ -104,11 +107,36 @@ def _check_fields(where: str, values: Any, kind: type) -> None:
         word, which = ("lacks", missing) if missing else ("has the unknown fields", unknown)
         raise ConfigError(f"{where} {word} {', '.join(sorted(map(str, which)))}")
     for one in fields(kind):
-        if one.type not in ("float", "int"):
+        value = values.get(one.name)
+        if one.type not in (*NUMBERS, "int") or (value is None and one.type == "float | None"):
             continue
         try:
-            is_good = float(values[one.name]) > 0
+            is_good = float(str(value)) > 0
         except (TypeError, ValueError):
             is_good = False
         if not is_good and one.name != "reserved_bytes":
-            raise ConfigError(f"{where}: {one.name} is {values[one.name]!r}; a number above 0")
+            raise ConfigError(f"{where}: {one.name} is {value!r}; a number above 0")
+
+
+def write_hardware(hardware: Hardware, path: Path) -> None:
+    """Write a file that `read_hardware` reads, in one step. ConfigError if it cannot be written."""
+    import yaml
+
+    values = {**asdict(hardware), "capability": hardware.capability and [*hardware.capability]}
+    text = yaml.safe_dump(_rounded(values), sort_keys=False, allow_unicode=True, width=100)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def _rounded(value: Any) -> Any:
+    """Keep four digits of every number: no measurement has more."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from megatron.config import Config
-from megatron.kernels.attention import explicit_attention
-from megatron.kernels.blocked_attention import blocked_attention
-from megatron.kernels.registry import Kernels, Situation, choose_kernels
+from megatron.kernels.registry import Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.model.gpt import GPTModel
 from megatron.options import OptimizerConfig
-from megatron.planning.attention import fused_attention
 from megatron.planning.hardware import Hardware
+from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.order import Pass, most_in_flight, order_passes
 from megatron.planning.passes import StagePass, Work, count_pass, local_parts
 from megatron.planning.world import META, PlannedContext, build_stage, compute_in
@@ -136,23 +134,6 @@ def parameter_groups(model: GPTModel) -> list[list[Tensor]]:
     inside = {id(p) for layer in layers for p in layer.parameters()}
     rest = nn.ParameterList(p for p in model.parameters() if id(p) not in inside)
     return [part for part in map(local_parts, [*layers, rest]) if part]
-
-
-def choose_planned_kernels(config: Config, hardware: Hardware) -> Kernels:
-    """Choose as a run on this hardware does, with a stand-in for what only a GPU has. ConfigError alike."""
-    dtype = getattr(torch, config.precision.compute_dtype)
-    situation = Situation(
-        hardware.device_type,
-        dtype,
-        config.model.head_dim,
-        attention_dropout=config.model.attention_dropout,
-        masks_documents=config.data.reset_attention_mask,
-        has_window=config.model.window_within(config.data.seq_length) is not None,
-        capability=hardware.capability,
-    )
-    kernels = choose_kernels(config.model.attention_backend, situation)
-    runs_on_meta = kernels.attention in (explicit_attention, blocked_attention)
-    return kernels if runs_on_meta else replace(kernels, attention=fused_attention)
 
 
 def plan_stage(

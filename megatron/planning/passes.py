@@ -7,7 +7,7 @@ takes inside for itself is not. Knows nothing of pipelines, of sharded parameter
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +156,20 @@ def count_pass(
         forward=forward,
         backward=backward,
     )
+
+
+def count_call(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[Work, Work]:
+    """Count what a function of tensors does, forward and backward, on copies of them on the meta device."""
+    copies = [torch.empty_like(t, device="meta").requires_grad_() for t in inputs]
+    forward, backward = Work(), Work()
+    with _Recorder(work=forward) as recorder:
+        out = function(*copies)
+        outputs = out if isinstance(out, tuple) else (out,)
+        recorder.work = backward
+        torch.autograd.grad(outputs, copies, [torch.empty_like(t) for t in outputs])
+    return forward, backward
 
 
 def _drop_grad(parameter: Tensor) -> None:

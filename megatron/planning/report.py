@@ -160,7 +160,10 @@ def _step_lines(plan: Plan) -> list[str]:
 
 def _run_lines(plan: Plan) -> list[str]:
     run = plan.run
+    energy = f"power of {plan.hardware.name} not known"
+    if run.energy_kwh is not None and run.co2_tonnes is not None:
+        energy = f"{run.energy_kwh:,.0f} kWh, {run.co2_tonnes:.2f} t CO2eq"
     return [
         f"run (modelled)   {run.tokens:,} tokens in {run.steps:,.0f} steps: {run.days:.1f} days, "
-        f"{run.device_hours:,.0f} device-hours, {run.energy_kwh:,.0f} kWh, {run.co2_tonnes:.2f} t CO2eq",
+        f"{run.device_hours:,.0f} device-hours, {energy}",
     ]

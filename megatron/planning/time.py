@@ -18,12 +18,12 @@ from megatron.errors import ConfigError
 from megatron.model.flops import FlopsPerToken, attended_pairs, flops_per_token
 from megatron.planning.attention import fused_attention
 from megatron.planning.hardware import Hardware
+from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.memory import (
     FP32_BYTES,
     NUM_MOMENTS,
     RankPlan,
     StagePlan,
-    choose_planned_kernels,
     hidden_bytes,
 )
 from megatron.planning.order import Kind, Timeline, run_passes
@@ -97,8 +97,8 @@ class RunCost:
     tokens: int
     days: float
     device_hours: float
-    energy_kwh: float  # of the devices
-    co2_tonnes: float
+    energy_kwh: float | None  # of the devices; None: what they draw is not known
+    co2_tonnes: float | None
 
 
 def plan_step(
@@ -145,14 +145,15 @@ def plan_run(
     steps = samples / sequences
     hours = steps * step.seconds / 3600
     device_hours = hours * step.world_size
-    energy = device_hours * hardware.power_watts / 1000
+    watts = hardware.power_watts
+    energy = None if watts is None else device_hours * watts / 1000
     return RunCost(
         steps=steps,
         tokens=samples * config.data.seq_length,
         days=hours / 24,
         device_hours=device_hours,
         energy_kwh=energy,
-        co2_tonnes=energy * pue * carbon_intensity / 1000,
+        co2_tonnes=None if energy is None else energy * pue * carbon_intensity / 1000,
     )
 
 
@@ -181,8 +182,8 @@ def _pass_time(
         _attention_seconds(config, hardware, len(plan.stage.layers), is_forward=is_forward),
         moved / bandwidth,
         # as much in backward as in forward, but for what a recomputation repeats
-        sum(plan.moved.values()) / 2 / _bandwidth(config, hardware, "tp")
-        + plan.moved_over_cp / 2 / _bandwidth(config, hardware, "cp"),
+        _send_seconds(config, hardware, "tp", sum(plan.moved.values()) / 2)
+        + _send_seconds(config, hardware, "cp", plan.moved_over_cp / 2),
     )
 
 
@@ -215,7 +216,7 @@ def _timeline(
 ) -> Timeline:
     """Let the passes of a step run."""
     durations: dict[tuple[Kind, int], float] = {}
-    splits = config.model.recompute_granularity != "full"
+    splits = config.model.allows_split_backward
     for stage, one in backward.items():
         weights = one.products / 2 if splits else 0.0  # half of the products are the weights'
         durations["F", stage] = forward[stage].total
@@ -224,7 +225,7 @@ def _timeline(
         durations["W", stage] = weights
     transfer = 0.0
     if config.parallel.pipeline_model_parallel_size > 1:
-        transfer = hidden_bytes(config) / _bandwidth(config, hardware, "pp", world_size)
+        transfer = _send_seconds(config, hardware, "pp", hidden_bytes(config), world_size)
     return run_passes([rank.order for rank in ranks], durations, transfer)
 
 
@@ -244,14 +245,26 @@ def _spans(config: Config, world_size: int) -> dict[str, int]:
     return {"tp": tp, "cp": tp * cp, "dp": tp * cp * dp, "pp": world_size}
 
 
-def _bandwidth(
-    config: Config, hardware: Hardware, axis: str, world_size: int | None = None
+def _send_seconds(
+    config: Config,
+    hardware: Hardware,
+    axis: str,
+    num_bytes: float,
+    world_size: int | None = None,
 ) -> float:
-    """Give the bytes a second that a process sends over an axis: its slowest link's."""
+    """Time what a process sends over an axis, by its slowest link. ConfigError if that is not known."""
+    if num_bytes == 0:
+        return 0.0
     world_size = world_size or config.parallel.model_parallel_size
     is_within = _spans(config, world_size)[axis] <= hardware.devices_per_node
-    link = hardware.node_bandwidth if is_within else hardware.network_bandwidth
-    return link * hardware.efficiency.link
+    name = "node_bandwidth" if is_within else "network_bandwidth"
+    link: float | None = getattr(hardware, name)
+    if link is None:
+        raise ConfigError(
+            f"{hardware.name} has no {name}, which {axis} needs here: write it into the --hardware file, or "
+            f"let several processes measure it (torchrun … tools/plan.py --calibrate)"
+        )
+    return num_bytes / (link * hardware.efficiency.link)
 
 
 def _traffic(
@@ -289,7 +302,7 @@ def _traffic(
             size,
             sent,
             spans[axis] <= hardware.devices_per_node,
-            sent / _bandwidth(config, hardware, axis, world_size),
+            _send_seconds(config, hardware, axis, sent, world_size),
         )
         for axis, (size, sent) in sizes.items()
     ]

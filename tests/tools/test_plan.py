@@ -116,4 +116,48 @@ def test_hardware_of_ones_own_is_checked_field_by_field(tmp_path):
 
 
 def test_help_shows_two_examples():
-    assert _run("--help").stdout.count("python tools/plan.py") == 2
+    help_text = _run("--help").stdout
+    assert help_text.count("python tools/plan.py") == 2 and "torchrun" in help_text
+
+
+SMALL = (
+    "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --attention-head-type multiquery "
+    "--seq-length 64 --max-position-embeddings 64 --lr 3e-4 --train-iters 10 --vocab-size 500"
+)
+
+
+def test_a_machine_is_measured_and_planned_with(tmp_path):
+    path = tmp_path / "mine.yaml"
+    measure = ("--calibrate", str(path), "--calibrate-seconds", "0.5", *SMALL.split())
+    first = _run(*measure)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1].startswith(f"{path}: CPU")
+    assert re.search(r"^share product +not known +[\d.e-]+ *$", first.stdout, re.MULTILINE)
+    plan = _run("--world-size", "1", "--hardware", str(path), *SMALL.split())
+    assert plan.returncode == 0, plan.stderr
+    assert "0 device-hours, power of CPU" in plan.stdout
+    links = _run(
+        *("--world-size", "2", "--tensor-model-parallel-size", "2", "--hardware", str(path)),
+        *SMALL.split(),
+    )
+    assert links.returncode == 2 and "has no network_bandwidth, which tp needs" in links.stderr
+
+    again = _run(*measure)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    replaced = _run(*measure, "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
+    assert re.search(r"^share product( +[\d.e-]+){3} *$", replaced.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("megatron/planning/hardware/h200-141gb.yaml", "one of the files that come with"),
+        ("h200-141gb", "ends in .yaml"),
+        ("nowhere/mine.yaml", "there is no folder"),
+    ],
+)
+def test_nothing_is_measured_for_a_file_that_cannot_be(path, part):
+    result = _run("--calibrate", path, *SMALL.split())
+    assert result.returncode == 2 and part in result.stderr
+    assert "measuring" not in result.stderr and not result.stdout

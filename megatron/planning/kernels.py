@@ -1,0 +1,61 @@
+"""The kernels that a run on some hardware would choose, as they can be counted on the meta device.
+
+Our CUDA kernels are operators with shapes of their own: each is one operation there, which reads its inputs and
+writes its outputs once. What torch compiles has no such form and moves and keeps the same, so ours stand in for it;
+attention that only a GPU has is `attention.fused_attention`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from megatron.config import Config
+from megatron.kernels.attention import explicit_attention
+from megatron.kernels.bias_dropout_residual import (
+    fused_bias_dropout_residual,
+    fused_bias_dropout_residual_layer_norm,
+)
+from megatron.kernels.bias_gelu import fused_bias_gelu
+from megatron.kernels.blocked_attention import blocked_attention
+from megatron.kernels.layer_norm import fused_layer_norm
+from megatron.kernels.registry import Kernels, Situation, choose_kernels
+from megatron.planning.attention import fused_attention
+from megatron.planning.hardware import Hardware
+
+FOR_COMPILED = {
+    "layer_norm": fused_layer_norm,
+    "bias_gelu": fused_bias_gelu,
+    "bias_dropout_residual": fused_bias_dropout_residual,
+    "bias_dropout_residual_layer_norm": fused_bias_dropout_residual_layer_norm,
+}
+
+
+def choose_planned_kernels(config: Config, hardware: Hardware) -> Kernels:
+    """Choose as a run on this hardware does, with csrc/ built, and give what can be counted. ConfigError alike."""
+    model, parallel = config.model, config.parallel
+    situation = Situation(
+        hardware.device_type,
+        getattr(torch, config.precision.compute_dtype),
+        model.head_dim,
+        attention_dropout=model.attention_dropout,
+        masks_documents=config.data.reset_attention_mask,
+        has_window=model.window_within(config.data.seq_length) is not None,
+        capability=hardware.capability,
+        splits_sequences=parallel.context_parallel_size > 1,
+    )
+    return countable(choose_kernels(model.attention_backend, situation, model.kernels))
+
+
+def countable(kernels: Kernels) -> Kernels:
+    """Put what runs on the meta device in the place of what does not."""
+    changes: dict[str, Any] = {
+        choice.operation: FOR_COMPILED[choice.operation]
+        for choice in kernels.choices
+        if choice.name == "compiled"
+    }
+    if kernels.attention not in (explicit_attention, blocked_attention):
+        changes["attention"] = fused_attention
+    return replace(kernels, **changes)

@@ -1,0 +1,122 @@
+"""A machine measured on the CPU: the file that comes of it, and what it was measured with."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from megatron.config import Config
+from megatron.kernels.documents import Documents
+from megatron.model.flops import attended_pairs, num_matrix_parameters
+from megatron.options import DataConfig, ParallelConfig, TrainingConfig
+from megatron.parallel.launch import Launch
+from megatron.planning.calibrate import Device, calibrate, compare, shipped_file_of
+from megatron.planning.documents import draw_starts, expected_pairs
+from megatron.planning.hardware import read_hardware, write_hardware
+from megatron.planning.rates import products_of
+from megatron.planning.stopwatch import FEWEST, MOST, Stopwatch, num_calls
+from tests.model.tiny import tiny_config
+
+PEAK = 7e13
+
+
+def _config(tp=1, **changes):
+    return Config(
+        model=tiny_config(max_position_embeddings=32, **changes),
+        parallel=ParallelConfig(tensor_model_parallel_size=tp),
+        training=TrainingConfig(micro_batch_size=2),
+        data=DataConfig(seq_length=32, reset_attention_mask=True),
+    )
+
+
+def _calibrate(rank, local_world_size):
+    launch = Launch(rank, rank % local_world_size, 2, local_world_size)
+    return calibrate(
+        _config(attention_dropout=0.1),
+        launch,
+        torch.device("cpu"),
+        document_length=5,
+        budget=0.1,
+        peak_flops=lambda name, dtype: PEAK if dtype == "float32" else None,
+    )
+
+
+@pytest.mark.parametrize(("per_node", "known"), [(2, "node"), (1, "network")])
+def test_processes_measure_the_links_that_they_have(world, per_node, known):
+    first, second = world(2).run(_calibrate, per_node)
+    unknown = {"node": "network", "network": "node"}[known]
+    assert getattr(first, f"{known}_bandwidth") == getattr(second, f"{known}_bandwidth") > 0
+    assert getattr(first, f"{unknown}_bandwidth") is None
+    assert first.devices_per_node == per_node
+
+
+def test_what_is_measured_is_read_back_and_adds_up(world, tmp_path):
+    hardware = world(2).run(_calibrate, 2)[0]
+    path = tmp_path / "mine.yaml"
+    write_hardware(hardware, path)
+    read = read_hardware(str(path))
+    assert read.efficiency.product == pytest.approx(hardware.efficiency.product, rel=1e-3)
+    assert dataclasses.replace(read, efficiency=None).name == hardware.name
+    assert read.peak_flops == {"float32": PEAK}
+    rates = [rate for name, rate in read.measured.items() if name.endswith(("forward", "gradient"))]
+    assert min(rates) <= read.efficiency.product * PEAK <= max(rates)
+    assert read.efficiency.memory * read.memory_bandwidth <= 1.01 * max(
+        read.measured[name] for name in ("layer_norm", "bias_gelu", "bias_dropout_residual")
+    )
+    assert read.power_watts is None and "power_watts" in compare(None, read)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_products_measured_are_those_of_the_model(groups):
+    config = _config(num_query_groups=groups)
+    weights = sum(i * o * times for i, o, times in products_of(config).values())
+    head = config.model.padded_vocab_size * config.model.hidden_size
+    assert weights == num_matrix_parameters(config.model) + head
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "found"),
+    [
+        ("NVIDIA H200", 150.1e9, "H200-SXM-141GB"),
+        ("NVIDIA H100 80GB HBM3", 85.0e9, "H100-SXM5-80GB"),
+        ("NVIDIA A100-SXM4-80GB", 85.0e9, "A100-SXM4-80GB"),
+        ("NVIDIA A100-SXM4-40GB", 42.3e9, None),
+        ("NVIDIA H100 PCIe", 85.0e9, None),
+        ("NVIDIA GH200 480GB", 150.1e9, None),
+    ],
+)
+def test_a_shipped_file_is_taken_for_the_same_device_only(name, memory, found):
+    base = shipped_file_of(Device(name, "cuda", (9, 0), memory))
+    assert (base.name if base else None) == found
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "pairs"),
+    [
+        (None, None, 64 * 64),
+        (None, 8, attended_pairs(64, 8)),
+        (1, None, 64),  # every token sees itself alone
+        (10**9, None, 64 * 64),
+    ],
+)
+def test_expected_pairs_of_the_extremes(length, window, pairs):
+    assert expected_pairs(64, length, window) == pytest.approx(pairs, rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_expected_pairs_are_those_of_documents_drawn(window):
+    starts = draw_starts(20_000, 64, 10)
+    documents = Documents.create(
+        starts, torch.device("cpu"), shape=tuple(starts.shape), window=window
+    )
+    seen = torch.arange(64) - documents.host_first_keys + 1
+    drawn = (2 * seen - 1).sum(dim=1).double().mean().item()
+    assert expected_pairs(64, 10, window) == pytest.approx(drawn, rel=0.02)
+
+
+def test_a_stopwatch_keeps_to_its_budget_and_repeats_at_least():
+    calls = []
+    assert Stopwatch(torch.device("cpu")).median(lambda: calls.append(0), 0.0) >= 0.0
+    assert len(calls) == 2 + FEWEST
+    assert num_calls(1e-9, 1.0) == MOST and num_calls(0.1, 1.0) == 10 and num_calls(9, 1) == FEWEST
