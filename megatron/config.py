@@ -25,6 +25,8 @@ from megatron.options import (
     TrainingConfig,
 )
 
+FP8_WIDTHS = 16  # what the widths of 8-bit products must be multiples of
+
 
 @dataclass(frozen=True)
 class Config:
@@ -59,7 +61,22 @@ class Config:
     def _check_layers(self) -> None:
         model, parallel = self.model, self.parallel
         model.check_tensor_parallel(parallel.tensor_model_parallel_size)
+        self._check_fp8()
         split_layers(model.num_layers, parallel)
+
+    def _check_fp8(self) -> None:
+        model, tp_size = self.model, self.parallel.tensor_model_parallel_size
+        widths = {
+            "--hidden-size": model.hidden_size,
+            f"--ffn-hidden-size / {tp_size}": model.ffn_size // tp_size,
+            f"heads x width / {tp_size}": model.num_attention_heads * model.head_dim // tp_size,
+            "2 x --kv-channels": 2 * model.head_dim,
+        }
+        odd = [f"{name} is {width}" for name, width in widths.items() if width % FP8_WIDTHS]
+        require(
+            self.precision.fp8_format is None or not odd,
+            f"--fp8-format multiplies matrices whose widths are multiples of {FP8_WIDTHS}, and {', '.join(odd)}",
+        )
 
     def _check_sequence(self) -> None:
         seq_length, parallel = self.data.seq_length, self.parallel

@@ -27,6 +27,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, head_keys
+from megatron.kernels.masked_softmax import scaled_masked_softmax
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class AttentionDropout:
 AttentionFunction = Callable[
     [Tensor, Tensor, Tensor, AttentionDropout | None, Documents | None], Tensor
 ]
+# scores [b, n, sq, sk], scale, first keys int64 [b or 1, sq] or None -> probabilities, as `scaled_masked_softmax`
+Softmax = Callable[[Tensor, float, Tensor | None], Tensor]
 
 
 @contextmanager
@@ -66,6 +69,7 @@ def explicit_attention(
     value: Tensor,
     dropout: AttentionDropout | None,
     documents: Documents | None = None,
+    softmax: Softmax = scaled_masked_softmax,
 ) -> Tensor:
     """Attend with the probabilities in memory, softmax in fp32: the reference of the others.
 
@@ -79,19 +83,14 @@ def explicit_attention(
     keys = key.permute(1, 2, 3, 0).reshape(b * g, d, sk)
     values = value.permute(1, 2, 0, 3).reshape(b * g, sk, d)
 
-    scores = torch.bmm(rows.mul(1.0 / math.sqrt(d)), keys).float().view(b, n, sq, sk)
-    if documents is None:
-        hidden = torch.ones(sq, sk, dtype=torch.bool, device=query.device).triu_(1 + sk - sq)
-    else:
-        hidden = ~documents.mask
-    probabilities = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1)  # fp32
+    scores = torch.bmm(rows, keys).view(b, n, sq, sk)
+    first_keys = None if documents is None else documents.first_keys
+    probabilities = softmax(scores, 1.0 / math.sqrt(d), first_keys)
     if dropout is not None:
         heads = head_keys(dropout.row_keys, dropout.first_head, n)  # [sq, b, n]
         keyed = Dropout(dropout.probability, heads.permute(1, 2, 0))
         probabilities = keyed(probabilities)
-    probabilities = probabilities.to(value.dtype).view(b * g, n // g * sq, sk)
-
-    context = torch.bmm(probabilities, values).view(b, n, sq, d)
+    context = torch.bmm(probabilities.view(b * g, n // g * sq, sk), values).view(b, n, sq, d)
     return context.permute(2, 0, 1, 3).reshape(sq, b, n * d)  # [b, n, sq, d] -> [sq, b, n*d]
 
 

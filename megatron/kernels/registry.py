@@ -6,20 +6,25 @@ asked for that cannot run is the user's error. Knows nothing of layers or proces
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.errors import ConfigError
+from megatron.kernels import cross_entropy
 from megatron.kernels.attention import AttentionFunction, explicit_attention, sdpa_attention
 from megatron.kernels.bias_dropout_residual import (
     bias_dropout_residual,
     bias_dropout_residual_layer_norm,
+    fused_bias_dropout_residual,
+    fused_bias_dropout_residual_layer_norm,
 )
-from megatron.kernels.bias_gelu import bias_gelu
+from megatron.kernels.bias_gelu import bias_gelu, fused_bias_gelu
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.compiled import (
     compiled_bias_dropout_residual,
@@ -27,9 +32,12 @@ from megatron.kernels.compiled import (
     compiled_bias_gelu,
     compiled_layer_norm,
 )
+from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.dropout import Dropout
 from megatron.kernels.flash_attention import FlashLibrary, cudnn_attention, flash_attention
-from megatron.kernels.layer_norm import layer_norm
+from megatron.kernels.fp8_product import fp8_product
+from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
+from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Situation:
     )
     without_library: str | None = None  # why csrc/*.cu cannot be called
     flash_library: FlashLibrary | None = None  # that is installed
+    has_fp8: bool = False  # --fp8-format
 
     @property
     def hides(self) -> str:
@@ -91,6 +100,8 @@ class Kernels:
         [Tensor, Tensor | None, Tensor, Dropout | None, Tensor, Tensor, float],
         tuple[Tensor, Tensor],
     ]
+    cross_entropy: CrossEntropy
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # with the layers' weights
     stores_attention_probabilities: bool  # what selective recomputation is there to free
     choices: tuple[Choice, ...]
 
@@ -233,34 +244,42 @@ class _Operation:
     """One operation beside attention, by each of IMPLEMENTATIONS that it has."""
 
     name: str
-    reference: Callable[..., Any]
-    compiled: Callable[..., Any] | None = None
-    fused: Callable[..., Any] | None = None
+    reference: Any
+    compiled: Any = None
+    fused: Any = None
 
-    def by(self, implementation: str) -> Callable[..., Any] | None:
-        return {
-            "reference": self.reference,
-            "compiled": self.compiled,
-            "fused": self.fused,
-        }[implementation]
+    def by(self, implementation: str) -> Any:
+        """Give an implementation by its name, None where there is none."""
+        return {"fused": self.fused, "compiled": self.compiled, "reference": self.reference}[
+            implementation
+        ]
 
 
 OPERATIONS = (
-    _Operation("layer_norm", layer_norm, compiled_layer_norm),
-    _Operation("bias_gelu", bias_gelu, compiled_bias_gelu),
-    _Operation("bias_dropout_residual", bias_dropout_residual, compiled_bias_dropout_residual),
+    _Operation("layer_norm", layer_norm, compiled_layer_norm, fused_layer_norm),
+    _Operation("bias_gelu", bias_gelu, compiled_bias_gelu, fused_bias_gelu),
+    _Operation(
+        "bias_dropout_residual",
+        bias_dropout_residual,
+        compiled_bias_dropout_residual,
+        fused_bias_dropout_residual,
+    ),
     _Operation(
         "bias_dropout_residual_layer_norm",
         bias_dropout_residual_layer_norm,
         compiled_bias_dropout_residual_layer_norm,
+        fused_bias_dropout_residual_layer_norm,
     ),
+    _Operation("cross_entropy", cross_entropy.REFERENCE, None, cross_entropy.FUSED),
+    # of the explicit attention
+    _Operation("softmax", scaled_masked_softmax, None, fused_scaled_masked_softmax),
 )
 
 
-def _requested(kernels: Sequence[str]) -> dict[str, str]:
-    """Read --kernels: the implementation asked for of each operation, by its name. ConfigError if it says none."""
+def _requested(kernels: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Read --kernels: of each operation what is asked for, and whether by its name. ConfigError if it says nothing."""
     names = [one.name for one in OPERATIONS]
-    wanted = dict.fromkeys(names, "auto")
+    wanted = dict.fromkeys(names, ("auto", False))
     for item in kernels:
         name, is_one, implementation = item.rpartition("=")
         if implementation not in ("auto", *IMPLEMENTATIONS) or (is_one and name not in names):
@@ -268,35 +287,54 @@ def _requested(kernels: Sequence[str]) -> dict[str, str]:
                 f"--kernels {item}: give auto, {', '.join(IMPLEMENTATIONS)}, or one of them for an operation, "
                 f"as in layer_norm=compiled; operations are {', '.join(names)}"
             )
-        wanted |= {name: implementation} if is_one else dict.fromkeys(names, implementation)
+        wanted |= dict.fromkeys([name] if is_one else names, (implementation, bool(is_one)))
     return wanted
 
 
 def _choose(
-    operation: _Operation, wanted: str, situation: Situation
-) -> tuple[Callable[..., Any], Choice]:
+    operation: _Operation, wanted: str, is_named: bool, situation: Situation
+) -> tuple[Any, Choice]:
     """Choose one operation's implementation. ConfigError if the one asked for cannot run."""
     obstacle = "needs a GPU" if situation.device_type == "cpu" else situation.without_library
     if wanted == "auto":
-        if situation.device_type == "cpu":
-            wanted, reason = "reference", "fastest on cpu"
-        elif obstacle is None and operation.fused is not None:
-            wanted, reason = "fused", "fastest measured (docs/benchmarks.md)"
-        elif operation.compiled is not None:
-            wanted, reason = "compiled", f"fused cannot: {obstacle}"
-        else:
-            wanted, reason = "reference", f"fused cannot: {obstacle}"
+        wanted, reason = _fastest(operation, obstacle, situation)
+    elif operation.by(wanted) is None:
+        if is_named:
+            raise ConfigError(
+                f"--kernels {operation.name}={wanted}: there is none; leave it to auto"
+            )
+        wanted, reason = "reference", f"there is no {wanted} one"
+    elif wanted == "fused" and obstacle is not None:
+        raise ConfigError(f"--kernels fused: {obstacle}; use --kernels auto")
     else:
         reason = "asked for"
-        if wanted == "fused" and obstacle is not None:
-            raise ConfigError(f"--kernels fused: {obstacle}; use --kernels auto")
-    function = operation.by(wanted)
-    if function is None:
+    return operation.by(wanted), Choice(operation.name, wanted, reason)
+
+
+def _fastest(operation: _Operation, obstacle: str | None, situation: Situation) -> tuple[str, str]:
+    if situation.device_type == "cpu":
+        return "reference", "fastest on cpu"
+    if obstacle is None and operation.fused is not None:
+        return "fused", "fastest measured, docs/benchmarks.md"
+    reason = f"fused cannot: {obstacle}" if operation.fused is not None else "there is no fused one"
+    return ("reference" if operation.compiled is None else "compiled"), reason
+
+
+def _choose_product(
+    situation: Situation,
+) -> tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], Choice]:
+    """Choose how the layers' products are computed. ConfigError if --fp8-format asks for what the GPU has not."""
+    if not situation.has_fp8:
+        return F.linear, Choice("product", "library", f"{situation.dtype}, the matrix units'")
+    if situation.capability is not None and situation.capability < (8, 9):
+        major, minor = situation.capability
         raise ConfigError(
-            f"--kernels: {operation.name} has no implementation {wanted}; leave it to auto with "
-            f"{operation.name}=auto"
+            f"--fp8-format needs compute capability 8.9 (L40S) or 9.0 (H100), and this GPU has {major}.{minor}; leave "
+            f"it out"
         )
-    return function, Choice(operation.name, wanted, reason)
+    return fp8_product, Choice(
+        "product", "fp8", "asked for: 8 bits forward and for gradients of inputs, weights' in full"
+    )
 
 
 def choose_kernels(
@@ -304,14 +342,23 @@ def choose_kernels(
 ) -> Kernels:
     """Choose every operation for a situation. ConfigError if an explicit choice cannot run."""
     attention, reason = select_attention(attention_backend, situation)
+    product, product_choice = _choose_product(situation)
     wanted = _requested(kernels)
-    chosen = {one.name: _choose(one, wanted[one.name], situation) for one in OPERATIONS}
+    chosen = {one.name: _choose(one, *wanted[one.name], situation) for one in OPERATIONS}
+    functions = {name: implementation for name, (implementation, _) in chosen.items()}
+    softmax, attend = functions.pop("softmax"), attention.function
+    if attention is _EXPLICIT:
+        attend = functools.partial(explicit_attention, softmax=softmax)
+    else:
+        del chosen["softmax"]
     return Kernels(
-        attention=attention.function,
-        **{name: function for name, (function, _) in chosen.items()},
+        attention=attend,
+        **functions,
+        product=product,
         stores_attention_probabilities=attention is _EXPLICIT,
         choices=(
             Choice("attention", attention.name, reason),
+            product_choice,
             *(choice for _, choice in chosen.values()),
         ),
     )

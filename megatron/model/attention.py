@@ -29,6 +29,7 @@ from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.layers import (
     ColumnParallelLinear,
     PartialGradientLinear,
+    Product,
     RowParallelLinear,
 )
 from megatron.parallel.parameter import Normal, ParameterFactory
@@ -120,8 +121,11 @@ class SelfAttention(nn.Module):
             parameters.scope("query"),
             initial=initial,
             has_bias=has_bias,
+            product=kernels.product,
         )
-        self.key_value = self._make_key_value(config, parameters.scope("key_value"))
+        self.key_value = self._make_key_value(
+            config, parameters.scope("key_value"), kernels.product
+        )
         self.dense = RowParallelLinear(
             projection_size,
             config.hidden_size,
@@ -129,10 +133,11 @@ class SelfAttention(nn.Module):
             region,
             initial=output_initial(config),
             has_bias=has_bias,
+            product=kernels.product,
         )
 
     def _make_key_value(
-        self, config: ModelConfig, parameters: ParameterFactory
+        self, config: ModelConfig, parameters: ParameterFactory, product: Product
     ) -> ColumnParallelLinear | PartialGradientLinear:
         """Make the product whose rows are [groups, (key, value), d]."""
         rows_per_group = 2 * config.head_dim
@@ -140,7 +145,12 @@ class SelfAttention(nn.Module):
         initial, has_bias = Normal(config.init_method_std), not config.disable_bias_linear
         if config.query_groups % self.region.size == 0:
             return ColumnParallelLinear(
-                config.hidden_size, out_size, parameters, initial=initial, has_bias=has_bias
+                config.hidden_size,
+                out_size,
+                parameters,
+                initial=initial,
+                has_bias=has_bias,
+                product=product,
             )
         first = self.share.first_group * rows_per_group
         return PartialGradientLinear(
@@ -151,6 +161,7 @@ class SelfAttention(nn.Module):
             initial=initial,
             has_bias=has_bias,
             rows=slice(first, first + self.share.num_groups * rows_per_group),
+            product=product,
         )
 
     def forward(

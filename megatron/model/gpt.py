@@ -8,6 +8,8 @@ wraps it with `fully_shard`) or of pipeline schedules (who carries its output to
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.parallel.layers import ColumnParallelLinear
+from megatron.parallel.linear_cross_entropy import chunked_linear_cross_entropy
 from megatron.parallel.parameter import Normal, ParameterFactory
 from megatron.parallel.random import derive_key
 
@@ -38,11 +41,12 @@ def choose_model_kernels(
     masks_documents: bool = False,
     seq_length: int | None = None,
     splits_sequences: bool = False,
+    has_fp8: bool = False,
 ) -> Kernels:
     """Choose the operations of a model. ConfigError if --attention-backend or --kernels asks for what cannot run.
 
     masks_documents: `forward` will be given document_starts. seq_length: of the longest sequences; by default
-    max_position_embeddings. splits_sequences: several processes share each.
+    max_position_embeddings. splits_sequences: several processes share each. has_fp8: products are in 8 bits.
     """
     longest = seq_length or config.max_position_embeddings
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -55,6 +59,7 @@ def choose_model_kernels(
         has_window=config.window_within(longest) is not None,
         capability=capability,
         splits_sequences=splits_sequences,
+        has_fp8=has_fp8,
         without_library=cuda_library.obstacle(),
         flash_library=None if capability is None else find_flash_library(capability),
     )
@@ -119,6 +124,7 @@ class GPTModel(nn.Module):
                 initial=Normal(config.init_method_std),
                 has_bias=False,
             )
+        self.cross_entropy = kernels.cross_entropy
         self.chunks = recompute_chunks(config, len(layers))
 
     def forward(
@@ -157,24 +163,30 @@ class GPTModel(nn.Module):
         x = run_layers(list(self.layers.values()), x, batch, self.chunks)
         if not self.is_last:
             return x
-        logits = self._logits(self.final_layernorm(x))
+        x = self.region.enter(self.final_layernorm(x))
         if labels is None:
-            return logits
-        losses = vocab_parallel_cross_entropy(
-            logits,
-            labels.t(),
-            vocab_size=self.config.vocab_size,
-            group=self.region.group,
-        )
+            return F.linear(x, self._output_weight())
+        losses = self._losses(x, labels.t())
         # [s, b] -> [b, s]; never a view, as contiguous() gives for b = 1: fully_shard loses its hook on one
         return losses.t().clone(memory_format=torch.contiguous_format)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """[s, b, h] or [s/t, b, h] -> [s, b, v/t]. Collective over tp."""
-        x = self.region.enter(x)
+    def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """x [s, b, h] inside the region, labels [s, b] -> losses fp32 [s, b]. Collective over tp."""
+        weight, chunk_size = self._output_weight(), self.config.logits_chunk_size
+        options: dict[str, Any] = {
+            "vocab_size": self.config.vocab_size,
+            "group": self.region.group,
+            "kernels": self.cross_entropy,
+        }
+        if chunk_size is None or chunk_size >= labels.numel():
+            return vocab_parallel_cross_entropy(F.linear(x, weight), labels, **options)
+        return chunked_linear_cross_entropy(x, weight, labels, chunk_size=chunk_size, **options)
+
+    def _output_weight(self) -> Tensor:
+        """Give this process's rows of the LM head, [v/t, h]."""
         if self.config.untie_embeddings_and_output_weights:
-            return self.output_layer(x)
-        return F.linear(x, self.embedding.word_embeddings.local_weight())
+            return self.output_layer.local_weight()
+        return self.embedding.word_embeddings.local_weight()
 
     def _batch_shape(self, x: Tensor) -> tuple[int, int]:
         """Give (samples, positions of each that this process holds) of what the stage takes."""

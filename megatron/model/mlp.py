@@ -41,6 +41,7 @@ class MLP(nn.Module):
             parameters.scope("dense_h_to_4h"),
             initial=Normal(config.init_method_std),
             has_bias=has_bias,
+            product=kernels.product,
         )
         self.dense_4h_to_h = RowParallelLinear(
             config.ffn_size,
@@ -49,6 +50,7 @@ class MLP(nn.Module):
             region,
             initial=output_initial(config),
             has_bias=has_bias,
+            product=kernels.product,
         )
 
     def forward(

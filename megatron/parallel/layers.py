@@ -6,6 +6,8 @@ layers share an input. Weights have torch's layout, [out, in]. Knows nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard
@@ -16,6 +18,9 @@ from megatron.parallel.collectives import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.parallel.parameter import Constant, Normal, ParameterFactory, local_tensor
+
+# x [..., in], weight [out, in], bias [out] or None -> [..., out], as F.linear
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -32,8 +37,10 @@ class ColumnParallelLinear(nn.Module):
         *,
         initial: Normal,
         has_bias: bool,
+        product: Product = F.linear,
     ) -> None:
         super().__init__()
+        self.product = product
         self.weight = parameters.create("weight", (out_size, in_size), Shard(0), initial)
         self.bias = (
             parameters.create("bias", (out_size,), Shard(0), Constant(0.0)) if has_bias else None
@@ -43,13 +50,17 @@ class ColumnParallelLinear(nn.Module):
         """Give this process's piece of the bias, [out/t], for a kernel that adds it itself."""
         return None if self.bias is None else local_tensor(self.bias, Shard(0))
 
+    def local_weight(self) -> Tensor:
+        """Give this process's rows of the weight, [out/t, in]."""
+        return local_tensor(self.weight, Shard(0))
+
     def multiply(self, x: Tensor) -> Tensor:
         """Compute x A_i^T without the bias: [s, b, in] -> [s, b, out/t]."""
-        return F.linear(x, local_tensor(self.weight, Shard(0)))
+        return self.product(x, self.local_weight(), None)
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, in] -> [s, b, out/t]"""
-        return F.linear(x, local_tensor(self.weight, Shard(0)), self.local_bias())
+        return self.product(x, self.local_weight(), self.local_bias())
 
 
 class RowParallelLinear(nn.Module):
@@ -67,9 +78,11 @@ class RowParallelLinear(nn.Module):
         *,
         initial: Normal,
         has_bias: bool,
+        product: Product = F.linear,
     ) -> None:
         super().__init__()
         self.region = region
+        self.product = product
         self.weight = parameters.create("weight", (out_size, in_size), Shard(1), initial)
         self.bias = (
             parameters.create("bias", (out_size,), Replicate(), Constant(0.0)) if has_bias else None
@@ -77,7 +90,7 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """[s, b, in/t] -> [s, b, out] or [s/t, b, out], and the bias [out]. Collective over tp."""
-        out = self.region.leave(F.linear(x, local_tensor(self.weight, Shard(1))))
+        out = self.region.leave(self.product(x, local_tensor(self.weight, Shard(1)), None))
         if self.bias is None:
             return out, None
         return out, local_tensor(self.bias, self.region.outside_grad)
@@ -99,9 +112,11 @@ class PartialGradientLinear(nn.Module):
         initial: Normal,
         has_bias: bool,
         rows: slice,
+        product: Product = F.linear,
     ) -> None:
         super().__init__()
         self.region = region
+        self.product = product
         self.rows = rows
         self.weight = parameters.create("weight", (out_size, in_size), Replicate(), initial)
         self.bias = (
@@ -111,9 +126,10 @@ class PartialGradientLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, in] -> [s, b, number of rows]"""
         weight = local_tensor(self.weight, self.region.inside_grad)[self.rows]
-        if self.bias is None:
-            return F.linear(x, weight)
-        return F.linear(x, weight, local_tensor(self.bias, self.region.inside_grad)[self.rows])
+        bias = None
+        if self.bias is not None:
+            bias = local_tensor(self.bias, self.region.inside_grad)[self.rows]
+        return self.product(x, weight, bias)
 
 
 class VocabParallelEmbedding(nn.Module):

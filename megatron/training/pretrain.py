@@ -116,6 +116,8 @@ def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
         getattr(torch, config.precision.compute_dtype),
         masks_documents=config.data.reset_attention_mask,
         seq_length=config.data.seq_length,
+        splits_sequences=config.parallel.context_parallel_size > 1,
+        has_fp8=config.precision.fp8_format is not None,
     )
 
 
