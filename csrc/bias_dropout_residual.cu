@@ -68,10 +68,9 @@ struct SumBackward {
 }  // namespace megatron
 
 // bias or row_keys may be null: nothing added, nothing dropped.
-extern "C" cudaError_t megatron_bias_dropout_residual(const void* x, const void* bias, const void* residual,
-                                                      const int64_t* row_keys, int64_t level, float scale, void* total,
-                                                      int64_t rows, int64_t columns, int64_t dtype,
-                                                      cudaStream_t stream) {
+extern "C" cudaError_t bias_dropout_residual(
+    const void* x, const void* bias, const void* residual, const int64_t* row_keys, int64_t level, float scale,
+    void* total, int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
         using T = decltype(zero);
         megatron::dispatch_width<T>(megatron::is_vectorizable<T>(columns, x, bias, residual, total), [&](auto width) {
@@ -86,10 +85,9 @@ extern "C" cudaError_t megatron_bias_dropout_residual(const void* x, const void*
 }
 
 // row_keys and dx are null together; d_bias may be null. scratch: floats, at least one for each column of d_bias.
-extern "C" cudaError_t megatron_bias_dropout_residual_backward(const void* dy, const int64_t* row_keys, int64_t level,
-                                                               float scale, void* dx, void* d_bias, float* scratch,
-                                                               int64_t scratch_size, int64_t rows, int64_t columns,
-                                                               int64_t dtype, cudaStream_t stream) {
+extern "C" cudaError_t bias_dropout_residual_backward(
+    const void* dy, const int64_t* row_keys, int64_t level, float scale, void* dx, void* d_bias, float* scratch,
+    int64_t scratch_size, int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
         using T = decltype(zero);
         megatron::dispatch_width<T>(megatron::is_vectorizable<T>(columns, dy, dx), [&](auto width) {

@@ -69,8 +69,8 @@ struct GeluBackward {
 }  // namespace megatron
 
 // bias may be null.
-extern "C" cudaError_t megatron_bias_gelu(const void* x, const void* bias, void* y, int64_t rows, int64_t columns,
-                                          int64_t dtype, cudaStream_t stream) {
+extern "C" cudaError_t bias_gelu(
+    const void* x, const void* bias, void* y, int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
         using T = decltype(zero);
         megatron::dispatch_width<T>(megatron::is_vectorizable<T>(columns, x, bias, y), [&](auto width) {
@@ -83,9 +83,9 @@ extern "C" cudaError_t megatron_bias_gelu(const void* x, const void* bias, void*
 }
 
 // bias, and d_bias with it, may be null. scratch: floats, at least one for each column of d_bias.
-extern "C" cudaError_t megatron_bias_gelu_backward(const void* dy, const void* x, const void* bias, void* dx,
-                                                   void* d_bias, float* scratch, int64_t scratch_size, int64_t rows,
-                                                   int64_t columns, int64_t dtype, cudaStream_t stream) {
+extern "C" cudaError_t bias_gelu_backward(
+    const void* dy, const void* x, const void* bias, void* dx, void* d_bias, float* scratch, int64_t scratch_size,
+    int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
         using T = decltype(zero);
         megatron::dispatch_width<T>(megatron::is_vectorizable<T>(columns, dy, x, bias, dx), [&](auto width) {

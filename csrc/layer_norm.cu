@@ -292,7 +292,7 @@ void launch_backward(const NormBackward<T>& a, int64_t scratch_size, ColumnOutpu
 
 }  // namespace megatron
 
-extern "C" cudaError_t megatron_layer_norm(
+extern "C" cudaError_t layer_norm(
     const void* x, const void* weight, const void* bias, void* normed, float* mean, float* rstd, float epsilon,
     int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
@@ -306,7 +306,7 @@ extern "C" cudaError_t megatron_layer_norm(
 }
 
 // bias or row_keys may be null: nothing added, nothing dropped.
-extern "C" cudaError_t megatron_bias_dropout_residual_layer_norm(
+extern "C" cudaError_t bias_dropout_residual_layer_norm(
     const void* x, const void* bias, const void* residual, const int64_t* row_keys, int64_t level, float scale,
     const void* weight, const void* norm_bias, void* total, void* normed, float* mean, float* rstd, float epsilon,
     int64_t rows, int64_t columns, int64_t dtype, cudaStream_t stream) {
@@ -324,7 +324,7 @@ extern "C" cudaError_t megatron_bias_dropout_residual_layer_norm(
 
 // The gradient of both. d_total, row_keys (and then dx) and d_bias may be null. scratch: floats, at least one for each
 // column of each sum.
-extern "C" cudaError_t megatron_layer_norm_backward(
+extern "C" cudaError_t layer_norm_backward(
     const void* d_total, const void* d_normed, const void* total, const float* mean, const float* rstd,
     const void* weight, const int64_t* row_keys, int64_t level, float scale, void* d_residual, void* dx,
     void* d_weight, void* d_norm_bias, void* d_bias, float* scratch, int64_t scratch_size, int64_t rows,

@@ -150,10 +150,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) masked_softmax_backward(Softma
 }  // namespace megatron
 
 // first_keys may be null.
-extern "C" cudaError_t megatron_scaled_masked_softmax(const void* scores, float scale, const int64_t* first_keys,
-                                                      int64_t num_first_keys, void* probabilities, int64_t samples,
-                                                      int64_t heads, int64_t queries, int64_t keys, int64_t dtype,
-                                                      cudaStream_t stream) {
+extern "C" cudaError_t scaled_masked_softmax(
+    const void* scores, float scale, const int64_t* first_keys, int64_t num_first_keys, void* probabilities,
+    int64_t samples, int64_t heads, int64_t queries, int64_t keys, int64_t dtype, cudaStream_t stream) {
     return megatron_dispatch(dtype, [&](auto zero) {
         using T = decltype(zero);
         const megatron::Softmax<T> a{static_cast<const T*>(scores), nullptr, nullptr, static_cast<T*>(probabilities),
@@ -170,7 +169,7 @@ extern "C" cudaError_t megatron_scaled_masked_softmax(const void* scores, float 
     });
 }
 
-extern "C" cudaError_t megatron_scaled_masked_softmax_backward(
+extern "C" cudaError_t scaled_masked_softmax_backward(
     const void* d_probabilities, const void* probabilities, float scale, const int64_t* first_keys,
     int64_t num_first_keys, void* d_scores, int64_t samples, int64_t heads, int64_t queries, int64_t keys,
     int64_t dtype, cudaStream_t stream) {

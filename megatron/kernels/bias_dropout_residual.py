@@ -99,7 +99,7 @@ def _sum_cuda(
 ) -> Tensor:
     total = _sum_like(x, bias, residual, row_keys, probability)
     launch(
-        "megatron_bias_dropout_residual",
+        "bias_dropout_residual",
         x.contiguous(),
         None if bias is None else bias.contiguous(),
         residual.contiguous(),
@@ -141,7 +141,7 @@ def _sum_backward_cuda(
     dx, d_bias = _sum_backward_like(dy, row_keys, probability, has_bias)
     scratch = column_scratch(dy, 1) if has_bias else None
     launch(
-        "megatron_bias_dropout_residual_backward",
+        "bias_dropout_residual_backward",
         dy.contiguous(),
         *dropout_arguments(row_keys, probability),
         None if row_keys is None else dx,
@@ -221,7 +221,7 @@ def _sum_and_norm_cuda(
     total, normed = x.new_empty(x.shape), x.new_empty(x.shape)
     mean, rstd = statistic_like(x), statistic_like(x)
     launch(
-        "megatron_bias_dropout_residual_layer_norm",
+        "bias_dropout_residual_layer_norm",
         x.contiguous(),
         None if bias is None else bias.contiguous(),
         residual.contiguous(),

@@ -50,7 +50,7 @@ def _bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
 def _bias_gelu_cuda(x: Tensor, bias: Tensor | None) -> Tensor:
     y = _bias_gelu_like(x, bias)
     launch(
-        "megatron_bias_gelu",
+        "bias_gelu",
         x.contiguous(),
         None if bias is None else bias.contiguous(),
         y,
@@ -81,7 +81,7 @@ def _bias_gelu_backward_cuda(dy: Tensor, x: Tensor, bias: Tensor | None) -> tupl
     dx, d_bias = _bias_gelu_backward_like(dy, x, bias)
     scratch = None if bias is None else column_scratch(x, 1)
     launch(
-        "megatron_bias_gelu_backward",
+        "bias_gelu_backward",
         dy.contiguous(),
         x.contiguous(),
         None if bias is None else bias.contiguous(),

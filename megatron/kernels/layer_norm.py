@@ -60,7 +60,7 @@ def _layer_norm_cuda(
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     normed, mean, rstd = _layer_norm_like(x, weight, bias, epsilon)
     launch(
-        "megatron_layer_norm",
+        "layer_norm",
         x,
         weight,
         bias,
@@ -148,7 +148,7 @@ def _layer_norm_backward_cuda(
     d_residual, dx, d_weight, d_norm_bias, d_bias = results
     scratch = column_scratch(total, 3 if has_bias else 2)
     launch(
-        "megatron_layer_norm_backward",
+        "layer_norm_backward",
         None if d_total is None else d_total.contiguous(),
         d_normed.contiguous(),
         total,

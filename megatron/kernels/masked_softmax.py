@@ -52,7 +52,7 @@ def _softmax(scores: Tensor, scale: float, first_keys: Tensor | None) -> Tensor:
 def _softmax_cuda(scores: Tensor, scale: float, first_keys: Tensor | None) -> Tensor:
     probabilities = _softmax_like(scores, scale, first_keys)
     launch(
-        "megatron_scaled_masked_softmax",
+        "scaled_masked_softmax",
         scores.contiguous(),
         scale,
         None if first_keys is None else first_keys.contiguous(),
@@ -87,7 +87,7 @@ def _softmax_backward_cuda(
 ) -> Tensor:
     d_scores = probabilities.new_empty(probabilities.shape)
     launch(
-        "megatron_scaled_masked_softmax_backward",
+        "scaled_masked_softmax_backward",
         d_probabilities.contiguous(),
         probabilities.contiguous(),
         scale,
