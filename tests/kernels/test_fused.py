@@ -292,7 +292,7 @@ def shifted(x: Tensor) -> Tensor:
 @every_case
 @pytest.mark.parametrize("width", [2048, 2047, 40000])
 def test_two_runs_give_the_same_bits(width, operation, given):
-    inputs = on_gpu(draw(given, (999, 3, width), torch.bfloat16))
+    inputs = on_gpu(draw(given, (333, 3, width), torch.bfloat16))
     first, second = (compute(FUSED, operation, inputs) for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
