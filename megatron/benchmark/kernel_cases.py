@@ -22,10 +22,12 @@ from megatron.kernels.attention import AttentionFunction
 from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, token_keys
+from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.registry import IMPLEMENTATIONS, OPERATIONS
 from megatron.model.flops import attended_pairs
 from megatron.model.gpt import choose_model_kernels
 from megatron.options import ModelConfig
+from megatron.parallel.layers import Product
 
 EPSILON = 1e-5
 
@@ -240,6 +242,19 @@ def _cross_entropy(size: Size, what: str, name: str, function: CrossEntropy, _: 
     return Case(what, name, _traffic(size, v, 1, 2), prepare)
 
 
+def _softmax(size: Size, what: str, name: str, function: Any, _: float) -> Case:
+    """Of one sample: all scores at once are much."""
+    n, s = size.model.num_attention_heads, size.seq_length
+
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        scores = [size.tensor(1, n, s, s)]
+        return _passes(lambda x, _: [function(x[0], size.model.head_dim**-0.5, None)], scores, [])
+
+    num_bytes = float(n * s * s * size.dtype.itemsize)
+    # half of the scores, of the gradients and of the probabilities need not be read
+    return Case(what, name, Work(1.5 * num_bytes, 2 * num_bytes, "byte"), prepare)
+
+
 def torch_cross_entropy_cases(size: Size, with_compiled: bool) -> Iterator[Case]:
     """PyTorch's own cross entropy of whole logits, as it is and compiled."""
 
@@ -268,6 +283,7 @@ _OPERATIONS: dict[str, Callable[[Size, str, str, Any, float], Case]] = {
     "bias_dropout_residual": _bias_dropout_residual,
     "bias_dropout_residual_layer_norm": _residual_and_norm,
     "cross_entropy": _cross_entropy,
+    "softmax": _softmax,
 }
 _DROPOUTS = {
     "bias_dropout_residual": (0.0, 0.1),
@@ -306,36 +322,26 @@ def product_cases(size: Size) -> Iterator[Case]:
         "LM head": (model.hidden_size, model.padded_vocab_size),
     }
     for name, (width, out) in shapes.items():
-
-        def prepare(
-            width: int = width, out: int = out
-        ) -> tuple[Callable[[], object], Callable[[], object]]:
-            return _product_passes(size, width, out)
-
+        what = f"product {name}, {size.num_tokens:,} x {width:,} x {out:,}"
         flops = 2.0 * size.num_tokens * width * out
-        yield Case(
-            f"product {name}, {size.num_tokens:,} x {width:,} x {out:,}",
-            "torch",
-            Work(flops, 2 * flops, "flop"),
-            prepare,
-        )
+        work = Work(flops, 2 * flops, "flop")
+        yield Case(what, "reference", work, _product_passes(size, F.linear, width, out))
+        if size.device.type != "cuda" or torch.cuda.get_device_capability() < (8, 9):
+            yield impossible(what, "fp8", "needs a GPU of compute capability 8.9")
+            continue
+        yield Case(what, "fp8", work, _product_passes(size, fp8_product, width, out))
 
 
 def _product_passes(
-    size: Size, width: int, out: int
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    x, weight = size.tensor(size.num_tokens, width), size.tensor(out, width) * width**-0.5
-    grad = size.tensor(size.num_tokens, out)
+    size: Size, product: Product, width: int, out: int
+) -> Callable[[], tuple[Callable[[], object], Callable[[], object]]]:
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        weight = size.tensor(out, width) * width**-0.5
+        return _passes(
+            lambda x, w: [product(x[0], w[0], None)], [size.activations(width)], [weight]
+        )
 
-    def forward() -> Tensor:
-        return F.linear(x, weight)
-
-    def both() -> Tensor:
-        forward()
-        torch.mm(grad, weight)
-        return torch.mm(grad.t(), x)
-
-    return forward, both
+    return prepare
 
 
 def copy_case(size: Size) -> Case:

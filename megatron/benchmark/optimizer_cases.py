@@ -1,7 +1,8 @@
-"""What the optimizer does with all weights of a model, as cases to time: AdamW, and the norm of the gradient."""
+"""What the optimizer does with all weights of a model, as cases to time: AdamW, and what is done with gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from megatron.benchmark.kernel_cases import Size, impossible
 from megatron.benchmark.kernel_timer import Case, Work
 from megatron.kernels import cuda_library
+from megatron.kernels.accumulate import accumulate_
 from megatron.kernels.adamw import Rates, Shards, adamw_, fused_adamw_
 from megatron.kernels.square_sum import fused_square_sum, square_sum
 from megatron.model.flops import num_parameters
@@ -18,7 +20,7 @@ from megatron.options import ModelConfig
 
 
 def optimizer_cases(size: Size) -> Iterator[Case]:
-    """Both, with fp32 weights, gradients and moments, and AdamW with moments in bf16 too."""
+    """Both with fp32 weights and gradients, AdamW with moments in fp32 and in bf16; and adding a gradient up."""
     count = num_parameters(size.model)
     for moments in (torch.float32, torch.bfloat16):
         # reads weight, gradient and both moments, writes all but the gradient
@@ -29,6 +31,10 @@ def optimizer_cases(size: Size) -> Iterator[Case]:
     yield from _two_ways(
         size, "square sum of gradients", traffic, _square_sum(size), square_sum, fused_square_sum
     )
+    what, table = "adding a gradient to its sum in fp32", weight_shapes(size.model)[0]
+    # reads the gradient, reads and writes the sum
+    traffic = Work(float(math.prod(table) * (size.dtype.itemsize + 2 * 4)), 0, "byte")
+    yield from _two_ways(size, what, traffic, _sum(size, table), torch.Tensor.add_, accumulate_)
 
 
 Prepare = Callable[[Any], Callable[[], object]]
@@ -67,6 +73,14 @@ def _square_sum(size: Size) -> Prepare:
         gradients = _tensors(size, weight_shapes(size.model), torch.float32)
         weights = [1.0] * len(gradients)
         return lambda: add_up(gradients, weights, size.device)
+
+    return prepare
+
+
+def _sum(size: Size, shape: tuple[int, ...]) -> Prepare:
+    def prepare(add: Any) -> Callable[[], object]:
+        (total,), (gradient,) = (_tensors(size, [shape], t) for t in (torch.float32, size.dtype))
+        return lambda: add(total, gradient)
 
     return prepare
 

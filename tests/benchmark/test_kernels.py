@@ -34,8 +34,7 @@ def test_every_operation_of_the_registry_has_a_row(results) -> None:
     timed = {
         what.split(",")[0] for (what, by), r in results.items() if by == "reference" and r.both
     }
-    timed -= {"AdamW", "square sum of gradients"}
-    assert timed == {operation.name for operation in OPERATIONS}
+    assert timed >= {operation.name for operation in OPERATIONS}
 
 
 def test_attention_is_timed_by_each_backend_that_can_run(results) -> None:
@@ -46,7 +45,7 @@ def test_attention_is_timed_by_each_backend_that_can_run(results) -> None:
 
 
 def test_products_count_two_for_backward(results) -> None:
-    result = results["product dense, 64 x 256 x 256", "torch"]
+    result = results["product dense, 64 x 256 x 256", "reference"]
     assert result.case.work.forward == 2 * 64 * 256 * 256
     forward, both = result.rates()
     assert forward == pytest.approx(result.case.work.forward / result.forward / 1e9)
