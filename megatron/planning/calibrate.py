@@ -30,7 +30,6 @@ from megatron.planning.hardware import (
     write_hardware,
 )
 from megatron.planning.links import Link, measure_links
-from megatron.planning.memory import hidden_bytes
 from megatron.planning.rates import (
     AttentionRates,
     Bench,
@@ -41,6 +40,7 @@ from megatron.planning.rates import (
     measure_memory,
     measure_products,
 )
+from megatron.planning.stage import hidden_bytes
 from megatron.planning.stopwatch import Stopwatch, sampled_power
 
 logger = get_logger(__name__)

@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+# Products, and which input is the left factor.
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -66,7 +67,8 @@ class _Recorder(TorchDispatchMode):
     outside: frozenset[int] = frozenset()  # storages that were there before
     alive: int = 0
     most: int = 0
-    _known: dict[int, Any] = field(default_factory=dict)
+    _known: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -93,22 +95,34 @@ class _Recorder(TorchDispatchMode):
             self.work.other_bytes += moved
             return
         self.work.product_bytes += moved
-        left = inputs[1] if name in ("addmm", "baddbmm") else inputs[0]
-        self.work.product_flops += 2.0 * outputs[0].numel() * left.size(-1)
+        self.work.product_flops += 2.0 * outputs[0].numel() * inputs[_PRODUCTS[name]].size(-1)
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in self.outside:
+        key = storage._cdata
+        if key in self.outside:
             return
+        if key not in self._known:
 
-        def forget(_: Any, key: int = key, size: int = size) -> None:
-            del self._known[key]
-            self.alive -= size
+            def forget(_: Any, key: int = key) -> None:
+                self.alive -= self._sizes.pop(key)
+                del self._known[key]
 
-        self._known[key] = weakref.ref(storage, forget)
-        self.alive += size
-        self.most = max(self.most, self.alive)
+            self._known[key] = weakref.ref(storage, forget)
+            self._sizes[key] = 0
+        self._measure(key, storage)
+        if self.alive > self.most:
+            for key, known in list(self._known.items()):
+                self._measure(key, known())
+            self.most = max(self.most, self.alive)
+
+    def _measure(self, key: int, storage: torch.UntypedStorage | None) -> None:
+        """Take a storage's size as it is now: what is computed again in backward is let go without an operation."""
+        if storage is None:
+            return
+        size = storage.nbytes()
+        self.alive += size - self._sizes[key]
+        self._sizes[key] = size
 
 
 @dataclass(frozen=True)

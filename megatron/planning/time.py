@@ -19,14 +19,9 @@ from megatron.model.flops import FlopsPerToken, attended_pairs, flops_per_token
 from megatron.planning.attention import fused_attention
 from megatron.planning.hardware import Hardware
 from megatron.planning.kernels import choose_planned_kernels
-from megatron.planning.memory import (
-    FP32_BYTES,
-    NUM_MOMENTS,
-    RankPlan,
-    StagePlan,
-    hidden_bytes,
-)
+from megatron.planning.memory import RankPlan
 from megatron.planning.order import Kind, Timeline, run_passes
+from megatron.planning.stage import FP32_BYTES, StagePlan, hidden_bytes, moment_bytes
 
 # FlashAttention recomputes the scores in its backward pass: five products where forward has two.
 BACKWARD_ATTENTION = 2.5
@@ -114,7 +109,7 @@ def plan_step(
     traffic = _traffic(config, world_size, hardware, ranks)
     by_axis = {one.axis: one for one in traffic}
     timeline = _timeline(config, world_size, hardware, ranks, forward, backward)
-    optimizer = _optimizer_seconds(hardware, ranks)
+    optimizer = _optimizer_seconds(config, hardware, ranks)
     dp_seconds = by_axis["dp"].seconds
     batch = config.global_batch_size(config.parallel.data_parallel_size(world_size))
     return StepPlan(
@@ -229,12 +224,15 @@ def _timeline(
     return run_passes([rank.order for rank in ranks], durations, transfer)
 
 
-def _optimizer_seconds(hardware: Hardware, ranks: Sequence[RankPlan]) -> float:
-    """Time AdamW, the norm and the scaling of gradients: reads and writes of the fullest rank's shards."""
-    shards = max(rank.components.parameters for rank in ranks)
-    # weight, gradient and moments read, weight and moments written; the gradient read for its norm, then scaled
-    passes = (2 + NUM_MOMENTS) + (1 + NUM_MOMENTS) + 1 + 2
-    return passes * shards / (hardware.memory_bandwidth * hardware.efficiency.memory)
+def _optimizer_seconds(config: Config, hardware: Hardware, ranks: Sequence[RankPlan]) -> float:
+    """Time the gradients' norm, AdamW and the cast of the weights: reads and writes of the fullest rank's shards."""
+    num_weights = max(rank.components.parameters for rank in ranks) / FP32_BYTES
+    compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
+    # gradients read for the norm and again for the update; weights and moments read and written
+    moved = 4 * FP32_BYTES + 2 * moment_bytes(config.optimizer)
+    if compute_bytes != FP32_BYTES:
+        moved += FP32_BYTES + compute_bytes
+    return moved * num_weights / (hardware.memory_bandwidth * hardware.efficiency.memory)
 
 
 def _spans(config: Config, world_size: int) -> dict[str, int]:
