@@ -99,7 +99,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[Result]:
     )
     results = []
     for result in time_cases(list(cases(args, size)), device):
-        ms = result.obstacle or f"{result.forward:.3f} ms"
+        both = f", with backward {result.both:.3f}" if result.both else ""
+        ms = result.obstacle or f"{result.forward:.3f} ms{both}"
         print(result.case.what, result.case.implementation, ms, file=sys.stderr, flush=True)
         results.append(result)
     return results

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -193,6 +194,9 @@ def _measure(args: argparse.Namespace, inputs: Inputs, launch: Launch, device: o
         timed = time_steps(run, args.steps)
     report |= train_report.figures(run, timed) | {"peak_memory_bytes": memory.read()}
     report["gpu"] = monitor.summary()
+    if context.rank == 0:  # at once: what follows may be cut short
+        print(train_report.in_one_line(report), file=sys.stderr, flush=True)
+        _write_json(args.json, report)
     report["part_seconds"] = time_parts(run, min(PART_STEPS, args.steps))
     profile = profile_steps(run, args.profile, PROFILE_STEPS) if args.profile else ""
     run.close()

@@ -142,6 +142,15 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join((settings_table(report), _figures_table(report), _parts_table(report)))
 
 
+def in_one_line(report: Report) -> str:
+    """Say the speed and the memory."""
+    speed = _shown(report["tokens_per_second"], ",.0f", len(report["step_seconds"]))
+    full = _mfu(report["mfu_full"], report["tflops_per_gpu_full"], report)
+    losses = f"{report['losses'][0]:.4f} to {report['losses'][-1]:.4f}"
+    memory = _memory(report["peak_memory_bytes"])
+    return f"{report['model']}: {speed} tokens/s; MFU full {full}; {memory}; loss {losses}"
+
+
 def _figures_table(report: Report) -> str:
     num_steps, losses = len(report["step_seconds"]), report["losses"]
     full, causal = report["tflops_per_gpu_full"], report["tflops_per_gpu_causal"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron.kernels.dropout import Dropout
+from megatron.kernels.dropout import Dropout, drop_mask, keep_scale
 from megatron.kernels.layer_norm import layer_norm
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,7 +34,10 @@ def _compiled(function: Function) -> Function:
 
 
 def _drop(x: Tensor, probability: float, row_keys: Tensor | None) -> Tensor:
-    return x if row_keys is None else Dropout(probability, row_keys)(x)
+    if row_keys is None:
+        return x
+    dropped = drop_mask(row_keys, x.size(-1), probability)
+    return (x * keep_scale(probability)).masked_fill(dropped, 0.0)
 
 
 @_compiled

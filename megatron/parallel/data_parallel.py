@@ -7,8 +7,10 @@ several instances, a part of them; without it that axis has size 1 and the same 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from megatron.parallel.context import ParallelContext
@@ -37,6 +39,39 @@ def shard_data_parallel(
             module.set_gradient_divide_factor(1.0)
             # A plain sum: gloo has no reduction with a built-in factor.
             module.set_force_sum_reduction_for_comms(True)
+    keep_on_host(model)
+
+
+class _OnHost:
+    """A tensor that `fully_shard` does not see as one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def keep_on_host(model: nn.Module) -> None:
+    """Give forward its keyword arguments on the CPU as they are, behind whatever hooks it has.
+
+    `fully_shard` copies every tensor to its device first: lengths and numbers that the host derives others from would
+    come back by waiting for the device.
+    """
+
+    def hide(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {
+            name: _OnHost(value)
+            if isinstance(value, Tensor) and value.device.type == "cpu"
+            else value
+            for name, value in kwargs.items()
+        }
+
+    def show(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {
+            name: value.tensor if isinstance(value, _OnHost) else value
+            for name, value in kwargs.items()
+        }
+
+    model.register_forward_pre_hook(hide, prepend=True, with_kwargs=True)
+    model.register_forward_pre_hook(show, with_kwargs=True)
 
 
 def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
