@@ -38,9 +38,9 @@ def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device
     return (fused_square_sum if is_fused else square_sum)(parts, weights, device)
 
 
-def clip_factor(norm: float, clip_grad: float) -> float:
-    """Give what gradients are multiplied by so that their norm is at most clip_grad (0: never clip)."""
+def clip_factor(norm: Tensor, clip_grad: float) -> Tensor:
+    """Give what gradients are multiplied by so that their norm is at most clip_grad (0: never clip): [] -> []."""
     if clip_grad <= 0.0:
-        return 1.0
+        return torch.ones_like(norm)
     # Megatron's rule: 1e-6 keeps the quotient finite, and the result is only used below 1.
-    return min(1.0, clip_grad / (norm + 1.0e-6))
+    return (torch.full_like(norm, clip_grad) / (norm + 1.0e-6)).clamp(max=1.0)

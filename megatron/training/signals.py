@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to save and leave; the processes agree on it inside a step."""
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to save and leave; the processes agree on it inside a step, and know it one later."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ class StopSignals:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
-            logger.info(f"{self.received.name}: will save and leave after this step")
+            logger.info(f"{self.received.name}: will save and leave within two steps")

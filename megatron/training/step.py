@@ -1,6 +1,7 @@
 """One optimizer step: gradients of the batch, one small reduction over the world, the update.
 
-Knows nothing of logs, checkpoints or the length of the run.
+The host queues all of it and reads nothing: what depends on the reduction is computed where it arrives. Its numbers are
+there for who asks later (`PendingStep`). Knows nothing of logs, checkpoints or the length of the run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.pipeline import Batch, Pipeline, TiedEmbedding
+from megatron.transfer import HostCopy
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class StepResult:
     learning_rate: float
     is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
     is_lost: bool  # skipped, and no lower loss scale can help
+    next_loss_scale: float
     should_stop: bool  # some process was asked to
     attention_share: (
         float  # pairs attended over those that whole samples would have; 1 without document masks
@@ -53,6 +56,48 @@ class StepParts:
     clip_grad: float
 
 
+class PendingStep:
+    """A step that the device may still be busy with."""
+
+    def __init__(
+        self,
+        numbers: HostCopy,
+        loss_scale: LossScale,
+        *,
+        learning_rate: float,
+        num_whole_pairs: int | None,
+    ) -> None:
+        """num_whole_pairs: `attended_pairs` of the batch's samples, each as one document; None: each is one."""
+        self._numbers = numbers
+        self._loss_scale = loss_scale
+        self._learning_rate = learning_rate
+        self._num_whole_pairs = num_whole_pairs
+        self._result: StepResult | None = None
+
+    def read(self) -> StepResult:
+        """Say what the step did. Waits for the device to finish it, but for nothing that was queued after it."""
+        if self._result is None:
+            self._result = self._receive()
+        return self._result
+
+    def _receive(self) -> StepResult:
+        loss, norm, factor, num_tokens, num_stops, num_pairs = self._numbers.wait().tolist()
+        is_skipped = not math.isfinite(factor)
+        is_lost = is_skipped and num_tokens > 0 and self._loss_scale.is_lowest
+        if num_tokens > 0:
+            self._loss_scale.update(found_overflow=is_skipped)
+        return StepResult(
+            loss,
+            norm,
+            self._learning_rate,
+            is_skipped=is_skipped,
+            is_lost=is_lost,
+            next_loss_scale=self._loss_scale.scale,
+            should_stop=num_stops > 0,
+            attention_share=num_pairs / self._num_whole_pairs if self._num_whole_pairs else 1.0,
+        )
+
+
 def train_step(
     parts: StepParts,
     batch: Batch,
@@ -60,8 +105,11 @@ def train_step(
     consumed_samples: int,
     global_batch_size: int,
     wants_stop: bool,
-) -> StepResult:
-    """Update the weights with one global batch. Collective over the world; synchronises the device once.
+) -> PendingStep:
+    """Update the weights with one global batch. Collective over the world.
+
+    Synchronises the device only with a dynamic loss scale (fp16), on whose outcome the next step's scale depends;
+    otherwise `read` does. A step whose gradients are not finite leaves everything as it was.
 
     The loss is the mean over all tokens of the global batch that carry loss, whatever their number on each process:
     gradients are first scaled by the number of positions, which every process knows, then corrected by the number of
@@ -76,33 +124,35 @@ def train_step(
     num_tokens, total_loss, total_square, num_stops, num_pairs = _reduce(
         parts, batch, loss_sum, square_sum, wants_stop
     )
+    # fp64, and tensors throughout: a quotient with a Python number is a product with its rounded reciprocal
+    correction = torch.full_like(num_tokens, num_positions) / num_tokens
+    correction = correction / torch.full_like(correction, scale)
+    norm = total_square.sqrt() * correction
+    loss = total_loss / num_tokens
+    factor = correction * clip_factor(norm, parts.clip_grad)
+    # no token with loss makes 0 / 0
+    factor = factor.where(norm.isfinite() & loss.isfinite(), math.nan).float()
     learning_rate = parts.schedule.learning_rate(consumed_samples)
-    correction = num_positions / num_tokens / scale if num_tokens else math.nan
-    norm = math.sqrt(total_square) * correction
-    loss = total_loss / num_tokens if num_tokens else math.nan
-    is_skipped = not (math.isfinite(norm) and math.isfinite(loss))
-    if is_skipped:
-        parts.optimizer.zero_grad()
-    else:
-        parts.optimizer.step(
-            learning_rate=learning_rate,
-            weight_decay=parts.schedule.weight_decay(consumed_samples),
-            gradient_factor=torch.tensor(
-                correction * clip_factor(norm, parts.clip_grad), device=parts.context.device
-            ),
-        )
-        if parts.tied_embedding is not None:
-            parts.tied_embedding.copy_weight()
-    is_lost = is_skipped and num_tokens > 0 and parts.loss_scale.is_lowest
-    if num_tokens > 0:
-        parts.loss_scale.update(found_overflow=is_skipped)
-    attention_share = 1.0
-    if batch.document_starts is not None:
-        whole = attended_pairs(parts.seq_length, parts.window_size)
-        attention_share = num_pairs / (global_batch_size * whole)
-    return StepResult(
-        loss, norm, learning_rate, is_skipped, is_lost, num_stops > 0, attention_share
+    parts.optimizer.step(
+        learning_rate=learning_rate,
+        weight_decay=parts.schedule.weight_decay(consumed_samples),
+        gradient_factor=factor,
     )
+    if parts.tied_embedding is not None:
+        parts.tied_embedding.copy_weight()
+    numbers = torch.stack([loss, norm, factor.double(), num_tokens, num_stops, num_pairs])
+    num_whole_pairs = None
+    if batch.document_starts is not None:
+        num_whole_pairs = global_batch_size * attended_pairs(parts.seq_length, parts.window_size)
+    step = PendingStep(
+        HostCopy(numbers),  # behind the update: who has read it knows that the step is over
+        parts.loss_scale,
+        learning_rate=learning_rate,
+        num_whole_pairs=num_whole_pairs,
+    )
+    if parts.loss_scale.is_dynamic:
+        step.read()
+    return step
 
 
 def _pairs_in_documents(starts: Tensor | None, positions: Tensor, window: int | None) -> int:
@@ -117,20 +167,19 @@ def _pairs_in_documents(starts: Tensor | None, positions: Tensor, window: int | 
 
 def _reduce(
     parts: StepParts, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
-) -> list[float]:
-    """Sum (tokens with loss, loss, squared gradient norm, stop requests, attended pairs) over the world.
+) -> tuple[Tensor, ...]:
+    """Sum (tokens with loss, loss, squared gradient norm, stop requests, attended pairs) over the world: fp64 [] each.
 
     Collective. The last stage's tensor parallel processes all know the same loss and tokens: each gives its part.
     """
-    context = parts.context
+    tp_size = parts.context.tp_size
     num_tokens, num_pairs = batch.loss_mask.sum(dtype=torch.float64), 0
     if not parts.pipeline.has_last_stage:
         num_tokens = torch.zeros_like(num_tokens)
     else:
         num_pairs = _pairs_in_documents(batch.document_starts, parts.positions, parts.window_size)
-    device_sums = [num_tokens / context.tp_size, loss_sum.double() / context.tp_size, square_sum]
-    host_sums = torch.tensor([float(wants_stop), num_pairs / context.tp_size], dtype=torch.float64)
-    stats = torch.cat([torch.stack(device_sums), host_sums.to(context.device)])
+    # a fill takes its number along, where a copy from the host would wait for the device
+    host_sums = [torch.full_like(num_tokens, x) for x in (wants_stop, num_pairs / tp_size)]
+    stats = torch.stack([num_tokens / tp_size, loss_sum.double() / tp_size, square_sum, *host_sums])
     dist.all_reduce(stats)
-    values: list[float] = stats.tolist()
-    return values
+    return stats.unbind()

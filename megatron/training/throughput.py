@@ -10,19 +10,30 @@ from megatron.model.flops import FlopsPerToken
 
 @dataclass
 class Clock:
-    """Time spent in steps since the last log line; validation and saving do not count."""
+    """Wall time of the steps since the last log line; validation and saving do not count.
 
-    seconds: float = 0.0
+    True when it is read with all steps done: between a start and a pause a GPU may be behind.
+    """
+
+    seconds: float = 0.0  # up to the last pause
     tokens: int = 0
     num_steps: int = 0
     attention_share: float = 1.0  # mean over the tokens
-    _started: float = field(default=0.0, repr=False)
+    _started: float | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        self._started = time.monotonic()
+        """Go on, if it does not."""
+        if self._started is None:
+            self._started = time.monotonic()
 
-    def stop(self, tokens: int, attention_share: float) -> None:
-        self.seconds += time.monotonic() - self._started
+    def pause(self) -> None:
+        """Stop, if it goes."""
+        if self._started is not None:
+            self.seconds += time.monotonic() - self._started
+            self._started = None
+
+    def count(self, tokens: int, attention_share: float) -> None:
+        """Account for one step."""
         self.tokens += tokens
         self.num_steps += 1
         self.attention_share += (attention_share - self.attention_share) * tokens / self.tokens

@@ -10,15 +10,15 @@ from megatron.config import Config
 from megatron.data.consumption import consumption
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader
-from megatron.errors import TrainingError
 from megatron.logging import get_logger
+from megatron.training.account import Account
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
-from megatron.training.metrics import Interval, MetricsWriter
+from megatron.training.metrics import MetricsWriter
 from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
-from megatron.training.step import StepParts, StepResult, train_step
-from megatron.training.throughput import Clock, Throughput
+from megatron.training.step import PendingStep, StepParts, train_step
+from megatron.training.throughput import Throughput
 
 logger = get_logger(__name__)
 
@@ -71,10 +71,11 @@ class Run:
 def train(run: Run) -> Outcome:
     """Train until the run is complete or a process is asked to leave; the last step is always saved.
 
-    Collective over the world: every process leaves at the same step.
+    Collective over the world: every process leaves at the same step. Steps are queued; their results are read one
+    step late, or at once where something needs them.
     """
     training, progress = run.config.training, run.progress
-    clock, started, num_lost = Clock(), time.monotonic(), 0
+    account, started = Account(progress), time.monotonic()
     with StopSignals() as signals:
         if progress.iteration == 0:
             _validate(run, run.validation)
@@ -84,23 +85,22 @@ def train(run: Run) -> Outcome:
                 and time.monotonic() - started > 60.0 * training.exit_duration_in_mins
             )
             size = run.batches.size(progress.consumed_samples)
-            clock.start()
-            result = _step(run, size, wants_stop=signals.received is not None or is_overtime)
-            clock.stop(size * run.parts.seq_length, result.attention_share)
+            account.clock.start()
+            step = _step(run, size, wants_stop=signals.received is not None or is_overtime)
             progress.advance(size)
-            progress.interval.add(result.loss, result.is_skipped)
-            num_lost = num_lost + 1 if result.is_lost else 0
-            _check_health(num_lost, progress.iteration)
-            if progress.iteration % run.config.logging.log_interval == 0 or run.is_complete:
-                _log(run, result, clock)
-                progress.interval, clock = Interval(), Clock()
-            if progress.iteration % training.eval_interval == 0 or run.is_complete:
+            account.add(step, size * run.parts.seq_length)
+            account.read_earlier()
+            is_exit = _is_multiple(progress.iteration, training.exit_interval)
+            if not (is_exit or account.should_stop or _needs_result(run)):
+                continue
+            account.read_all()
+            should_leave = is_exit or account.should_stop
+            if _is_multiple(progress.iteration, run.config.logging.log_interval) or run.is_complete:
+                _log(run, account)
+            account.clock.pause()
+            if _is_multiple(progress.iteration, training.eval_interval) or run.is_complete:
                 _log_sources(run)
                 _validate(run, run.validation)
-            should_leave = result.should_stop or (
-                training.exit_interval is not None
-                and progress.iteration % training.exit_interval == 0
-            )
             run.saver.save_if_due(progress, is_last=run.is_complete or should_leave)
             if run.is_complete:
                 _validate(run, run.test)
@@ -110,17 +110,19 @@ def train(run: Run) -> Outcome:
     return "finished"
 
 
-MAX_LOST_STEPS = 20  # in a row; a divergence does not heal, and every step of it costs data
+def _is_multiple(iteration: int, interval: int | None) -> bool:
+    return interval is not None and iteration % interval == 0
 
 
-def _check_health(num_lost: int, iteration: int) -> None:
-    """Raise TrainingError, on every process alike, when step after step is lost."""
-    if num_lost >= MAX_LOST_STEPS:
-        raise TrainingError(
-            f"the gradients of the last {num_lost} steps, up to step {iteration}, were not finite: "
-            f"the weights did not change in them. Restart from an earlier checkpoint with a lower "
-            f"--lr or another --seed (--no-load-rng), and look at the data of these steps"
-        )
+def _needs_result(run: Run) -> bool:
+    """Say whether the step just queued is logged, validated or saved, or the last one."""
+    config = run.config
+    intervals = (
+        config.logging.log_interval,
+        config.training.eval_interval,
+        config.checkpoint.save_interval,
+    )
+    return run.is_complete or any(_is_multiple(run.progress.iteration, n) for n in intervals)
 
 
 def _how_to_continue(config: Config) -> str:
@@ -132,23 +134,16 @@ def _how_to_continue(config: Config) -> str:
     return "the same command continues"
 
 
-def _step(run: Run, size: int, *, wants_stop: bool) -> StepResult:
-    """Read a global batch of size samples and take one step with it."""
+def _step(run: Run, size: int, *, wants_stop: bool) -> PendingStep:
+    """Read a global batch of size samples and queue one step with it."""
     consumed = run.progress.consumed_samples
-    batch = run.loader.batch(consumed, size).to(run.parts.context.device)
-    result = train_step(
+    return train_step(
         run.parts,
-        batch,
+        run.loader.batch(consumed, size),
         consumed_samples=consumed,
         global_batch_size=size,
         wants_stop=wants_stop,
     )
-    if result.is_skipped:
-        logger.info(
-            f"step {run.progress.iteration + 1}: gradients are not finite (loss {result.loss}); "
-            f"weights unchanged, next loss scale {run.parts.loss_scale.scale:g}"
-        )
-    return result
 
 
 def _validate(run: Run, validation: Validation) -> None:
@@ -165,21 +160,25 @@ def _log_sources(run: Run) -> None:
         )
 
 
-def _log(run: Run, result: StepResult, clock: Clock) -> None:
+def _log(run: Run, account: Account) -> None:
+    """Write the line of the steps since the last one, all of which have been read; begin the next one's."""
+    progress, result, clock = run.progress, account.last, account.clock
+    interval = progress.interval
+    clock.pause()
+    account.begin_interval()
     if run.writer is None:
         return
-    progress = run.progress
     run.writer.training(
         {
             "iteration": progress.iteration,
             "consumed_samples": progress.consumed_samples,
             "consumed_tokens": progress.consumed_samples * run.parts.seq_length,
-            "lm_loss": progress.interval.mean_loss,
+            "lm_loss": interval.mean_loss,
             "grad_norm": result.gradient_norm,
             "learning_rate": result.learning_rate,
             "step_time_s": clock.seconds / clock.num_steps,
             **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
-            "skipped": progress.interval.num_skipped,
+            "skipped": interval.num_skipped,
         },
         total_iterations=run.total_iterations,
     )

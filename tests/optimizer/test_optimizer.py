@@ -49,7 +49,7 @@ def _sharded_steps(rank: int) -> tuple[dict[str, torch.Tensor], float]:
         optimizer.step(
             learning_rate=0.01 / (number + 1),
             weight_decay=0.1,
-            gradient_factor=torch.tensor(clip_factor(norm, 1.0)),
+            gradient_factor=clip_factor(squares.sqrt(), 1.0).float(),
         )
     assert optimizer.num_steps == 3
     whole = {name: parameter.full_tensor() for name, parameter in parameters.items()}
@@ -173,11 +173,12 @@ def test_norm_and_step_of_dtensors_on_a_gpu_equal_torch(world):
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_clip_factor_scales_down_only():
-    assert clip_factor(0.5, 1.0) == 1.0
-    assert clip_factor(4.0, 1.0) == pytest.approx(0.25, rel=1e-6)
-    assert clip_factor(4.0, 0.0) == 1.0
-    assert clip_factor(0.0, 1.0) == 1.0
+@pytest.mark.parametrize(
+    ("norm", "clip_grad", "factor"),
+    [(0.5, 1.0, 1.0), (3.0, 0.7, 0.7 / (3.0 + 1e-6)), (4.0, 0.0, 1.0), (0.0, 1.0, 1.0)],
+)
+def test_clip_factor_scales_down_only(norm, clip_grad, factor):
+    assert clip_factor(torch.tensor(norm, dtype=torch.float64), clip_grad) == factor
 
 
 def test_loss_scale_halves_after_hysteresis_and_doubles_after_window():

@@ -245,7 +245,7 @@ def observe(flags: str) -> Trace:
                 consumed_samples=consumed,
                 global_batch_size=GLOBAL_BATCH,
                 wants_stop=False,
-            )
+            ).read()
         )
     run.close()
     return Trace(

@@ -100,10 +100,8 @@ def test_throughput_counts_each_gpu():
 
 def test_clock_weighs_the_share_of_attention_by_tokens():
     clock = Clock()
-    clock.start()
-    clock.stop(300, 0.5)
-    clock.start()
-    clock.stop(100, 0.1)
+    clock.count(300, 0.5)
+    clock.count(100, 0.1)
     assert (clock.tokens, clock.num_steps) == (400, 2)
     assert clock.attention_share == pytest.approx(0.4)
 

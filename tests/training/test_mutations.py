@@ -22,12 +22,17 @@ CONTEXT_PARALLEL = f"{PARALLEL}/context_parallel.py"
 TAKEN_AWAY = {
     Cell(1, "alone", "multihead", "accumulation"): [
         ("factor of the loss", PIPELINE, "(loss * loss_factor).backward()", "loss.backward()"),
-        ("loss scale in the gradients", STEP, "num_tokens / scale if", "num_tokens if"),
+        (
+            "loss scale in the gradients",
+            STEP,
+            "torch.full_like(correction, scale)",
+            "torch.ones_like(correction)",
+        ),
         (
             "tokens that carry loss",
             STEP,
-            "num_positions / num_tokens / scale if",
-            "1.0 / scale if",
+            "torch.full_like(num_tokens, num_positions) / num_tokens",
+            "torch.ones_like(num_tokens)",
         ),
     ],
     Cell(2, "TP2", "multihead", "FIM"): [
@@ -76,13 +81,13 @@ TAKEN_AWAY = {
         (
             "tokens counted once by a tensor parallel group",
             STEP,
-            "[num_tokens / context.tp_size,",
+            "[num_tokens / tp_size,",
             "[num_tokens,",
         ),
         (
             "loss counted once by a tensor parallel group",
             STEP,
-            "loss_sum.double() / context.tp_size",
+            "loss_sum.double() / tp_size",
             "loss_sum.double()",
         ),
         (

@@ -62,7 +62,7 @@ def _step(run: Run, parts: StepParts, step: int, *, is_poisoned: bool = False):
     batch = Batch(tokens[rows], labels[rows], mask[rows], torch.tensor(numbers))
     return train_step(
         parts, batch, consumed_samples=consumed, global_batch_size=NUM_SEQUENCES, wants_stop=False
-    )
+    ).read()
 
 
 def _whole(run: Run) -> dict[str, torch.Tensor]:

@@ -1,0 +1,90 @@
+"""The account of a run's steps: each one's result read once and in order, as late as nobody misses it.
+
+The result of a step is read when the next one has been queued, so that a GPU has work while Python looks at what it
+did. Every process reads the same results at the same steps. Knows nothing of how a step is taken or where numbers go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from megatron.errors import TrainingError
+from megatron.logging import get_logger
+from megatron.training.metrics import Interval
+from megatron.training.run_state import Progress
+from megatron.training.step import PendingStep, StepResult
+from megatron.training.throughput import Clock
+
+logger = get_logger(__name__)
+
+MAX_LOST_STEPS = 20  # in a row; a divergence does not heal, and every step of it costs data
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step that was queued."""
+
+    iteration: int
+    num_tokens: int
+    step: PendingStep
+
+
+class Account:
+    """Takes the results of steps into the progress of a run."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Keep progress.interval, which holds the steps that were read and no others."""
+        self.clock = Clock()
+        self.should_stop = False  # some process was asked to, in a step that was read
+        self._progress = progress
+        self._pending: deque[Entry] = deque()
+        self._last: StepResult | None = None
+        self._num_lost = 0  # in a row
+
+    @property
+    def last(self) -> StepResult:
+        """The result that was read last."""
+        assert self._last is not None
+        return self._last
+
+    def add(self, step: PendingStep, num_tokens: int) -> None:
+        """Enter the step that progress has just been advanced by."""
+        self._pending.append(Entry(self._progress.iteration, num_tokens, step))
+
+    def read_earlier(self) -> None:
+        """Read all steps but the newest, on which the device goes on working. Raises as `read_all`."""
+        while len(self._pending) > 1:
+            self._read(self._pending.popleft())
+
+    def read_all(self) -> None:
+        """Read every step. Synchronises the device.
+
+        Raises TrainingError, on every process alike, when step after step is lost.
+        """
+        while self._pending:
+            self._read(self._pending.popleft())
+
+    def begin_interval(self) -> None:
+        """Forget what was logged."""
+        self._progress.interval, self.clock = Interval(), Clock()
+        self.clock.start()
+
+    def _read(self, entry: Entry) -> None:
+        result = entry.step.read()
+        self._last = result
+        self.should_stop = self.should_stop or result.should_stop
+        self.clock.count(entry.num_tokens, result.attention_share)
+        self._progress.interval.add(result.loss, result.is_skipped)
+        if result.is_skipped:
+            logger.info(
+                f"step {entry.iteration}: gradients are not finite (loss {result.loss}); "
+                f"weights unchanged, next loss scale {result.next_loss_scale:g}"
+            )
+        self._num_lost = self._num_lost + 1 if result.is_lost else 0
+        if self._num_lost >= MAX_LOST_STEPS:
+            raise TrainingError(
+                f"the gradients of the last {self._num_lost} steps, up to step {entry.iteration}, were not "
+                f"finite: the weights did not change in them. Restart from an earlier checkpoint with a lower "
+                f"--lr or another --seed (--no-load-rng), and look at the data of these steps"
+            )
