@@ -74,7 +74,7 @@ SHAPES = {
     ),
     "110m": Shape(
         "GPT-2's smallest, for a CPU",
-        *(12, 768, 12, 1024, 0.036, 6e-4, 0.0),
+        *(12, 768, 12, 1024, 0.036, 6e-4, 0.1),
         micro_batch_size=1,
         num_micro_batches=1,
         num_workers=0,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron.benchmark.stopwatch import Stopwatch
 from megatron.parallel.pipeline import Batch, Pipeline
-from megatron.training.step import StepParts, StepResult, train_step
+from megatron.training.step import PendingStep, StepParts, StepResult, train_step
 from megatron.training.train import Run
 
 
@@ -32,7 +32,7 @@ class TimedSteps:
     attention_share: float  # mean, as in `StepResult`
 
 
-def take_step(run: Run, parts: StepParts | None = None) -> tuple[Any, float]:
+def take_step(run: Run, parts: StepParts | None = None) -> tuple[PendingStep, float]:
     """Queue the next step of a run; give it, and the seconds that the host waited for its batch."""
     size = run.batches.size(run.progress.consumed_samples)
     consumed = run.progress.consumed_samples
@@ -50,25 +50,20 @@ def take_step(run: Run, parts: StepParts | None = None) -> tuple[Any, float]:
     return step, waited
 
 
-def read(step: Any) -> StepResult:
-    """Wait for a step and say what it did."""
-    return step if isinstance(step, StepResult) else step.read()
-
-
 def time_steps(run: Run, num_steps: int) -> TimedSteps:
     """Take steps and time each; as in training, one step's result is read once the next is queued. Collective."""
     stopwatch = Stopwatch(run.parts.context.device)
-    steps: list[Any] = []
+    steps: list[PendingStep] = []
     results: list[StepResult] = []
     waits: list[float] = []
     stopwatch.mark("start")
     for _ in range(num_steps):
         step, waited = take_step(run)
         stopwatch.mark("step")
-        results += [read(earlier) for earlier in steps[-1:]]
+        results += [earlier.read() for earlier in steps[-1:]]
         steps.append(step)
         waits.append(waited)
-    results += [read(last) for last in steps[-1:]]
+    results += [last.read() for last in steps[-1:]]
     seconds = [seconds for _, seconds in stopwatch.laps()]
     shares = [result.attention_share for result in results]
     return TimedSteps(
