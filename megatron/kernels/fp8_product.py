@@ -52,7 +52,8 @@ class _Product(torch.autograd.Function):
         b, b_scale = _quantize(weight, FORWARD)
         # fast: partial sums of fewer bits, which a forward pass bears and a gradient does not
         out = _multiply(a, a_scale, b, b_scale, x.dtype, fast=x.is_cuda)
-        return out.view(*x.shape[:-1], weight.size(0))
+        # as F.linear shapes its result: no view as autograd counts them, so that it may be overwritten
+        return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], weight.size(0)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -18,8 +18,8 @@ def recompute_in_backward(
     """Free output, which nothing but the autograd graph needs any more, until a gradient reaches its consumers.
 
     compute: gives the same bits again, from tensors that are kept; it runs without autograd, once, and issues its
-    collectives in backward. consumers: every result of an operation that saved output. Does nothing where there is
-    no gradient to come.
+    collectives in backward. consumers: every result of an operation that saved output; one that is overwritten later
+    must not be a view, which would lose its place in the graph. Does nothing where there is no gradient to come.
     """
     if not any(consumer.requires_grad for consumer in consumers):
         return

@@ -46,6 +46,14 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows():
     assert not fp8_product(zeros, weight)[0].isfinite().all()
 
 
+def test_what_it_gives_may_be_overwritten_as_a_product_of_the_library_may():
+    x, weight = torch.randn(4, 3, 32).bfloat16().requires_grad_(), torch.randn(16, 32).bfloat16()
+    out = fp8_product(x, weight)
+    assert not out._is_view()  # fully_shard and recomputation hang hooks on it
+    out.add_(1.0).sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gives_what_a_cpu_gives():
