@@ -7,11 +7,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron import cli
 from megatron.config import Config
 from megatron.errors import ConfigError
-from megatron.options import TokenizerConfig, pad_vocab_size
+from megatron.options import TokenizerConfig
 from megatron.planning.hardware import read_hardware
 
 EXAMPLES = """\
@@ -23,6 +24,8 @@ EXAMPLES = """\
       --train-iters 250000 --vocab-size 49152
   a smaller one on 8 H200, as JSON:
     python tools/plan.py --world-size 8 --hardware h200-141gb --json <the flags of tools/pretrain_gpt.py>
+  which layout of 64 H100s is the fastest for a model and a batch:
+    python tools/plan.py --world-size 64 --hardware h100-80gb --rank-layouts <the same>
   how fast the machine at hand is, its links too, for plans with --hardware mine.yaml:
     torchrun --nproc-per-node 8 tools/plan.py --calibrate mine.yaml <the flags of tools/pretrain_gpt.py>
 
@@ -44,7 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="a100-80gb, h100-80gb, h200-141gb or a YAML file like theirs (default: a100-80gb)",
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--rank-layouts",
+        nargs="?",
+        type=int,
+        const=10,
+        metavar="N",
+        help="plan every layout of the processes instead of the one given, and show the N fastest (default: 10)",
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.add_argument(
         "--pue",
         type=float,
@@ -78,31 +89,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     if args.calibrate is not None:
         return calibrate(args)
-    config = prepare(cli.config_from(args), args.world_size)
-
+    config = fill_in(cli.config_from(args))
     _check_documents(config, args.document_length)
     hardware = read_hardware(args.hardware)
 
     # torch takes seconds to import: a user's mistake does not wait for it.
-    from megatron.planning.memory import plan_ranks
-    from megatron.planning.report import Plan, check_fits, to_json, to_table
-    from megatron.planning.time import plan_run, plan_step
+    from megatron.planning.layouts import complete, rank_layouts
+    from megatron.planning.plan import Question, check_fits, make_plan
+    from megatron.planning.report import ranking_to_json, ranking_to_table, to_json, to_table
 
-    ranks = plan_ranks(config, args.world_size, hardware)
-    step = plan_step(config, args.world_size, hardware, ranks)
-    run = plan_run(config, step, hardware, pue=args.pue, carbon_intensity=args.carbon_intensity)
-    plan = Plan(config, args.world_size, hardware, ranks, step, run)
-    print(json.dumps(to_json(plan), indent=2) if args.json else to_table(plan))
+    question = Question(
+        args.world_size, hardware, args.document_length, args.pue, args.carbon_intensity
+    )
+    if args.rank_layouts is not None:
+        ranking = rank_layouts(config, question, args.rank_layouts)
+        print(_json(ranking_to_json(ranking)) if args.json else ranking_to_table(ranking))
+        return 0
+    plan = make_plan(complete(config, args.world_size), question)
+    print(_json(to_json(plan)) if args.json else to_table(plan))
     check_fits(plan)
     return 0
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError for this tool's own options."""
     if args.pue < 1.0 or args.carbon_intensity < 0.0:
         raise ConfigError("--pue is at least 1 and --carbon-intensity at least 0")
-    if args.world_size is None and args.calibrate is None:
+    if args.calibrate is None and (args.world_size is None or args.world_size < 1):
         raise ConfigError("--world-size is missing: how many processes the run will have")
+    if args.rank_layouts is not None and args.rank_layouts < 1:
+        raise ConfigError("--rank-layouts shows 1 layout at least")
     if args.calibrate_seconds <= 0.0:
         raise ConfigError("--calibrate-seconds must be above 0")
     if args.document_length is not None and args.document_length < 1:
@@ -111,9 +131,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def calibrate(args: argparse.Namespace) -> int:
     """Measure the machine, compare with what was known of it, and write the file."""
-    config = cli.config_from(args)
-    # of a run as small as its layout allows, unless one is named
-    config = prepare(config, args.world_size or config.parallel.model_parallel_size)
+    config = fill_in(cli.config_from(args))
     _check_documents(config, args.document_length)
 
     import torch.distributed as dist
@@ -122,8 +140,11 @@ def calibrate(args: argparse.Namespace) -> int:
     from megatron.parallel.context import initialize_distributed
     from megatron.parallel.launch import Launch
     from megatron.planning import calibrate as calibration
+    from megatron.planning.layouts import complete
     from megatron.training.throughput import peak_flops
 
+    # of a run as small as its layout allows, unless one is named
+    config = complete(config, args.world_size or config.parallel.model_parallel_size)
     launch = Launch.from_environment()
     configure(launch.rank)
     calibration.check_target(args.calibrate, may_replace=args.overwrite)
@@ -152,23 +173,14 @@ def _check_documents(config: Config, document_length: int | None) -> None:
         )
 
 
-def prepare(config: Config, world_size: int) -> Config:
-    """Check the options and fill in the vocabulary; data need not be there. ConfigError as a start would."""
+def fill_in(config: Config) -> Config:
+    """Fill in the size of the vocabulary, and data for a check to find: it need not be there."""
     data = config.data
     given = (data.data_path, data.train_data_path, data.train_weighted_split_paths)
     if not any(given) and data.train_weighted_split_paths_path is None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(data, train_data_path=("unread",))
-        )
-    config.check(world_size)
-    size = vocab_size(config.tokenizer)
-    padded = pad_vocab_size(
-        size,
-        config.model.make_vocab_size_divisible_by,
-        config.parallel.tensor_model_parallel_size,
-    )
-    model = dataclasses.replace(config.model, vocab_size=size, padded_vocab_size=padded)
-    return dataclasses.replace(config, model=model)
+        data = dataclasses.replace(data, train_data_path=("unread",))
+    model = dataclasses.replace(config.model, vocab_size=vocab_size(config.tokenizer))
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def vocab_size(config: TokenizerConfig) -> int:

@@ -14,6 +14,9 @@ from torch import Tensor
 from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
 
+# FlashAttention recomputes the scores in its backward pass: five products where forward has two.
+BACKWARD_ATTENTION = 2.5
+
 
 class _FusedAttention(torch.autograd.Function):
     @staticmethod

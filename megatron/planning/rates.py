@@ -18,13 +18,12 @@ from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
 from megatron.kernels.registry import Kernels
 from megatron.model.gpt import choose_model_kernels
+from megatron.planning.attention import BACKWARD_ATTENTION
 from megatron.planning.documents import draw_starts, expected_pairs
 from megatron.planning.kernels import countable
 from megatron.planning.passes import count_call
 from megatron.planning.stopwatch import FEWEST, NUM_WARM_UP, Stopwatch
 
-# FlashAttention recomputes the scores in its backward pass: five products where forward has two.
-BACKWARD_ATTENTION = 2.5
 Call = Callable[[], object]
 Operation = Callable[..., "Tensor | tuple[Tensor, ...]"]
 NUM_CALLS = NUM_WARM_UP + FEWEST  # of an operation, however slow

@@ -1,69 +1,18 @@
-"""A plan as a table for people and as JSON for programs, and the refusal of what does not fit."""
+"""Plans and rankings of layouts as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from megatron.config import Config
-from megatron.errors import ConfigError
 from megatron.model.flops import num_parameters
-from megatron.planning.hardware import Hardware
+from megatron.planning.layouts import Ranking, layout_flags
 from megatron.planning.memory import Components, RankPlan
-from megatron.planning.time import RunCost, StepPlan
+from megatron.planning.plan import GB, Plan
 
 VERSION = 1  # of the JSON
-GB = 1e9
 COLUMNS = [item.name for item in dataclasses.fields(Components)]
-WHAT_TO_CHANGE = {
-    "parameters": "give --use-distributed-optimizer, or raise --tensor-model-parallel-size or "
-    "--pipeline-model-parallel-size",
-    "gathered": "raise --tensor-model-parallel-size or --pipeline-model-parallel-size",
-    "gradients": "raise --tensor-model-parallel-size or --pipeline-model-parallel-size",
-    "optimizer": "give --use-distributed-optimizer, or raise --tensor-model-parallel-size or "
-    "--pipeline-model-parallel-size",
-    "activations": "lower --micro-batch-size, give --sequence-parallel or --recompute-granularity full, or raise "
-    "--tensor-model-parallel-size",
-    "logits": "lower --micro-batch-size or raise --tensor-model-parallel-size",
-    "buffers": "lower --micro-batch-size or give --sequence-parallel",
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is known of a run before it starts."""
-
-    config: Config
-    world_size: int
-    hardware: Hardware
-    ranks: Sequence[RankPlan]
-    step: StepPlan
-    run: RunCost
-
-    @property
-    def fullest(self) -> RankPlan:
-        return max(self.ranks, key=lambda rank: rank.components.total)
-
-    @property
-    def room(self) -> float:
-        """Bytes of a device that tensors can have."""
-        return self.hardware.memory_bytes - self.hardware.reserved_bytes
-
-
-def check_fits(plan: Plan) -> None:
-    """Raise ConfigError if a rank needs more than a device has, naming what is largest and what to change."""
-    rank = plan.fullest
-    needed = rank.components.total
-    if needed <= plan.room:
-        return
-    largest = rank.components.largest
-    raise ConfigError(
-        f"pipeline rank {rank.pp_rank} needs {needed / GB:.1f} GB and {plan.hardware.name} has "
-        f"{plan.room / GB:.1f} GB for tensors; the largest part is {largest}, "
-        f"{getattr(rank.components, largest) / GB:.1f} GB: {WHAT_TO_CHANGE[largest]}"
-    )
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -74,7 +23,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "world_size": plan.world_size,
         "hardware": plan.hardware.name,
         "parameters": num_parameters(plan.config.model),
-        "fits": plan.fullest.components.total <= plan.room,
+        "fits": plan.fits,
         "room_bytes": plan.room,
         "ranks": [_rank_json(rank) for rank in plan.ranks],
         "step": {
@@ -130,8 +79,7 @@ def _memory_lines(plan: Plan) -> list[str]:
                 *(f"{amount / GB:.2f}" for amount in [*amounts, rank.components.total]),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines = _columns(rows)
     share = plan.fullest.components.total / plan.room
     return [
         f"memory of a process of each pipeline rank at its fullest, GB, on {plan.hardware.name}",
@@ -167,3 +115,68 @@ def _run_lines(plan: Plan) -> list[str]:
         f"run (modelled)   {run.tokens:,} tokens in {run.steps:,.0f} steps: {run.days:.1f} days, "
         f"{run.device_hours:,.0f} device-hours, {energy}",
     ]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay cells out in columns, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+
+def ranking_to_json(ranking: Ranking) -> dict[str, Any]:
+    """Give a ranking as plain JSON values: the plan of every layout in it, and the flags that make it."""
+    return {
+        "version": VERSION,
+        "num_layouts": ranking.num_layouts,
+        "refused": dict(ranking.refused),
+        "layouts": [{"flags": layout_flags(p.config), **to_json(p)} for p in ranking.best],
+    }
+
+
+RANKING_HEADER = (
+    *("", "tp", "cp", "pp", "dp", "micro-batch", "schedule", "recompute", "GB"),
+    *("idle", "step s", "tokens/s", "a device", "MFU full", "device-hours"),
+)
+
+
+def ranking_to_table(ranking: Ranking) -> str:
+    """Lay a ranking out for a terminal, with the flags of the first and why others were refused."""
+    rows = [RANKING_HEADER, *(_row(i, plan) for i, plan in enumerate(ranking.best, 1))]
+    first = ranking.best[0]
+    num_refused = sum(ranking.refused.values())
+    return "\n".join(
+        [
+            f"{ranking.num_layouts:,} layouts over {first.world_size:,} {first.hardware.name}, "
+            f"{ranking.num_layouts - num_refused:,} fit; the fastest by the model:",
+            *_columns(rows),
+            f"the first by flags: {' '.join(layout_flags(first.config))}",
+            f"refused: {num_refused:,}",
+            *(f"{count:8,}  {reason}" for reason, count in ranking.refused.most_common()),
+        ]
+    )
+
+
+def _row(number: int, plan: Plan) -> tuple[str, ...]:
+    parallel, model, step = plan.config.parallel, plan.config.model, plan.step
+    schedule = "" if parallel.pipeline_model_parallel_size == 1 else "1f1b"
+    if parallel.num_virtual_stages_per_pipeline_rank is not None:
+        schedule = f"interleaved {parallel.num_virtual_stages_per_pipeline_rank}"
+    elif parallel.has_stages_in_v:
+        schedule = parallel.pipeline_schedule
+    return (
+        str(number),
+        str(parallel.tensor_model_parallel_size),
+        str(parallel.context_parallel_size),
+        str(parallel.pipeline_model_parallel_size),
+        str(parallel.data_parallel_size(plan.world_size)),
+        str(plan.config.training.micro_batch_size),
+        schedule,
+        "+".join(model.recompute_modules or ()) or model.recompute_granularity or "none",
+        f"{plan.fullest.components.total / GB:.1f}",
+        f"{step.bubble:.1%}",
+        f"{step.seconds:.3f}",
+        f"{step.tokens_per_second:,.0f}",
+        f"{step.tokens_per_second / plan.world_size:,.0f}",
+        f"{step.mfu_full:.1%}",
+        f"{plan.run.device_hours:,.0f}",
+    )

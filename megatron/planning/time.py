@@ -16,15 +16,13 @@ import torch
 from megatron.config import Config
 from megatron.errors import ConfigError
 from megatron.model.flops import FlopsPerToken, attended_pairs, flops_per_token
-from megatron.planning.attention import fused_attention
+from megatron.planning.attention import BACKWARD_ATTENTION, fused_attention
+from megatron.planning.documents import expected_pairs
 from megatron.planning.hardware import Hardware
 from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.memory import RankPlan
 from megatron.planning.order import Kind, Timeline, run_passes
 from megatron.planning.stage import FP32_BYTES, StagePlan, hidden_bytes, moment_bytes
-
-# FlashAttention recomputes the scores in its backward pass: five products where forward has two.
-BACKWARD_ATTENTION = 2.5
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class StepPlan:
     tokens: int
     world_size: int
     flops: FlopsPerToken
+    attention_share: float  # that documents leave of the pairs of whole samples
     peak_flops: float
 
     @property
@@ -78,7 +77,7 @@ class StepPlan:
 
     @property
     def mfu_causal(self) -> float:
-        return self._mfu(self.flops.causal)
+        return self._mfu(self.flops.within_documents(self.attention_share))
 
     def _mfu(self, flops: float) -> float:
         return self.tokens_per_second * flops / self.world_size / self.peak_flops
@@ -97,15 +96,21 @@ class RunCost:
 
 
 def plan_step(
-    config: Config, world_size: int, hardware: Hardware, ranks: Sequence[RankPlan]
+    config: Config,
+    world_size: int,
+    hardware: Hardware,
+    ranks: Sequence[RankPlan],
+    document_length: int | None = None,
 ) -> StepPlan:
-    """Model a step of planned ranks."""
+    """Model a step of planned ranks. document_length: mean of those that do not see each other, None: samples."""
+    length, window = config.data.seq_length, config.model.window_size
+    pairs = expected_pairs(length, document_length, window)
     forward: dict[int, PassTime] = {}
     backward: dict[int, PassTime] = {}
     for rank in ranks:
         for plan in rank.stages:
-            forward[plan.stage.index] = _pass_time(config, hardware, plan, is_forward=True)
-            backward[plan.stage.index] = _pass_time(config, hardware, plan, is_forward=False)
+            forward[plan.stage.index] = _pass_time(config, hardware, plan, pairs, is_forward=True)
+            backward[plan.stage.index] = _pass_time(config, hardware, plan, pairs, is_forward=False)
     traffic = _traffic(config, world_size, hardware, ranks)
     by_axis = {one.axis: one for one in traffic}
     timeline = _timeline(config, world_size, hardware, ranks, forward, backward)
@@ -122,7 +127,8 @@ def plan_step(
         backward=backward,
         tokens=batch * config.data.seq_length,
         world_size=world_size,
-        flops=flops_per_token(config.model, config.data.seq_length),
+        flops=flops_per_token(config.model, length),
+        attention_share=pairs / attended_pairs(length, window),
         peak_flops=_peak(config, hardware),
     )
 
@@ -161,9 +167,9 @@ def _peak(config: Config, hardware: Hardware) -> float:
 
 
 def _pass_time(
-    config: Config, hardware: Hardware, plan: StagePlan, *, is_forward: bool
+    config: Config, hardware: Hardware, plan: StagePlan, pairs: float, *, is_forward: bool
 ) -> PassTime:
-    """Time a micro-batch's pass through one stage."""
+    """Time a micro-batch's pass through one stage. pairs: of positions of a sample, as `attended_pairs` counts."""
     work = plan.one_pass.forward if is_forward else plan.one_pass.backward
     peak, efficiency = _peak(config, hardware), hardware.efficiency
     bandwidth = hardware.memory_bandwidth * efficiency.memory
@@ -174,7 +180,7 @@ def _pass_time(
     products = max(work.product_flops / (peak * efficiency.product), work.product_bytes / bandwidth)
     return PassTime(
         products,
-        _attention_seconds(config, hardware, len(plan.stage.layers), is_forward=is_forward),
+        _attention_seconds(config, hardware, len(plan.stage.layers), pairs, is_forward=is_forward),
         moved / bandwidth,
         # as much in backward as in forward, but for what a recomputation repeats
         _send_seconds(config, hardware, "tp", sum(plan.moved.values()) / 2)
@@ -183,15 +189,15 @@ def _pass_time(
 
 
 def _attention_seconds(
-    config: Config, hardware: Hardware, num_layers: int, *, is_forward: bool
+    config: Config, hardware: Hardware, num_layers: int, pairs: float, *, is_forward: bool
 ) -> float:
     """Time fused attention of some layers; kernels that keep the scores are counted in products instead."""
-    model, s = config.model, config.data.seq_length
+    model = config.model
     if choose_planned_kernels(config, hardware).attention is not fused_attention:
         return 0.0
     heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
-    pairs = attended_pairs(s, model.window_size) / 2 * config.training.micro_batch_size
-    flops = 4.0 * pairs * heads * model.head_dim * num_layers
+    # a square counts pairs twice, of which causality leaves one; two products of 2 FLOPs a channel
+    flops = 2.0 * pairs * config.training.micro_batch_size * heads * model.head_dim * num_layers
     flops /= config.parallel.context_parallel_size  # shares are cut so that they cost alike
     peak, efficiency = _peak(config, hardware), hardware.efficiency
     forward = flops / (peak * efficiency.attention_forward)

@@ -117,7 +117,7 @@ def test_hardware_of_ones_own_is_checked_field_by_field(tmp_path):
 
 def test_help_shows_two_examples():
     help_text = _run("--help").stdout
-    assert help_text.count("python tools/plan.py") == 2 and "torchrun" in help_text
+    assert help_text.count("python tools/plan.py") == 3 and "torchrun" in help_text
 
 
 SMALL = (
@@ -128,7 +128,7 @@ SMALL = (
 
 def test_a_machine_is_measured_and_planned_with(tmp_path):
     path = tmp_path / "mine.yaml"
-    measure = ("--calibrate", str(path), "--calibrate-seconds", "0.5", *SMALL.split())
+    measure = ("--calibrate", str(path), "--calibrate-seconds", "0.1", *SMALL.split())
     first = _run(*measure)
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[-1].startswith(f"{path}: CPU")
@@ -147,6 +147,31 @@ def test_a_machine_is_measured_and_planned_with(tmp_path):
     replaced = _run(*measure, "--overwrite")
     assert replaced.returncode == 0, replaced.stderr
     assert re.search(r"^share product( +[\d.e-]+){3} *$", replaced.stdout, re.MULTILINE)
+
+
+def test_first_of_a_ranking_is_the_plan_of_its_flags():
+    run = ("--world-size", "4", "--global-batch-size", "8", *SMALL.split(), "--bf16", "--json")
+    result = _run(*run, "--rank-layouts", "3")
+    assert result.returncode == 0, result.stderr
+    ranking = json.loads(result.stdout)
+    assert len(ranking["layouts"]) == 3
+    first = ranking["layouts"][0]
+    alone = _run(*run, *first.pop("flags"))
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout) == first
+
+
+def test_a_ranking_is_shown_with_flags_to_use_and_reasons():
+    result = _run(
+        *("--world-size", "4", "--global-batch-size", "8", "--rank-layouts", *SMALL.split()),
+        *("--hardware", "h200-141gb"),
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"\d+ layouts over 4 H200-SXM-141GB, \d+ fit; .*", lines[0])
+    assert lines[1].split()[:4] == ["tp", "cp", "pp", "dp"] and lines[2].split()[0] == "1"
+    assert any(line.startswith("the first by flags: --tensor-model") for line in lines)
+    assert any(line.startswith("refused: ") for line in lines)
 
 
 @pytest.mark.parametrize(
