@@ -33,7 +33,7 @@ class Progress:
 
     iteration: int = 0
     consumed_samples: int = 0
-    interval: Interval = field(default_factory=Interval)
+    interval: Interval = field(default_factory=Interval)  # of the steps that were read (Account)
 
     def advance(self, num_samples: int) -> None:
         """Account for one step."""
