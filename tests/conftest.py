@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests import shared_memory
 from tests.training.corpus import Corpus, make_corpus
 from tests.world import Worlds
 
@@ -34,6 +35,14 @@ def world() -> Iterator[Worlds]:
     Worlds end with their file, for idle processes cost time too (see tests/grid.py).
     """
     worlds = Worlds()
+    yield worlds
+    worlds.close()
+
+
+@pytest.fixture(scope="module")
+def memory_world() -> Iterator[Worlds]:
+    """The same where collectives take microseconds: through shared memory (tests/shared_memory.py)."""
+    worlds = Worlds(shared_memory.BACKEND)
     yield worlds
     worlds.close()
 

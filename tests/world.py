@@ -1,8 +1,9 @@
 """Worlds of processes for tests: started once a size and test file, then handed one function after another.
 
 A test writes a top-level function `check(rank, *args)` in its own file and calls `world(4).run(check, …)`.
-Every rank runs it in a process of its own that has already joined a gloo group (rendezvous through a file: no
-ports). The ranks' return values come back in order; an exception in any rank fails the test with its traceback.
+Every rank runs it in a process of its own that has already joined a group, of gloo or in shared memory (rendezvous
+through a file: no ports). The ranks' return values come back in order; an exception in any rank fails the test with
+its traceback.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests import shared_memory
+
 TIMEOUT_SECONDS = 120
-PRELOADED = ["tests.training.runs", "tests.model.tiny", "transformers"]
+PRELOADED = ["tests.training.matrix", "tests.model.tiny", "transformers"]
 
 
-def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> None:
+def _serve(rank: int, size: int, backend: str, rendezvous: str, connection: Connection) -> None:
     torch.set_num_threads(1)
+    shared_memory.register()
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{rendezvous}",
         rank=rank,
         world_size=size,
@@ -51,7 +55,7 @@ def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> Non
 class World:
     """`size` processes that stay alive between calls of `run`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, backend: str = "gloo") -> None:
         self.size = size
         # Processes are forked off a server that has imported what they need: it takes seconds for each otherwise.
         context = mp.get_context("forkserver")
@@ -63,7 +67,7 @@ class World:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(rank, size, str(Path(self._folder.name) / "store"), theirs),
+                args=(rank, size, backend, str(Path(self._folder.name) / "store"), theirs),
                 daemon=False,  # a daemon may not have loader processes of its own
             )
             process.start()
@@ -111,12 +115,13 @@ class World:
 class Worlds:
     """One World a size, made when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "gloo") -> None:
+        self._backend = backend
         self._worlds: dict[int, World] = {}
 
     def __call__(self, size: int) -> World:
         if size not in self._worlds or not self._worlds[size].is_alive:
-            self._worlds[size] = World(size)
+            self._worlds[size] = World(size, self._backend)
         return self._worlds[size]
 
     def close(self) -> None:
