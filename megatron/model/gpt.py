@@ -31,6 +31,7 @@ from megatron.parallel.layers import ColumnParallelLinear
 from megatron.parallel.linear_cross_entropy import chunked_linear_cross_entropy
 from megatron.parallel.parameter import Normal, ParameterFactory
 from megatron.parallel.random import derive_key
+from megatron.transfer import to_device
 
 
 def choose_model_kernels(
@@ -226,7 +227,7 @@ class GPTModel(nn.Module):
         if not self.training or not is_active:
             return None
         assert sample_ids is not None, "dropout is keyed by sample: give sample_ids"
-        inside = token_keys(sample_ids.to(positions.device, non_blocking=True), positions)
+        inside = token_keys(to_device(sample_ids, positions.device), positions)
         outside = inside
         if self.region.sequence_parallel:
             outside = inside.chunk(self.region.size)[self.region.rank]
