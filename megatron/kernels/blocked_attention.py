@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
-from megatron.kernels.dropout import drop_mask, head_keys, keep_scale
+from megatron.kernels.dropout import head_keys, keep_, keep_bits, keep_scale
 
 
 def _fold(x: Tensor, num_groups: int) -> Tensor:
@@ -108,17 +108,16 @@ class _Blocks:
             by_position.masked_fill_(hidden[:, None], float("-inf"))
         return torch.softmax(scores, dim=-1, out=scores)
 
-    def drop(self, x: Tensor, block: _Block) -> Tensor:
-        """Drop from a block and scale the rest, as a new tensor; x itself without dropout."""
+    def keep_bits(self, block: _Block, num_keys: int) -> Tensor | None:
+        """Give what dropout leaves of a block's probabilities, as `keep_` takes it; None without dropout."""
         if self.row_keys is None:
-            return x
-        dropped = drop_mask(
+            return None
+        return keep_bits(
             self.row_keys[block.queries],
-            x.size(2),
+            num_keys,
             self.probability,
             first_channel=block.keys.start,
         )
-        return x.mul(keep_scale(self.probability)).masked_fill_(dropped, 0.0)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -147,12 +146,17 @@ class _BlockedAttention(torch.autograd.Function):
         )
         queries = _fold(query * d**-0.5, g)
         keys, values = _fold(key, g), _fold(value, g)  # [b*g, sk, d]
+        if dropout is not None:
+            # here instead of on the probabilities, of which there are many more
+            values = values * keep_scale(dropout.probability)
         out = torch.empty_like(queries)
         for block in blocks:
-            probabilities = blocks.softmax(
-                queries[block.queries], keys[block.columns], block.hidden
-            )
-            out[block.queries] = torch.bmm(blocks.drop(probabilities, block), values[block.columns])
+            key_block = keys[block.columns]
+            probabilities = blocks.softmax(queries[block.queries], key_block, block.hidden)
+            bits = blocks.keep_bits(block, key_block.size(1))
+            if bits is not None:
+                keep_(probabilities, bits)
+            out[block.queries] = torch.bmm(probabilities, values[block.columns])
         ctx.save_for_backward(queries, keys, values)
         ctx.blocks = blocks
         ctx.shape = (sq, b, g, d)
@@ -172,14 +176,19 @@ class _BlockedAttention(torch.autograd.Function):
         for block in blocks:
             query, key = queries[block.queries], keys[block.columns]
             probabilities = blocks.softmax(query, key, block.hidden)
-            kept = blocks.drop(probabilities, block)
+            probability_grad = torch.bmm(grad[block.queries], values[block.columns].transpose(1, 2))
+            kept, bits = probabilities, blocks.keep_bits(block, key.size(1))
+            if bits is not None:
+                kept = keep_(probabilities.clone(), bits)
+                keep_(probability_grad, bits)
             value_grad[block.columns] += torch.bmm(kept.transpose(1, 2), grad[block.queries])
-            kept_grad = torch.bmm(grad[block.queries], values[block.columns].transpose(1, 2))
             score_grad = torch.ops.aten._softmax_backward_data(
-                blocks.drop(kept_grad, block), probabilities, -1, probabilities.dtype
+                probability_grad, probabilities, -1, probabilities.dtype
             )
             query_grad[block.queries] = torch.bmm(score_grad, key)
             key_grad[block.columns] += torch.bmm(score_grad.transpose(1, 2), query)
+        if blocks.row_keys is not None:
+            value_grad *= keep_scale(blocks.probability)
         return (
             _unfold(query_grad.mul_(d**-0.5), sq, g),
             _unfold(key_grad.to(keys.dtype), sk, g),

@@ -17,6 +17,7 @@ _GAMMA = -0x61C8864680B583EB  # 2^64 / golden ratio, odd, as a signed number
 _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # splitmix64's
 _SHIFTS = (30, 27, 31)
 _LEVELS = 1 << 16
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _mix_(z: Tensor) -> Tensor:
@@ -55,11 +56,37 @@ def drop_mask(
     row_keys: Tensor, num_channels: int, probability: float, *, first_channel: int = 0
 ) -> Tensor:
     """Say what is dropped of num_channels channels: row_keys int64 [...] -> bool [..., c], true = dropped."""
+    return _bits(row_keys, num_channels, first_channel) < drop_level(probability)
+
+
+def keep_bits(
+    row_keys: Tensor, num_channels: int, probability: float, *, first_channel: int = 0
+) -> Tensor:
+    """Say the same as `drop_mask` by whole words: int16 [..., c], no bit where it is dropped, all bits elsewhere.
+
+    For `keep_`: on a CPU it takes a tenth of the time that comparisons and bool masks do.
+    """
+    bits, level = _bits(row_keys, num_channels, first_channel), drop_level(probability)
+    # A difference that cannot overflow, whose sign is the answer; `>>` spreads it over the word.
+    if level <= 0:
+        return bits.clamp_(max=level).sub_(level).bitwise_right_shift_(15).bitwise_not_()
+    return bits.clamp_(min=level - 1).neg_().add_(level - 1).bitwise_right_shift_(15)
+
+
+def keep_(x: Tensor, bits: Tensor) -> Tensor:
+    """Set x to 0 where `keep_bits` has no bits, in place; no gradient passes. x [..., c], contiguous, any float."""
+    words = x.view(_WORDS[x.element_size()])
+    words.bitwise_and_(bits.to(words.dtype))
+    return x
+
+
+def _bits(row_keys: Tensor, num_channels: int, first_channel: int) -> Tensor:
+    """Draw 16 bits for each channel: row_keys int64 [...] -> int16 [..., c]."""
     first_word, skipped = divmod(first_channel, 4)
     end_word = -(-(first_channel + num_channels) // 4)
     counter = torch.arange(first_word + 1, end_word + 1, device=row_keys.device).mul_(_GAMMA)
     bits = _mix_(row_keys.unsqueeze(-1) + counter).view(torch.int16)  # [..., 4 words]
-    return bits[..., skipped : skipped + num_channels] < drop_level(probability)
+    return bits[..., skipped : skipped + num_channels]
 
 
 def keep_scale(probability: float) -> float:

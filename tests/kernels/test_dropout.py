@@ -7,6 +7,8 @@ from megatron.kernels.dropout import (
     Dropout,
     drop_mask,
     head_keys,
+    keep_,
+    keep_bits,
     keep_scale,
     site_keys,
     token_keys,
@@ -92,3 +94,23 @@ def test_probability_is_rounded_and_its_scale_exact():
     assert keep_scale(0.1) == 65536 / (65536 - 6554)
     keys = token_keys(torch.arange(4), torch.arange(4))
     assert not drop_mask(keys, 100, 1e-6).any()
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-5, 0.1, 0.499, 0.5, 0.501, 0.9, 0.99999])
+def test_words_of_bits_say_what_the_mask_says(probability):
+    keys = token_keys(torch.arange(3), torch.arange(200))  # [200, 3]
+    for first, count in ((0, 64), (3, 61), (130, 1)):
+        dropped = drop_mask(keys, count, probability, first_channel=first)
+        bits = keep_bits(keys, count, probability, first_channel=first)
+        assert torch.equal(bits, torch.where(dropped, 0, -1).to(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_keeping_changes_nothing_else(dtype):
+    keys = token_keys(torch.arange(2), torch.arange(5))
+    x = torch.randn(5, 2, 17).to(dtype)
+    x[0, 0, 0], x[1, 0, 0] = float("inf"), float("nan")
+    expected = x.masked_fill(drop_mask(keys, 17, 0.5), 0.0)
+    actual = keep_(x, keep_bits(keys, 17, 0.5))
+    assert actual is x
+    assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
