@@ -23,11 +23,11 @@ from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, token_keys
 from megatron.kernels.fp8_product import fp8_product
+from megatron.kernels.linear_product import Product, linear_product
 from megatron.kernels.registry import IMPLEMENTATIONS, OPERATIONS
 from megatron.model.flops import attended_pairs
 from megatron.model.gpt import choose_model_kernels
 from megatron.options import ModelConfig
-from megatron.parallel.layers import Product
 
 EPSILON = 1e-5
 
@@ -325,7 +325,7 @@ def product_cases(size: Size) -> Iterator[Case]:
         what = f"product {name}, {size.num_tokens:,} x {width:,} x {out:,}"
         flops = 2.0 * size.num_tokens * width * out
         work = Work(flops, 2 * flops, "flop")
-        yield Case(what, "reference", work, _product_passes(size, F.linear, width, out))
+        yield Case(what, "reference", work, _product_passes(size, linear_product, width, out))
         if size.device.type != "cuda" or torch.cuda.get_device_capability() < (8, 9):
             yield impossible(what, "fp8", "needs a GPU of compute capability 8.9")
             continue
@@ -338,7 +338,7 @@ def _product_passes(
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
         weight = size.tensor(out, width) * width**-0.5
         return _passes(
-            lambda x, w: [product(x[0], w[0], None)], [size.activations(width)], [weight]
+            lambda x, w: [product(x[0], w[0], None, None)], [size.activations(width)], [weight]
         )
 
     return prepare

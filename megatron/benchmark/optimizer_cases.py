@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from megatron.benchmark.kernel_cases import Size, impossible
 from megatron.benchmark.kernel_timer import Case, Work
 from megatron.kernels import cuda_library
-from megatron.kernels.accumulate import accumulate_
+from megatron.kernels.accumulate import add_product_
 from megatron.kernels.adamw import Rates, Shards, adamw_, fused_adamw_
 from megatron.kernels.square_sum import fused_square_sum, square_sum
 from megatron.model.flops import num_parameters
@@ -20,7 +19,7 @@ from megatron.options import ModelConfig
 
 
 def optimizer_cases(size: Size) -> Iterator[Case]:
-    """Both with fp32 weights and gradients, AdamW with moments in fp32 and in bf16; and adding a gradient up."""
+    """Both with fp32 weights and gradients, AdamW with moments in fp32 and in bf16; and adding gradients up."""
     count = num_parameters(size.model)
     for moments in (torch.float32, torch.bfloat16):
         # reads weight, gradient and both moments, writes all but the gradient
@@ -31,10 +30,7 @@ def optimizer_cases(size: Size) -> Iterator[Case]:
     yield from _two_ways(
         size, "square sum of gradients", traffic, _square_sum(size), square_sum, fused_square_sum
     )
-    what, table = "adding a gradient to its sum in fp32", weight_shapes(size.model)[0]
-    # reads the gradient, reads and writes the sum
-    traffic = Work(float(math.prod(table) * (size.dtype.itemsize + 2 * 4)), 0, "byte")
-    yield from _two_ways(size, what, traffic, _sum(size, table), torch.Tensor.add_, accumulate_)
+    yield from _weight_gradient_cases(size)
 
 
 Prepare = Callable[[Any], Callable[[], object]]
@@ -77,12 +73,23 @@ def _square_sum(size: Size) -> Prepare:
     return prepare
 
 
-def _sum(size: Size, shape: tuple[int, ...]) -> Prepare:
-    def prepare(add: Any) -> Callable[[], object]:
-        (total,), (gradient,) = (_tensors(size, [shape], t) for t in (torch.float32, size.dtype))
-        return lambda: add(total, gradient)
+def _weight_gradient_cases(size: Size) -> Iterator[Case]:
+    """The gradient of the MLP's first weight, added to its sum in fp32: by itself, and by the product that makes it."""
+    rows, h, f = size.num_tokens, size.model.hidden_size, size.model.ffn_size
 
-    return prepare
+    def prepare(add: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        grad, x = _tensors(size, [(rows, f), (rows, h)], size.dtype)
+        total = torch.zeros(f, h, device=size.device)
+        return lambda: add(total, grad.t(), x)
+
+    what, work = "weight gradient into its sum in fp32", Work(2.0 * rows * h * f, 0, "flop")
+    yield Case(
+        what,
+        "reference",
+        work,
+        lambda: (prepare(lambda total, left, right: total.add_(left @ right)), None),
+    )
+    yield Case(what, "fused", work, lambda: (prepare(add_product_), None))
 
 
 def _tensors(size: Size, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:

@@ -1,38 +1,24 @@
-"""Sums in fp32 of what comes in fewer bits: gradients of micro-batches, products of parts of a batch."""
+"""Products of tensors of few bits whose sum is kept in fp32: gradients of micro-batches, of parts of a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from megatron.kernels.cuda_library import dtype_code, launch
 
-
-@torch.library.custom_op("megatron::accumulate_", mutates_args=("total",), device_types="cuda")
-def accumulate_(total: Tensor, gradient: Tensor) -> None:
-    """Add gradient, of any dtype, to total, fp32 and of the same shape; both contiguous (csrc/accumulate.cu)."""
-    assert total.dtype == torch.float32 and total.shape == gradient.shape
-    assert total.is_contiguous() and gradient.is_contiguous()
-    launch("accumulate", total, gradient, dtype_code(gradient.dtype), total.numel())
-
-
-@accumulate_.register_kernel("cpu")
-def _(total: Tensor, gradient: Tensor) -> None:
-    total.add_(gradient)
-
-
-@accumulate_.register_fake
-def _(total: Tensor, gradient: Tensor) -> None:
-    return None
+def product_in_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Compute left [m, k] @ right [k, n] in fp32, of any dtype of floating point; nothing is rounded to it."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # a CPU's own product rounds, and in fp16 is slower
 
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Add left [m, k] @ right [k, n] to total [m, n], fp32; returns it.
-
-    The product of a GPU is never rounded to the dtype of left and right; a CPU's is, once.
-    """
-    if left.dtype == total.dtype:
+    """Add left [m, k] @ right [k, n] to total [m, n], fp32, as `product_in_fp32` computes it; returns total."""
+    if left.dtype == torch.float32:
         return total.addmm_(left, right)
-    if total.device.type == "cuda":
-        return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    return total.add_(left @ right)
+    if left.is_cuda:
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    return total.addmm_(left.float(), right.float())

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron.kernels.linear_product import GradientSum, weight_gradient
+
 FORWARD, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
 
 
@@ -46,8 +48,9 @@ def _multiply(
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gradient_sum: GradientSum | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.gradient_sum = gradient_sum
         a, a_scale = _quantize(x.flatten(0, -2), FORWARD)
         b, b_scale = _quantize(weight, FORWARD)
         # fast: partial sums of fewer bits, which a forward pass bears and a gradient does not
@@ -56,7 +59,7 @@ class _Product(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], weight.size(0)))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         grad_x = grad_weight = None
@@ -66,14 +69,19 @@ class _Product(torch.autograd.Function):
             grad_x = _multiply(a, a_scale, b.t().contiguous(), b_scale, x.dtype, fast=False)
             grad_x = grad_x.view(x.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = rows.t() @ x.flatten(0, -2)
-        return grad_x, grad_weight
+            grad_weight = weight_gradient(rows, x.flatten(0, -2), ctx.gradient_sum)
+        return grad_x, grad_weight, None
 
 
-def fp8_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x W^T + bias as `F.linear` does: x [..., in], weight [out, in], bias [out] -> [..., out].
+def fp8_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gradient_sum: GradientSum | None = None,
+) -> Tensor:
+    """Compute x W^T + bias as `linear_product` does: x [..., in], weight [out, in], bias [out] -> [..., out].
 
     in and out must be multiples of 16. Takes bf16 and fp16 on a GPU (compute capability 8.9, 9.0 and later).
     """
-    out = _Product.apply(x, weight)
+    out = _Product.apply(x, weight, gradient_sum)
     return out if bias is None else out + bias

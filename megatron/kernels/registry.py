@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.errors import ConfigError
@@ -37,6 +36,7 @@ from megatron.kernels.dropout import Dropout
 from megatron.kernels.flash_attention import FlashLibrary, cudnn_attention, flash_attention
 from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
+from megatron.kernels.linear_product import Product, linear_product
 from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
 
 
@@ -101,7 +101,7 @@ class Kernels:
         tuple[Tensor, Tensor],
     ]
     cross_entropy: CrossEntropy
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # with the layers' weights
+    product: Product  # with the layers' weights
     stores_attention_probabilities: bool  # what selective recomputation is there to free
     choices: tuple[Choice, ...]
 
@@ -320,12 +320,10 @@ def _fastest(operation: _Operation, obstacle: str | None, situation: Situation) 
     return ("reference" if operation.compiled is None else "compiled"), reason
 
 
-def _choose_product(
-    situation: Situation,
-) -> tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], Choice]:
+def _choose_product(situation: Situation) -> tuple[Product, Choice]:
     """Choose how the layers' products are computed. ConfigError if --fp8-format asks for what the GPU has not."""
     if not situation.has_fp8:
-        return F.linear, Choice("product", "library", f"{situation.dtype}, the matrix units'")
+        return linear_product, Choice("product", "library", f"{situation.dtype}, the matrix units'")
     if situation.capability is not None and situation.capability < (8, 9):
         major, minor = situation.capability
         raise ConfigError(

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import site_keys
+from megatron.kernels.linear_product import Product
 from megatron.kernels.registry import Kernels
 from megatron.kernels.rotary import Rotation
 from megatron.model.mlp import output_initial
@@ -29,7 +30,6 @@ from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.layers import (
     ColumnParallelLinear,
     PartialGradientLinear,
-    Product,
     RowParallelLinear,
 )
 from megatron.parallel.parameter import Normal, ParameterFactory
@@ -202,8 +202,10 @@ class SelfAttention(nn.Module):
 
     def _repeat(self, x: Tensor) -> Tensor:
         """Repeat key or value heads, [s, b, g, d], so that all serve equally many query heads."""
-        repeats = torch.tensor(self.share.repeats, device=x.device)
-        return x.repeat_interleave(repeats, dim=2, output_size=sum(self.share.repeats or ()))
+        assert self.share.repeats is not None
+        groups = zip(x.split(1, dim=2), self.share.repeats, strict=True)
+        # counts stay Python's: a tensor of them would have to be copied to the device
+        return torch.cat([head.expand(-1, -1, count, -1) for head, count in groups], dim=2)
 
     def _attend(
         self,

@@ -29,6 +29,11 @@ class PrecisionConfig:
     accumulate_allreduce_grads_in_fp32: bool = option(
         False, "always so here; accepted for Megatron's command lines"
     )
+    no_gradient_accumulation_fusion: bool = option(
+        False,
+        "with --bf16 or --fp16, round each micro-batch's gradients of the layers' weights before they are added up in "
+        "fp32, instead of adding them in the products that make them",
+    )
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16", "float16"]:

@@ -7,13 +7,18 @@ several instances, a part of them; without it that axis has size 1 and the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
+from megatron.errors import ConfigError
+from megatron.kernels.accumulate import add_product_, product_in_fp32
 from megatron.parallel.context import ParallelContext
+from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 
 def shard_data_parallel(
@@ -85,8 +90,74 @@ def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
 
 def accumulate_in_fp32(model: nn.Module) -> None:
     """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
+    for group in _groups(model):
+        if not group.reduce_grads:
+            group.post_backward()
+
+
+def fuse_gradient_accumulation(model: nn.Module) -> None:
+    """Let the products of a wrapped model add gradients of weights to `fully_shard`'s own fp32 sums over micro-batches.
+
+    Of weights whose gradient needs no sum over tp. Each backward pass has to compute all gradients at once.
+    """
+    layers = {
+        module.weight: module
+        for module in model.modules()
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear)
+    }
+    for group in _groups(model):
+        _check_sums(group)
+        for parameter in group.fsdp_params:
+            layer = layers.get(parameter.sharded_param)
+            if layer is not None:
+                layer.gradient_sum = _StepSum(group, parameter)
+
+
+class _StepSum:
+    """The gradient of one weight over the micro-batches of a step, which the last one's backward reduces and lets go.
+
+    It is `fully_shard`'s own: what it casts gradients to fp32 for and adds them to, where autograd hands it some. The
+    only micro-batch of a step leaves its gradient to autograd, for there is nothing to add it to.
+    """
+
+    def __init__(self, group: Any, parameter: Any) -> None:
+        # Any: torch's FSDPParamGroup and FSDPParam
+        self._group = group
+        self._parameter = parameter
+
+    def add(self, grad: Tensor, x: Tensor) -> bool:
+        """Add grad^T x, of grad [r, out/t] and x [r, in]; False in the only backward pass of a step."""
+        total = self._parameter.unsharded_accumulated_grad
+        if total is not None:
+            add_product_(total.to_local(), grad.t(), x)
+            return True
+        if self._group.reduce_grads:
+            return False
+        weight = self._parameter.unsharded_param
+        self._parameter.unsharded_accumulated_grad = DTensor.from_local(
+            product_in_fp32(grad.t(), x), weight.device_mesh, weight.placements, run_check=False
+        )
+        return True
+
+
+def _groups(model: nn.Module) -> Iterator[Any]:
+    """Give what `fully_shard` made of a model's parts: groups of parameters (torch's FSDPParamGroup)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             group = module._get_fsdp_state()._fsdp_param_group
-            if group is not None and not group.reduce_grads:
-                group.post_backward()
+            if group is not None:
+                yield group
+
+
+def _check_sums(group: Any) -> None:
+    """Raise ConfigError unless torch keeps its sums where it did when this was written (2.11 to 2.13)."""
+    has_sums = hasattr(group, "reduce_grads") and all(
+        hasattr(parameter, name)
+        for parameter in getattr(group, "fsdp_params", [None])
+        for name in ("sharded_param", "unsharded_accumulated_grad")
+    )
+    if not has_sums:
+        raise ConfigError(
+            f"torch {torch.__version__} does not keep the sums of gradients where 2.11 to 2.13 do; give "
+            "--no-gradient-accumulation-fusion, or take one of these"
+        )

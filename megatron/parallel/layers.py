@@ -6,21 +6,17 @@ layers share an input. Weights have torch's layout, [out, in]. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard
 
+from megatron.kernels.linear_product import GradientSum, Product, linear_product
 from megatron.parallel.collectives import (
     TensorParallelRegion,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.parallel.parameter import Constant, Normal, ParameterFactory, local_tensor
-
-# x [..., in], weight [out, in], bias [out] or None -> [..., out], as F.linear
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -37,10 +33,11 @@ class ColumnParallelLinear(nn.Module):
         *,
         initial: Normal,
         has_bias: bool,
-        product: Product = F.linear,
+        product: Product = linear_product,
     ) -> None:
         super().__init__()
         self.product = product
+        self.gradient_sum: GradientSum | None = None  # of the weight, if any is kept
         self.weight = parameters.create("weight", (out_size, in_size), Shard(0), initial)
         self.bias = (
             parameters.create("bias", (out_size,), Shard(0), Constant(0.0)) if has_bias else None
@@ -56,11 +53,11 @@ class ColumnParallelLinear(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         """Compute x A_i^T without the bias: [s, b, in] -> [s, b, out/t]."""
-        return self.product(x, self.local_weight(), None)
+        return self.product(x, self.local_weight(), None, self.gradient_sum)
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, in] -> [s, b, out/t]"""
-        return self.product(x, self.local_weight(), self.local_bias())
+        return self.product(x, self.local_weight(), self.local_bias(), self.gradient_sum)
 
 
 class RowParallelLinear(nn.Module):
@@ -78,11 +75,12 @@ class RowParallelLinear(nn.Module):
         *,
         initial: Normal,
         has_bias: bool,
-        product: Product = F.linear,
+        product: Product = linear_product,
     ) -> None:
         super().__init__()
         self.region = region
         self.product = product
+        self.gradient_sum: GradientSum | None = None  # of the weight, if any is kept
         self.weight = parameters.create("weight", (out_size, in_size), Shard(1), initial)
         self.bias = (
             parameters.create("bias", (out_size,), Replicate(), Constant(0.0)) if has_bias else None
@@ -90,7 +88,8 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """[s, b, in/t] -> [s, b, out] or [s/t, b, out], and the bias [out]. Collective over tp."""
-        out = self.region.leave(self.product(x, local_tensor(self.weight, Shard(1)), None))
+        weight = local_tensor(self.weight, Shard(1))
+        out = self.region.leave(self.product(x, weight, None, self.gradient_sum))
         if self.bias is None:
             return out, None
         return out, local_tensor(self.bias, self.region.outside_grad)
@@ -112,7 +111,7 @@ class PartialGradientLinear(nn.Module):
         initial: Normal,
         has_bias: bool,
         rows: slice,
-        product: Product = F.linear,
+        product: Product = linear_product,
     ) -> None:
         super().__init__()
         self.region = region
@@ -129,7 +128,7 @@ class PartialGradientLinear(nn.Module):
         bias = None
         if self.bias is not None:
             bias = local_tensor(self.bias, self.region.inside_grad)[self.rows]
-        return self.product(x, weight, bias)
+        return self.product(x, weight, bias, None)
 
 
 class VocabParallelEmbedding(nn.Module):

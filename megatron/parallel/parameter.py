@@ -2,13 +2,14 @@
 
 A parameter is an fp32 `DTensor` over the tensor parallel axis, also where that has one process, so that data
 parallelism, optimizer, clipping and checkpoints read from it how it is sharded. How its gradient is reduced is said
-where it is used: `to_local(grad_placements=…)`. Weight decay follows from the shape: matrices decay, vectors do not.
+where it is used: `local_tensor`. Weight decay follows from the shape: matrices decay, vectors do not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,23 @@ class ParameterFactory:
         )
 
 
+class _LocalTensor(torch.autograd.Function):
+    """As `DTensor.to_local`, which in torch 2.11 makes zeros of a gradient that does not come this way."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: DTensor, grad_placement: Placement) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.mesh, ctx.grad_placement = parameter.device_mesh, grad_placement
+        local: Tensor = parameter.to_local()
+        return local.view_as(local)  # autograd's own, for others may hold the parameter's
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        return DTensor.from_local(grad, ctx.mesh, [ctx.grad_placement], run_check=False), None
+
+
 def local_tensor(parameter: Tensor, grad_placement: Placement) -> Tensor:
     """Give this process's part of a parameter, and say how its gradient lies over tp.
 
@@ -99,4 +117,5 @@ def local_tensor(parameter: Tensor, grad_placement: Placement) -> Tensor:
     which the reader of the gradient does (`fully_shard` does).
     """
     assert isinstance(parameter, DTensor)
-    return parameter.to_local(grad_placements=[grad_placement])
+    local: Tensor = _LocalTensor.apply(parameter, grad_placement)
+    return local

@@ -14,7 +14,7 @@ from megatron.checkpoint.layout import CONFIG_FILE
 from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
-from megatron.kernels.registry import Kernels
+from megatron.kernels.registry import Choice, Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
@@ -22,7 +22,7 @@ from megatron.model.gpt import GPTModel, choose_model_kernels
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.parallel.context import ParallelContext, initialize_distributed
-from megatron.parallel.data_parallel import shard_data_parallel
+from megatron.parallel.data_parallel import fuse_gradient_accumulation, shard_data_parallel
 from megatron.parallel.launch import Launch
 from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
 from megatron.training.batch_schedule import BatchSchedule
@@ -61,13 +61,16 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     config = inputs.config
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
-    for choice in kernels.choices:
+    accumulation = _choose_accumulation(config)
+    for choice in (*kernels.choices, accumulation):
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules: list[nn.Module] = []
     for stage in stages:
         module = _build_stage(config, context, stage, kernels)
         shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
+        if accumulation.name == "fused":
+            fuse_gradient_accumulation(module)
         modules.append(module)
     parameters: dict[str, nn.Parameter] = {}
     for held in modules:
@@ -119,6 +122,18 @@ def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
         splits_sequences=config.parallel.context_parallel_size > 1,
         has_fp8=config.precision.fp8_format is not None,
     )
+
+
+def _choose_accumulation(config: Config) -> Choice:
+    """Say who adds up the gradients of micro-batches, and why: the products that make them (fused), or who gets them."""
+    if config.precision.compute_dtype == "float32":
+        return Choice("gradient sums", "separate", "gradients are in fp32")
+    if config.precision.no_gradient_accumulation_fusion:
+        return Choice("gradient sums", "separate", "--no-gradient-accumulation-fusion")
+    if config.parallel.has_stages_in_v and config.model.allows_split_backward:
+        schedule = config.parallel.pipeline_schedule
+        return Choice("gradient sums", "separate", f"{schedule} computes weights' gradients later")
+    return Choice("gradient sums", "fused", "products of the layers add to fp32 without rounding")
 
 
 def _validation(
