@@ -7,6 +7,7 @@ nothing of process groups: `megatron.parallel.cross_entropy` joins the shards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from megatron.kernels.cuda_library import dtype_code, launch
 # Elements of a block. On a CPU its fp32 scratch stays in the caches (smaller ones cost more in starting threads
 # than they save); a GPU wants few launches.
 _CPU_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 26
+_LOG2_E = math.log2(math.e)
 
 
 def _row_blocks(logits: Tensor) -> Iterator[slice]:
@@ -25,6 +27,17 @@ def _row_blocks(logits: Tensor) -> Iterator[slice]:
     rows = max(1, num_elements // logits.size(1))
     for start in range(0, logits.size(0), rows):
         yield slice(start, min(start + rows, logits.size(0)))
+
+
+def _scratch(logits: Tensor, num_columns: int) -> Tensor:
+    """Make what holds a block in fp32: one for all of them, as fresh memory costs a CPU more than arithmetic."""
+    rows = next(_row_blocks(logits), slice(0, 0))
+    return logits.new_empty((rows.stop, num_columns), dtype=torch.float32)
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """Compute exp in place, as a power of 2: on a CPU torch's exp2 takes a quarter of the time of its exp."""
+    return x.mul_(_LOG2_E).exp2_()
 
 
 def row_statistics(logits: Tensor, columns: Tensor, num_valid: int) -> tuple[Tensor, Tensor]:
@@ -35,10 +48,12 @@ def row_statistics(logits: Tensor, columns: Tensor, num_valid: int) -> tuple[Ten
     """
     log_sum_exp = logits.new_full((logits.size(0),), float("-inf"), dtype=torch.float32)
     if num_valid > 0:
+        scratch = _scratch(logits, num_valid)
         for rows in _row_blocks(logits):
             block = logits[rows, :num_valid]
-            largest = block.amax(dim=1, keepdim=True).float()
-            total = block.float().sub(largest).exp_().sum(dim=1)
+            wide = scratch[: block.size(0)].copy_(block)
+            largest = wide.amax(dim=1, keepdim=True)
+            total = _exp_(wide.sub_(largest)).sum(dim=1)
             log_sum_exp[rows] = total.log_().add_(largest.squeeze(1))
     picked = logits.gather(1, columns.clamp(min=0).unsqueeze(1)).squeeze(1).float()
     return log_sum_exp, picked.masked_fill_(columns < 0, 0.0)
@@ -51,10 +66,11 @@ def gradient_(
 
     log_sum_exp and scale fp32 [r]. Columns from num_valid on get 0: padding of the vocabulary.
     """
+    shared = None if logits.dtype == torch.float32 else _scratch(logits, num_valid)
     for rows in _row_blocks(logits):
         block = logits[rows, :num_valid]
-        scratch = block if block.dtype == torch.float32 else block.float()
-        scratch.sub_(log_sum_exp[rows].unsqueeze(1)).exp_().mul_(scale[rows].unsqueeze(1))
+        scratch = block if shared is None else shared[: block.size(0)].copy_(block)
+        _exp_(scratch.sub_(log_sum_exp[rows].unsqueeze(1))).mul_(scale[rows].unsqueeze(1))
         here = columns[rows].unsqueeze(1)
         target = -scale[rows].unsqueeze(1) * (here >= 0)
         if num_valid > 0:
