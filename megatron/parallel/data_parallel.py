@@ -41,7 +41,8 @@ def shard_data_parallel(
         fully_shard(module, mesh=context.dp_mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
+            if context.dp_mesh.size() > 1:  # of one process it is 1 and torch would divide by it
+                module.set_gradient_divide_factor(1.0)
             # A plain sum: gloo has no reduction with a built-in factor.
             module.set_force_sum_reduction_for_comms(True)
     keep_on_host(model)
