@@ -39,6 +39,11 @@ ALIASES: dict[str, tuple[str, Any, str]] = {
         "rope",
         "same as --position-embedding-type rope",
     ),
+    "--no-gradient-accumulation-fusion": (
+        "gradient_accumulation_fusion",
+        "off",
+        "same as --gradient-accumulation-fusion off",
+    ),
 }
 
 # Megatron's flags that cannot be honoured, with what to do instead.

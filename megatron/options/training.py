@@ -29,10 +29,10 @@ class PrecisionConfig:
     accumulate_allreduce_grads_in_fp32: bool = option(
         False, "always so here; accepted for Megatron's command lines"
     )
-    no_gradient_accumulation_fusion: bool = option(
-        False,
-        "with --bf16 or --fp16, round each micro-batch's gradients of the layers' weights before they are added up in "
-        "fp32, instead of adding them in the products that make them",
+    gradient_accumulation_fusion: Literal["auto", "on", "off"] = option(
+        "auto",
+        "whether products that make gradients of the layers' weights in --bf16 or --fp16 add them to fp32 sums "
+        "themselves, without rounding each micro-batch's; auto does on a GPU, and a CPU is slower with it",
     )
 
     @property

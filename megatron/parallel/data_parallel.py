@@ -160,5 +160,5 @@ def _check_sums(group: Any) -> None:
     if not has_sums:
         raise ConfigError(
             f"torch {torch.__version__} does not keep the sums of gradients where 2.11 to 2.13 do; give "
-            "--no-gradient-accumulation-fusion, or take one of these"
+            "--gradient-accumulation-fusion off, or take one of these"
         )

@@ -14,6 +14,7 @@ from megatron.checkpoint.layout import CONFIG_FILE
 from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
+from megatron.errors import ConfigError
 from megatron.kernels.registry import Choice, Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
@@ -61,7 +62,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     config = inputs.config
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
-    accumulation = _choose_accumulation(config)
+    accumulation = _choose_accumulation(config, context.device)
     for choice in (*kernels.choices, accumulation):
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
@@ -124,16 +125,26 @@ def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
     )
 
 
-def _choose_accumulation(config: Config) -> Choice:
-    """Say who adds up the gradients of micro-batches, and why: the products that make them (fused), or who gets them."""
+def _choose_accumulation(config: Config, device: torch.device) -> Choice:
+    """Say who adds up the gradients of micro-batches, and why: the products that make them (fused), or who gets them.
+
+    ConfigError if the products cannot and --gradient-accumulation-fusion asks them to.
+    """
+    asked = config.precision.gradient_accumulation_fusion
+    obstacle = None
     if config.precision.compute_dtype == "float32":
-        return Choice("gradient sums", "separate", "gradients are in fp32")
-    if config.precision.no_gradient_accumulation_fusion:
-        return Choice("gradient sums", "separate", "--no-gradient-accumulation-fusion")
-    if config.parallel.has_stages_in_v and config.model.allows_split_backward:
+        obstacle = "gradients are in fp32 without --bf16 or --fp16"
+    elif config.parallel.has_stages_in_v and config.model.allows_split_backward:
         schedule = config.parallel.pipeline_schedule
-        return Choice("gradient sums", "separate", f"{schedule} computes weights' gradients later")
-    return Choice("gradient sums", "fused", "products of the layers add to fp32 without rounding")
+        obstacle = f"--pipeline-schedule {schedule} computes gradients of weights later than others"
+    if asked == "on" and obstacle is not None:
+        raise ConfigError(f"--gradient-accumulation-fusion on: {obstacle}; leave it to auto")
+    if asked == "auto" and obstacle is None and device.type == "cpu":
+        obstacle = "faster on cpu"
+    if asked == "off" or obstacle is not None:
+        return Choice("gradient sums", "separate", obstacle or "asked for")
+    reason = "products of the layers add to fp32, nothing is rounded"
+    return Choice("gradient sums", "fused", reason)
 
 
 def _validation(

@@ -28,12 +28,8 @@ def norms_of(world, corpus, save, flags):
 
 @pytest.fixture(scope="module")
 def norms_of_1f1b(world, corpus, tmp_path_factory):
-    """Those of a schedule that never splits a backward pass, in bf16, with each micro-batch's gradients rounded to it.
-
-    Schedules that split them round: tests/training/test_gradient_accumulation.py has what does not.
-    """
-    flags = f"{PP2} --bf16 --no-gradient-accumulation-fusion"
-    return norms_of(world, corpus, tmp_path_factory.mktemp("1f1b"), flags)
+    """Those of a schedule that never splits a backward pass, in bf16."""
+    return norms_of(world, corpus, tmp_path_factory.mktemp("1f1b"), f"{PP2} --bf16")
 
 
 @pytest.mark.parametrize("flags", IN_V)

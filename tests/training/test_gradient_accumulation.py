@@ -23,10 +23,11 @@ from tests.grid import grid_of
 from tests.training.runs import flags_of, parse
 
 BATCH = 8
-SEPARATE = "--no-gradient-accumulation-fusion"
+FUSED, SEPARATE = "--gradient-accumulation-fusion on", "--no-gradient-accumulation-fusion"
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 ACTIVATIONS = "--recompute-granularity selective --recompute-modules layernorm mlp_act"
 TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
+ZBV, DUAL = (f"{PP2} --pipeline-schedule {name}" for name in ("zbv", "dualpipev"))
 SHARDED = "--use-distributed-optimizer"
 # processes, options; each with micro-batches of one sample
 RUNS = {
@@ -42,7 +43,7 @@ RUNS = {
     "CP2": (2, "--bf16 --context-parallel-size 2"),
     "PP2": (2, f"--bf16 {PP2}"),
     "PP2 interleaved": (2, f"--bf16 {PP2} --num-layers-per-virtual-pipeline-stage 1"),
-    "PP2 ZBV, full recomputation": (2, f"--bf16 {PP2} --pipeline-schedule zbv {FULL}"),
+    "PP2 ZBV, full recomputation": (2, f"--bf16 {ZBV} {FULL}"),
     "TP2 DP2 sharded": (4, f"--bf16 {TP2} {SHARDED}"),
     "DP4 in two copies": (4, f"--bf16 {SHARDED} --num-distributed-optimizer-instances 2"),
 }
@@ -134,58 +135,56 @@ def test_gradients_are_the_sums_in_fp32_of_products_that_nothing_rounds(
 ):
     size, flags = RUNS[name]
     flags = flags_of(corpus, tmp_path, flags)
-    for fused in world(size).run(errors, flags):
+    for fused in world(size).run(errors, f"{flags} {FUSED}"):
         assert max(fused.values()) < 1e-6, fused
     for separate in world(size).run(errors, f"{flags} {SEPARATE}"):
         # bf16 has 8 bits of a number, fp16 has 11
         assert min(separate.values()) > (1e-4 if "--fp16" in flags else 5e-4), separate
 
 
-def compare_ways(rank, flags, rtol):
-    """Give the loss and gradients both ways: fused, and as autograd hands them out."""
+def check_ways_are_one(rank, flags):
+    """Compare the gradients, fused and as autograd hands them out, bit for bit."""
     found = []
-    for extra in ("", SEPARATE):
-        run = build(f"{flags} {extra}")
+    for way in (FUSED, SEPARATE):
+        run = build(f"{flags} {way}")
         backward(run)
         found.append(gradients(run))
         run.close()
     for name, fused in found[0].items():
-        torch.testing.assert_close(fused, found[1][name], rtol=rtol, atol=0, msg=name)
+        assert torch.equal(fused, found[1][name]), name
 
 
 @pytest.mark.parametrize("layout", ["", SHARDED, TP2])
 def test_of_one_micro_batch_autograd_keeps_the_gradient(world, corpus, tmp_path, layout):
     micro = BATCH if layout == TP2 else BATCH // 2
     flags = flags_of(corpus, tmp_path, f"--bf16 {layout} --micro-batch-size {micro}")
-    world(2).run(compare_ways, flags, 0)
+    world(2).run(check_ways_are_one, flags)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [f"--bf16 {PP2} --pipeline-schedule zbv", f"--bf16 {PP2} --pipeline-schedule dualpipev"],
-)
-def test_where_a_schedule_splits_backward_passes_autograd_keeps_gradients(
-    world, corpus, tmp_path, flags
-):
-    world(2).run(compare_ways, flags_of(corpus, tmp_path, flags), 0)
-
-
-def check_what_is_not_summed(rank, flags):
+def names_of_sums(rank, flags):
+    """Name the layers whose products have a sum to add to."""
     run = build(flags)
-    held = {name: layer.gradient_sum for name, layer in layers_of(run).items()}
+    names = {name for name, layer in layers_of(run).items() if layer.gradient_sum is not None}
     run.close()
-    return {name for name, one in held.items() if one is not None}
+    return names
 
 
-def test_fp32_needs_no_sums_of_its_own(world, corpus, tmp_path):
-    assert world(1).run(check_what_is_not_summed, flags_of(corpus, tmp_path)) == [set()]
+def refuse(rank, flags):
+    with pytest.raises(ConfigError, match="leave it to auto"):
+        build(flags)
+
+
+@pytest.mark.parametrize("size, flags", [(1, ""), (2, f"{ZBV} --bf16"), (2, f"{DUAL} --bf16")])
+def test_what_needs_no_sums_or_cannot_fill_them_once_has_none(world, corpus, tmp_path, size, flags):
+    flags = flags_of(corpus, tmp_path, flags)
+    assert world(size).run(names_of_sums, flags) == [set()] * size
+    world(size).run(refuse, f"{flags} {FUSED}")
 
 
 def test_key_value_weights_whose_gradients_are_partial_are_left_out(world, corpus, tmp_path):
-    flags = flags_of(corpus, tmp_path, f"--bf16 {TP2}")
-    for names in world(2).run(check_what_is_not_summed, flags):
-        kinds = {name.split(".", 2)[2] for name in names}
-        assert kinds == {
+    flags = flags_of(corpus, tmp_path, f"--bf16 {TP2} {FUSED}")
+    for names in world(2).run(names_of_sums, flags):
+        assert {name.split(".", 2)[2] for name in names} == {
             "self_attention.query",
             "self_attention.dense",
             "mlp.dense_h_to_4h",
@@ -213,7 +212,7 @@ def check_steps_apart(rank, flags):
 
 @pytest.mark.parametrize("layout", ["--micro-batch-size 2", SHARDED, PP2])
 def test_no_step_leaves_anything_in_the_sums(world, corpus, tmp_path, layout):
-    world(2).run(check_steps_apart, flags_of(corpus, tmp_path, f"--bf16 {layout}"))
+    world(2).run(check_steps_apart, flags_of(corpus, tmp_path, f"--bf16 {layout} {FUSED}"))
 
 
 def test_a_torch_that_keeps_no_sums_is_named_with_the_way_around():
@@ -221,7 +220,7 @@ def test_a_torch_that_keeps_no_sums_is_named_with_the_way_around():
     _check_sums(SimpleNamespace(reduce_grads=True, fsdp_params=[parameter]))
     del parameter.unsharded_accumulated_grad
     for group in (SimpleNamespace(reduce_grads=True, fsdp_params=[parameter]), SimpleNamespace()):
-        with pytest.raises(ConfigError, match=SEPARATE):
+        with pytest.raises(ConfigError, match="gradient-accumulation-fusion off"):
             _check_sums(group)
 
 
@@ -247,7 +246,7 @@ def gpu_process():
 @pytest.mark.parametrize("name", [name for name, (size, _) in RUNS.items() if size == 1])
 def test_gradients_on_a_gpu_are_the_sums_in_fp32_too(gpu_process, corpus, tmp_path, name):
     flags = flags_of(corpus, tmp_path, RUNS[name][1])
-    fused = gpu_process.submit(errors_on_a_gpu, flags).result()
+    fused = gpu_process.submit(errors_on_a_gpu, f"{flags} {FUSED}").result()
     assert max(fused.values()) < 1e-5, fused  # its matrix units cut what they add
     separate = gpu_process.submit(errors_on_a_gpu, f"{flags} {SEPARATE}").result()
     assert min(separate.values()) > (1e-4 if "--fp16" in flags else 5e-4), separate

@@ -24,7 +24,8 @@ from tests.training.runs import flags_of, parse, read_metrics, train_here
 LAYOUT = "--tensor-model-parallel-size 2 --hidden-dropout 0.1 --attention-dropout 0.1"
 CASES = {
     "tensor parallel with dropout": LAYOUT,
-    "bf16, distributed optimizer, workers": "--bf16 --use-distributed-optimizer --num-workers 2",
+    "bf16, distributed optimizer, workers": "--bf16 --use-distributed-optimizer --num-workers 2 "
+    "--gradient-accumulation-fusion on",
     "fp16 with a loss scale": "--fp16 --initial-loss-scale 1048576 --loss-scale-window 3",
     "pipeline with dropout and documents": "--pipeline-model-parallel-size 2 --hidden-dropout 0.1 "
     "--reset-position-ids --reset-attention-mask",
