@@ -69,14 +69,14 @@ TAKEN_AWAY = {
         (
             "padding left out of the softmax",
             CROSS_ENTROPY,
-            "num_valid = min(max(vocab_size - first_id, 0), rows.size(1))",
-            "num_valid = rows.size(1)",
+            "num_valid = min(max(vocab_size - first_id, 0), shard_size)",
+            "num_valid = shard_size",
         ),
         (
             "entering the region before the LM head",
             f"{MODEL}/gpt.py",
-            "x = self.region.enter(x)\n        if self.config.untie",
-            "if self.config.untie",
+            "x = self.region.enter(self.final_layernorm(x))",
+            "x = self.final_layernorm(x)",
         ),
         (
             "tokens counted once by a tensor parallel group",
