@@ -10,7 +10,7 @@ env: ## make .venv, which the others do too
 test: env ## run every test that needs no GPU; ARGS=tests/data for one folder
 	$(PYTHON_IN_ENV) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-matrix: env ## prove at length that every layout trains the same model; ARGS="--matrix-seed 7" repeats it otherwise
+matrix: env ## all of the proof of which test holds a part: every layout trains the same model; ARGS="--matrix-seed 7" for other numbers
 	$(PYTHON_IN_ENV) -m pytest tests/training/test_matrix.py tests/training/test_mutations.py --matrix full $(ARGS)
 
 test-gpu: env ## run the tests that need a GPU

@@ -13,7 +13,7 @@ from tests.world import Worlds
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the proof that all layouts are one model be repeated whole and with other numbers."""
-    parser.addoption("--matrix", choices=["rotating", "full"], default="rotating")
+    parser.addoption("--matrix", choices=["suite", "full"], default="suite")
     parser.addoption("--matrix-seed", type=int, default=1234)
     parser.addoption("--matrix-width", type=int, default=24)
 

@@ -8,6 +8,8 @@ accumulation and without recomputation, so that these are compared too and not o
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +104,7 @@ SETTINGS = {
         "--hidden-dropout 0.1 --attention-dropout 0.1 --micro-batch-size 12",
     ),
     "accumulation": (
-        "--eod-mask-loss --untie-embeddings-and-output-weights --micro-batch-size {third}",
+        "--eod-mask-loss --untie-embeddings-and-output-weights --micro-batch-size {smaller}",
         "--eod-mask-loss --untie-embeddings-and-output-weights --micro-batch-size 12",
     ),
 }
@@ -147,8 +149,15 @@ class Cell:
 
     @property
     def num_layers(self) -> int:
-        """Give a pipeline enough for four stages."""
-        return 4 if PP2[:-1] in LAYOUTS[self.size][self.layout] else 2
+        """Give enough for four stages, or for two of unequal length, where there are."""
+        layout = LAYOUTS[self.size][self.layout]
+        is_long = any(flag in layout for flag in (PP4, CHUNKS, "--pipeline-schedule", "-first-"))
+        return 4 if is_long else 2
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes a second or two: the time goes by processes and stages."""
+        return self.size * self.num_layers <= 8
 
     @property
     def model(self) -> str:
@@ -158,9 +167,9 @@ class Cell:
     def command(self, corpus: Corpus, scale: Scale) -> str:
         """Give the options of this layout."""
         layout = LAYOUTS[self.size][self.layout]
-        micro = micro_batch_size(self.size, layout)
-        setting, _ = SETTINGS[self.setting]
-        return f"{self._model(corpus, scale)} {setting.format(micro=micro, third=max(micro // 3, 1))} {layout}"
+        micro, smaller = micro_batch_sizes(self.size, layout)
+        setting = SETTINGS[self.setting][0].format(micro=micro, smaller=smaller)
+        return f"{self._model(corpus, scale)} {setting} {layout}"
 
     def command_alone(self, corpus: Corpus, scale: Scale) -> str:
         """Give the options of the one process that it is compared with."""
@@ -176,23 +185,31 @@ class Cell:
             --train-data-path {corpus.short}"""
 
 
-def cells(*, is_full: bool) -> list[Cell]:
-    """Give the whole product; or every kind of heads under every layout, the settings going round."""
+def cells(*, one_in: int = 1) -> list[Cell]:
+    """Give the whole product; or each one_in-th kind of heads in a setting, starting elsewhere for each layout."""
     layouts = [(size, name) for size, group in LAYOUTS.items() for name in group]
     return [
         Cell(size, name, heads, setting)
         for row, (size, name) in enumerate(layouts)
-        for column, heads in enumerate(HEADS)
-        for turn, setting in enumerate(SETTINGS)
-        if is_full or turn == (row + column) % len(SETTINGS)
+        for number, (heads, setting) in enumerate(itertools.product(HEADS, SETTINGS))
+        if (row + number) % one_in == 0
     ]
 
 
-def micro_batch_size(size: int, layout: str) -> int:
-    """Give the largest micro-batch that leaves a pipeline a micro-batch for each of its stages."""
+def micro_batch_sizes(size: int, layout: str) -> tuple[int, int]:
+    """Give the largest that leaves a pipeline a micro-batch for each of its stages, and one for more of them.
+
+    That is a third where nothing is a pipeline, and the next smaller one where all have several anyway. Interleaved
+    schedules want a multiple of the processes.
+    """
     ways, ranks, shares = (_number_after(flag[:-1], layout) for flag in (TP2, PP2, CP2))
     stages = 2 * ranks if "--pipeline-schedule" in layout else ranks
-    return GLOBAL_BATCH // (size // (ways * ranks * shares)) // stages
+    num_samples = GLOBAL_BATCH // (size // (ways * ranks * shares))
+    largest = num_samples // stages
+    if stages == 1:
+        return largest, max(largest // 3, 1)
+    smaller = [number for number in range(1, largest) if num_samples % (number * ranks) == 0]
+    return largest, max(smaller, default=1)
 
 
 def _number_after(flag: str, options: str) -> int:
@@ -283,6 +300,11 @@ class Expected:
         return path
 
 
+@functools.cache  # reading one takes as long as a step
+def _read(file: Path) -> Trace:
+    return Trace(**torch.load(file))
+
+
 def compare(rank: int, flags: str, file: Path) -> None:
     """Raise AssertionError unless this layout sees what one process saw. Collective over the world."""
     found = difference(flags, file)
@@ -291,7 +313,7 @@ def compare(rank: int, flags: str, file: Path) -> None:
 
 def difference(flags: str, file: Path) -> str | None:
     """Say where this layout first sees something else than one process saw. Collective over the world."""
-    found, expected = observe(flags), Trace(**torch.load(file))
+    found, expected = observe(flags), _read(file)
     for kind in ("losses", "norms"):
         ours, theirs = torch.tensor(getattr(found, kind)), torch.tensor(getattr(expected, kind))
         if not torch.allclose(ours, theirs, **TOLERANCE):

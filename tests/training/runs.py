@@ -1,5 +1,7 @@
 """Runs for tests: flags of a tiny model on the corpus, trained in the world a process is in."""
 
+import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -29,11 +31,16 @@ def flags_of(corpus: Corpus, save: Path, extra: str = "") -> str:
     --valid-data-path {corpus.valid} --save {save} --load {save} {extra}"""
 
 
-def parse(flags: str) -> Config:
-    """Parse flags as the command line does."""
+@functools.cache  # making it takes as long as two steps of a tiny model
+def _parser() -> argparse.ArgumentParser:
     parser = cli.make_parser("", "")
     cli.add_config(parser)
-    return cli.config_from(cli.parse_known(parser, flags.split()))
+    return parser
+
+
+def parse(flags: str) -> Config:
+    """Parse flags as the command line does."""
+    return cli.config_from(cli.parse_known(_parser(), flags.split()))
 
 
 def train_here(rank: int, flags: str) -> str:
