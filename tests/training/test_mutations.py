@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.shared_memory import BACKEND
 from tests.training.matrix import Cell, Expected, Scale
 from tests.training.mutation import ROOT, Mutation, mutated_difference
 from tests.world import World
@@ -359,8 +360,8 @@ def scale(request):
 
 
 @pytest.fixture(scope="module")
-def expected(world, corpus, scale, tmp_path_factory):
-    return Expected(world, corpus, scale, tmp_path_factory.mktemp("expected"))
+def expected(memory_world, corpus, scale, tmp_path_factory):
+    return Expected(memory_world, corpus, scale, tmp_path_factory.mktemp("expected"))
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def differences(corpus, scale, expected):
     """Give what each process of a cell finds to differ from one process, with a mutation."""
 
     def find(cell, mutation):
-        mutant = World(cell.size)  # of no use to anybody else
+        mutant = World(cell.size, BACKEND)  # of no use to anybody else
         try:
             flags = cell.command(corpus, scale)
             return mutant.run(mutated_difference, mutation, flags, expected.file(cell))
