@@ -26,13 +26,13 @@ def recompute_in_backward(
     kept = output.detach()  # shares the memory that autograd's own references have
     size = kept.untyped_storage().nbytes()
     kept.untyped_storage().resize_(0)
-    is_there = False
+    # Emptied when done: hooks live as long as the graph, which is longer than what backward has used in it.
+    pending = [(kept, compute)]
 
     def restore(_: Tensor) -> None:
-        nonlocal is_there
-        if is_there:
+        if not pending:
             return
-        is_there = True
+        kept, compute = pending.pop()
         with torch.no_grad():
             again = compute()
             kept.untyped_storage().resize_(size)

@@ -1,7 +1,10 @@
 """Recomputation changes memory and time, never a bit of the gradients."""
 
+import functools
+
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from megatron.model.recompute import recompute_in_backward
 from megatron.model.transformer import recompute_chunks
@@ -126,6 +129,22 @@ def test_nothing_is_freed_where_no_gradient_will_come():
     x = torch.ones(3)
     recompute_in_backward(x, lambda: x, (x * 2,))
     assert x.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_nothing_is_held_once_backward_has_used_it():
+    x = torch.ones(3, requires_grad=True)
+    source = x * 3
+    output = source * 2
+    consumer = output.sin()  # saves output
+    kept = source.detach().clone()
+    recompute_in_backward(output, functools.partial(torch.mul, kept, 2), (consumer,))
+    loss = consumer.sum()
+    memories = [StorageWeakRef(one.untyped_storage()) for one in (output, kept)]
+    del output, kept, consumer
+    assert not any(memory.expired() for memory in memories)
+    loss.backward()  # whose graph outlives it: loss is still there
+    assert all(memory.expired() for memory in memories)
+    torch.testing.assert_close(x.grad, 6 * torch.full((3,), 6.0).cos())
 
 
 def test_uniform_chunks_cover_a_number_of_layers_they_do_not_divide():
