@@ -315,7 +315,7 @@ def _fastest(operation: _Operation, obstacle: str | None, situation: Situation) 
     if situation.device_type == "cpu":
         return "reference", "fastest on cpu"
     if obstacle is None and operation.fused is not None:
-        return "fused", "fastest measured, docs/benchmarks.md"
+        return "fused", "one pass over memory each way (docs/kernels.md)"
     reason = f"fused cannot: {obstacle}" if operation.fused is not None else "there is no fused one"
     return ("reference" if operation.compiled is None else "compiled"), reason
 
