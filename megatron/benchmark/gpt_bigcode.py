@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megatron.benchmark import peers
 from megatron.benchmark.measure import Row, Timed, measure
-from megatron.benchmark.steps import time_steps
+from megatron.benchmark.steps import take_step
 from megatron.config import Config
 from megatron.convert.hf_gpt_bigcode import GPT_BIGCODE
 from megatron.errors import ConfigError
@@ -25,9 +25,18 @@ NUM_BATCHES = 8  # that the peer takes in turn
 
 
 def compare(
-    run: Run, *, steps_per_turn: int, rounds: int, num_warmup: int, with_compiled: bool
+    run: Run,
+    *,
+    steps_per_turn: int,
+    rounds: int,
+    num_warmup: int,
+    with_compiled: bool,
+    clock: Callable[[], float],
 ) -> list[Row]:
-    """Time a run and the peer in turns; a row each for the peer as it is and, if asked for, compiled."""
+    """Time a run and the peer in turns; a row each for the peer as it is and, if asked for, compiled.
+
+    clock: time.perf_counter, or time.process_time for the time that the process had a core.
+    """
     size = run.batches.size(run.progress.consumed_samples)
     device = run.parts.context.device
     batches = [run.loader.batch(n * size, size).tokens.to(device) for n in range(NUM_BATCHES)]
@@ -35,28 +44,32 @@ def compare(
     sides = {name: GPTBigCode(run.config, device, batches, is_compiled=False)}
     if with_compiled:
         sides[f"{name}, compiled"] = GPTBigCode(run.config, device, batches, is_compiled=True)
-    time_steps(run, num_warmup)
-    for side in sides.values():
+
+    def ours() -> None:
+        take_step(run)[0].read()
+
+    for take in (ours, *(side.take_step for side in sides.values())):
         for _ in range(num_warmup):
-            side.take_step()
+            take()
 
     def timed(take: Callable[[], object]) -> Timed:
         def work() -> float:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(steps_per_turn):
                 take()
-            return time.perf_counter() - start
+            return clock() - start
 
         return work
 
+    kind = "CPU time" if clock is time.process_time else "wall time"
     return measure(
         f"train, {run.config.precision.compute_dtype}",
         "tokens/s",
         steps_per_turn * size * run.parts.seq_length,
-        lambda: sum(time_steps(run, steps_per_turn).seconds),
+        timed(ours),
         {name: timed(side.take_step) for name, side in sides.items()},
         rounds=rounds,
-        note=f"{torch.get_num_threads()} threads, {steps_per_turn} steps a turn",
+        note=f"{kind}, threads: {torch.get_num_threads()}, steps a turn: {steps_per_turn}",
     )
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peer.add_argument(
         "--rounds", type=int, default=5, help="turns that share the steps (default: 5)"
     )
+    peer.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="with --threads 1: CPU time, which other work on the machine disturbs less",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="all figures, step by step")
     output.add_argument(
@@ -121,6 +127,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--prepare needs --data-folder, where the data shall lie")
     if args.peer_compiled and not args.peer:
         raise ConfigError("--peer-compiled needs --peer")
+    if args.cpu_time and not (args.peer and args.threads == 1):
+        raise ConfigError(
+            "--cpu-time needs --peer and --threads 1: threads that wait take CPU time"
+        )
     if args.peer and args.documents:
         raise ConfigError("--peer cannot keep documents apart; leave out --documents")
 
@@ -223,6 +233,7 @@ def _measure_peer(
         rounds=args.rounds,
         num_warmup=max(1, args.warmup),
         with_compiled=args.peer_compiled,
+        clock=time.process_time if args.cpu_time else time.perf_counter,
     )
     report["rows"] = [
         {"peer": row.peer_name, "ours": row.ours, "peer_tokens_per_second": row.peer}

@@ -57,7 +57,7 @@ def test_ours_and_gpt_bigcode_take_turns(corpus, tmp_path):
     path = tmp_path / "report.json"
     result = bench(
         *("--model", "tiny", "--seq-length", 64, "--steps", 2, "--rounds", 2, "--warmup", 1),
-        *("--threads", 1, "--peer", "--bf16", "--json", path, *data_of(corpus)),
+        *("--threads", 1, "--peer", "--cpu-time", "--bf16", "--json", path, *data_of(corpus)),
     )
     assert result.returncode == 0, result.stderr
     (row,) = json.loads(path.read_text())["rows"]
@@ -75,6 +75,7 @@ def test_ours_and_gpt_bigcode_take_turns(corpus, tmp_path):
         (["--data-path", "nowhere"], "--data-path and --tokenizer-file belong together"),
         (["--prepare"], "--prepare needs --data-folder"),
         (["--peer-compiled"], "--peer-compiled needs --peer"),
+        (["--cpu-time"], "--cpu-time needs --peer and --threads 1"),
         (["--peer", "--documents"], "leave out --documents"),
         (["--", "--num-layer", "2"], "did you mean --num-layers?"),
     ],
