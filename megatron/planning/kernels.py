@@ -13,18 +13,17 @@ from typing import Any
 import torch
 
 from megatron.config import Config
-from megatron.kernels.attention import explicit_attention
 from megatron.kernels.bias_dropout_residual import (
     fused_bias_dropout_residual,
     fused_bias_dropout_residual_layer_norm,
 )
 from megatron.kernels.bias_gelu import fused_bias_gelu
-from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.layer_norm import fused_layer_norm
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.planning.attention import fused_attention
 from megatron.planning.hardware import Hardware
 
+KEEPS_SCORES = ("explicit", "blocked")  # in memory or in the cache: they run on the meta device
 FOR_COMPILED = {
     "layer_norm": fused_layer_norm,
     "bias_gelu": fused_bias_gelu,
@@ -45,6 +44,7 @@ def choose_planned_kernels(config: Config, hardware: Hardware) -> Kernels:
         has_window=model.window_within(config.data.seq_length) is not None,
         capability=hardware.capability,
         splits_sequences=parallel.context_parallel_size > 1,
+        has_fp8=config.precision.fp8_format is not None,
     )
     return countable(choose_kernels(model.attention_backend, situation, model.kernels))
 
@@ -56,6 +56,20 @@ def countable(kernels: Kernels) -> Kernels:
         for choice in kernels.choices
         if choice.name == "compiled"
     }
-    if kernels.attention not in (explicit_attention, blocked_attention):
+    if attention_of(kernels) not in KEEPS_SCORES:
         changes["attention"] = fused_attention
     return replace(kernels, **changes)
+
+
+def attention_of(kernels: Kernels) -> str:
+    """Name the attention that was chosen."""
+    return next(choice.name for choice in kernels.choices if choice.operation == "attention")
+
+
+def sums_gradients(config: Config, hardware: Hardware, num_micro_batches: int) -> bool:
+    """Whether products add weights' gradients to sums over micro-batches, as a run would choose."""
+    asked = config.precision.gradient_accumulation_fusion
+    splits = config.parallel.has_stages_in_v and config.model.allows_split_backward
+    if num_micro_batches == 1 or config.precision.compute_dtype == "float32" or splits:
+        return False
+    return asked == "on" or (asked == "auto" and hardware.device_type == "cuda")

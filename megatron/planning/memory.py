@@ -5,6 +5,7 @@ What a stage holds comes from `stage`, how many micro-batches of it live at once
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from megatron.config import Config
 from megatron.layer_split import assign_stages, resolve_schedule
 from megatron.planning.hardware import Hardware
-from megatron.planning.kernels import choose_planned_kernels
+from megatron.planning.kernels import choose_planned_kernels, sums_gradients
 from megatron.planning.order import Pass, most_in_flight
 from megatron.planning.stage import (
     FP32_BYTES,
@@ -72,6 +73,7 @@ def plan_ranks(
     num_micro_batches = config.global_batch_size(dp_size) // block
     _, num_shards = parallel.gradient_sizes(world_size)
     kernels = choose_planned_kernels(config, hardware)
+    has_sums = sums_gradients(config, hardware, num_micro_batches)
     by_rank = [assign_stages(config.model.num_layers, parallel, rank) for rank in range(num_ranks)]
     num_stages = by_rank[0][0].num_stages
     schedule = resolve_schedule(num_stages, parallel)
@@ -91,6 +93,7 @@ def plan_ranks(
                             kernels,
                             tp_rank=tp_rank,
                             num_shards=num_shards,
+                            sums_gradients=has_sums,
                             counts=counts,
                         )
                         for tp_rank in _unlike_tp_ranks(config)
@@ -98,7 +101,7 @@ def plan_ranks(
                     key=lambda plan: plan.one_pass.saved_bytes,
                 )
             plans.append(replace(planned[kind], stage=stage))
-        components, fullest = _hold(config, plans, orders[pp_rank], num_micro_batches, num_shards)
+        components, fullest = _hold(config, plans, orders[pp_rank], num_micro_batches, world_size)
         ranks.append(RankPlan(pp_rank, tuple(plans), tuple(orders[pp_rank]), components, fullest))
     return ranks
 
@@ -114,42 +117,69 @@ def _hold(
     plans: list[StagePlan],
     order: list[Pass],
     num_micro_batches: int,
-    num_shards: int,
+    world_size: int,
 ) -> tuple[Components, str]:
     """Give the bytes of a rank when it is fullest, and say when: in its passes or when gradients are reduced."""
-    compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
+    copies, num_shards = config.parallel.gradient_sizes(world_size)
     states = [plan.states for plan in plans]
     is_pipeline = config.parallel.pipeline_model_parallel_size > 1
     received = sum(
         (not plan.stage.is_first) + (not plan.stage.is_last) for plan in plans
     )  # torch has a buffer for each micro-batch and direction
     buffers = received * num_micro_batches * hidden_bytes(config) if is_pipeline else 0
-    shards = sum(one.gradient_shards for one in states)
-    largest = max(one.largest_group for one in states)
-    accumulates = is_pipeline or num_micro_batches > 1
-    whole = sum(one.whole_gradients for one in states)
+    accumulates = num_micro_batches > 1
     base = Components(
         parameters=sum(one.shards for one in states),
         gathered=sum(one.gathered for one in states),
+        gradients=sum(one.whole_gradients for one in states) if accumulates else 0,
         optimizer=sum(one.moments for one in states) - _followed(config, plans, num_shards),
+        buffers=buffers,
     )
     in_passes = replace(
         base,
-        gradients=whole if accumulates else shards,
         activations=_in_flight(plans, order, "saved_bytes"),
         logits=_in_flight(plans, order, "logits_bytes"),
-        buffers=buffers
-        + max(plan.one_pass.work_bytes for plan in plans)
-        + largest * compute_bytes,  # gradients of a group, before they are added to the sums
+        buffers=buffers + max(plan.one_pass.work_bytes for plan in plans),
     )
-    in_reduction = replace(
-        base,
-        gradients=(whole if accumulates else 0) + shards,
-        buffers=buffers + 2 * largest * FP32_BYTES,  # one is filled while the other is sent
-    )
-    if in_passes.total >= in_reduction.total:
-        return in_passes, "passes"
-    return in_reduction, "gradient reduction"
+    reducing = _reduce_groups(config, plans, base, num_shards, is_alone=copies * num_shards == 1)
+    moments = [(in_passes, "passes"), *((one, "gradient reduction") for one in reducing)]
+    return max(moments, key=lambda moment: moment[0].total)
+
+
+def _reduce_groups(
+    config: Config, plans: list[StagePlan], base: Components, num_shards: int, *, is_alone: bool
+) -> Iterator[Components]:
+    """Give what is held while each group of parameters is reduced, in the order of the last backward passes.
+
+    A group's weights are let go, its gradients copied into a buffer; where nobody else has any (is_alone), torch makes
+    the sum by way of another copy. Activations of the layers before it are there yet, without a pipeline: its passes
+    come first.
+    """
+    compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
+    accumulates = base.gradients > 0
+    is_pipeline = config.parallel.pipeline_model_parallel_size > 1
+    gathered, whole, shards, last = base.gathered, base.gradients, 0, 0
+    for plan in reversed(plans):
+        sizes, num_layers = plan.states.group_sizes, len(plan.stage.layers)
+        order = [*reversed(sizes[:num_layers]), *sizes[num_layers:]]
+        for number, size in enumerate(order, 1):
+            gathered -= size * compute_bytes
+            left = max(0, num_layers - number) / max(1, num_layers)
+            own = size * (FP32_BYTES if accumulates else compute_bytes)
+            others = whole - own if accumulates else 0
+            buffer = size * FP32_BYTES
+            shard = buffer // num_shards
+            # the gradients and their copy; or the copy, another one and the result
+            at_work = max(own + buffer + last, (2 * buffer + shard) if is_alone else 0)
+            yield replace(
+                base,
+                gathered=max(0, gathered),
+                gradients=max(0, others) + shards,
+                activations=0 if is_pipeline else int(left * plan.one_pass.saved_bytes),
+                buffers=base.buffers + at_work,
+            )
+            whole, shards = others, shards + shard
+            last = 0 if is_alone else buffer  # it is filled while the one before is sent
 
 
 def _followed(config: Config, plans: list[StagePlan], num_shards: int) -> int:

@@ -7,16 +7,17 @@ takes inside for itself is not. Knows nothing of pipelines, of sharded parameter
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 # Products, and which input is the left factor.
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
@@ -32,9 +33,9 @@ def held_storages(tensors: list[Tensor]) -> dict[int, int]:
     return {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
 
 
-def local_parts(module: nn.Module) -> list[Tensor]:
-    """Give this process's parts of a module's parameters."""
-    return [p._local_tensor if isinstance(p, DTensor) else p for p in module.parameters()]
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Give this process's parts of tensors."""
+    return [t._local_tensor if isinstance(t, DTensor) else t for t in tensors]
 
 
 @contextmanager
@@ -137,16 +138,23 @@ class StagePass:
 
 
 def count_pass(
-    module: nn.Module, inputs: dict[str, Tensor | None], logits_shape: tuple[int, ...] | None
+    module: nn.Module,
+    inputs: dict[str, Tensor | None],
+    logits_shape: tuple[int, ...] | None,
+    *,
+    groups: Sequence[Sequence[nn.Parameter]],
+    sums: Sequence[Tensor] = (),
 ) -> StagePass:
     """Run one micro-batch through a module on the meta device, forward and backward.
 
-    inputs: its keyword arguments, x the first one. logits_shape: [s, b, v/t] of the last stage.
+    inputs: its keyword arguments, x the first one. logits_shape: [s, b, v/t] of the last stage. groups: parameters
+    whose gradients go together once all of them are there, as in data parallelism, which adds them to sums of its own.
+    sums: tensors that are there before and after.
     """
     given = [t for t in inputs.values() if t is not None]
-    outside = {**held_storages(local_parts(module)), **held_storages(given)}
+    outside = held_storages([*local_parts(module.parameters()), *given, *sums])
     x, others = inputs["x"], {k: v for k, v in inputs.items() if k != "x"}
-    handles = [p.register_post_accumulate_grad_hook(_drop_grad) for p in module.parameters()]
+    handles = [handle for group in groups for handle in _drop_together(group)]
     forward, backward = Work(), Work()
     with _Recorder(work=forward, outside=frozenset(outside)) as recorder:
         with saved_for_backward() as saved:
@@ -186,6 +194,14 @@ def count_call(
     return forward, backward
 
 
-def _drop_grad(parameter: Tensor) -> None:
-    """Let a weight's gradient go as data parallelism does, which adds it to a sum of its own."""
-    parameter.grad = None
+def _drop_together(group: Sequence[nn.Parameter]) -> list[RemovableHandle]:
+    """Let the gradients of a group go when the last of them is there."""
+    waiting = set(group)
+
+    def arrive(parameter: Tensor) -> None:
+        waiting.discard(cast("nn.Parameter", parameter))
+        if not waiting:
+            for one in group:
+                one.grad = None
+
+    return [parameter.register_post_accumulate_grad_hook(arrive) for parameter in group]

@@ -7,7 +7,7 @@ Parameters, gradients and optimizer state follow from the shapes of the model as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -18,6 +18,7 @@ from megatron.kernels.registry import Kernels
 from megatron.layer_split import PipelineSchedule, StageLayers
 from megatron.model.gpt import GPTModel
 from megatron.options import OptimizerConfig
+from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.planning.order import Pass, order_passes
 from megatron.planning.passes import StagePass, Work, count_pass, local_parts
 from megatron.planning.world import META, PlannedContext, build_stage, compute_in
@@ -35,7 +36,8 @@ class States:
     whole_gradients: int  # fp32 sums over micro-batches
     gradient_shards: int
     moments: int
-    largest_group: int  # parameters that are gathered and reduced together, at most
+    # what is gathered and reduced together, as padded to shards: the layers in order, then the rest
+    group_sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class StagePlan:
     one_pass: StagePass
     moved: dict[str, int]  # bytes sent over tp in both passes of a micro-batch, by collective
     moved_over_cp: int  # the same over cp, all collectives
+    num_summed: int  # weights whose gradients products add to their sums
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class PartialRun:
     """A micro-batch through some layers of a stage."""
 
     one_pass: StagePass
-    moved: dict[str, int]  # as in `StagePlan`
+    moved: dict[str, int]  # this and the following as in `StagePlan`
     moved_over_cp: int
+    num_summed: int
 
 
 def shard_length(length: int, num_shards: int, rank: int) -> int:
@@ -70,27 +74,28 @@ def moment_bytes(config: OptimizerConfig) -> int:
 
 
 def count_states(
-    groups: Iterable[list[Tensor]],
+    groups: Sequence[Sequence[Tensor]],
     num_shards: int,
     compute_bytes: int,
     *,
     moment_bytes: int,
     shard_rank: int = 0,
 ) -> States:
-    """Count what `fully_shard` and the optimizer allocate for groups of parameters, local parts over tp.
+    """Count what `fully_shard` and the optimizer allocate for groups of parameters.
 
     A shard is padded to that of rank 0; moments are not. compute_bytes, moment_bytes: of one weight.
     """
-    whole = padded = held = largest = 0
+    whole = held = 0
+    sizes = []
     for group in groups:
         size = 0
-        for part in group:
+        for part in local_parts(group):
             row = math.prod(part.shape[1:])
             size += -(-part.size(0) // num_shards) * num_shards * row
             held += shard_length(part.size(0), num_shards, shard_rank) * row
             whole += part.numel()
-        padded += size
-        largest = max(largest, size)
+        sizes.append(size)
+    padded = sum(sizes)
     return States(
         num_parameters=whole,
         shards=padded // num_shards * FP32_BYTES,
@@ -98,16 +103,16 @@ def count_states(
         whole_gradients=whole * FP32_BYTES,
         gradient_shards=padded // num_shards * FP32_BYTES,
         moments=held * moment_bytes,
-        largest_group=largest,
+        group_sizes=tuple(sizes),
     )
 
 
-def parameter_groups(model: GPTModel) -> list[list[Tensor]]:
+def parameter_groups(model: GPTModel) -> list[list[nn.Parameter]]:
     """Give the groups that `shard_data_parallel` makes: each layer, and what is outside of layers."""
-    layers = list(model.layers.values())
-    inside = {id(p) for layer in layers for p in layer.parameters()}
-    rest = nn.ParameterList(p for p in model.parameters() if id(p) not in inside)
-    return [part for part in map(local_parts, [*layers, rest]) if part]
+    layers = [list(layer.parameters()) for layer in model.layers.values()]
+    inside = {id(p) for layer in layers for p in layer}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    return [*layers, rest] if rest else layers
 
 
 @dataclass
@@ -117,7 +122,7 @@ class Counts:
     A key holds all that a count depends on.
     """
 
-    parameters: dict[object, list[list[Tensor]]] = field(default_factory=dict)
+    parameters: dict[object, list[list[nn.Parameter]]] = field(default_factory=dict)
     runs: dict[object, PartialRun] = field(default_factory=dict)
     orders: dict[object, list[list[Pass]]] = field(default_factory=dict)
 
@@ -138,9 +143,13 @@ def plan_stage(
     *,
     tp_rank: int,
     num_shards: int,
+    sums_gradients: bool = False,
     counts: Counts | None = None,
 ) -> StagePlan:
-    """Build a stage for one tensor parallel rank, and run a micro-batch through it or through part of it."""
+    """Build a stage for one tensor parallel rank, and run a micro-batch through it or through part of it.
+
+    sums_gradients: products add weights' gradients to sums.
+    """
     counts = counts or Counts()
     states = count_states(
         _build(config, stage, kernels, tp_rank, counts),
@@ -150,12 +159,19 @@ def plan_stage(
     )
     number = len(stage.layers)
     if number <= 2 or not _are_layers_alike(config):
-        run = _run(config, stage, kernels, tp_rank, counts)
-        return StagePlan(stage, states, run.one_pass, run.moved, run.moved_over_cp)
+        run = _run(config, stage, kernels, tp_rank, counts, sums_gradients)
+        return StagePlan(stage, states, run.one_pass, run.moved, run.moved_over_cp, run.num_summed)
     # two layers and one of them tell what the others do
     first = stage.layers.start
     one, two = (
-        _run(config, replace(stage, layers=range(first, first + n)), kernels, tp_rank, counts)
+        _run(
+            config,
+            replace(stage, layers=range(first, first + n)),
+            kernels,
+            tp_rank,
+            counts,
+            sums_gradients,
+        )
         for n in (1, 2)
     )
     more = number - 2
@@ -171,6 +187,7 @@ def plan_stage(
         ),
         moved,
         _extend(one.moved_over_cp, two.moved_over_cp, more),
+        _extend(one.num_summed, two.num_summed, more),
     )
 
 
@@ -198,7 +215,7 @@ def _extend_work(one: Work, two: Work, more: int) -> Work:
 
 def _build(
     config: Config, stage: StageLayers, kernels: Kernels, tp_rank: int, counts: Counts
-) -> list[list[Tensor]]:
+) -> list[list[nn.Parameter]]:
     """Give the groups of parameters of a stage as it is built on the meta device."""
     tp_size = config.parallel.tensor_model_parallel_size
     key = (config.model, tp_size, tp_rank, len(stage.layers), stage.is_first, stage.is_last)
@@ -208,15 +225,45 @@ def _build(
     return counts.parameters[key]
 
 
+class _MetaSum:
+    """A sum of gradients, of which only its being there and the work of adding to it are counted."""
+
+    def __init__(self, weight: Tensor) -> None:
+        # in the weight's dtype: on the meta device no product adds to one of another, as a GPU's do to fp32
+        (local,) = local_parts([weight])
+        self.total = torch.empty_like(local)
+        self.is_used = False
+
+    def add(self, grad: Tensor, x: Tensor) -> bool:
+        """Do what `GradientSum.add` does."""
+        self.total.addmm_(grad.t(), x)
+        self.is_used = True
+        return True
+
+
+def _keep_sums(model: GPTModel) -> dict[nn.Parameter, _MetaSum]:
+    """Let products add to sums where `fuse_gradient_accumulation` does."""
+    sums = {}
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+            module.gradient_sum = sums[module.weight] = _MetaSum(module.weight)
+    return sums
+
+
 def _run(
-    config: Config, stage: StageLayers, kernels: Kernels, tp_rank: int, counts: Counts
+    config: Config,
+    stage: StageLayers,
+    kernels: Kernels,
+    tp_rank: int,
+    counts: Counts,
+    sums_gradients: bool,
 ) -> PartialRun:
     """Run a micro-batch through a stage on the meta device."""
     parallel, training = config.parallel, config.training
     tp_size, cp_size = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     key = (
         (config.model, config.precision, config.data, training.micro_batch_size, training.seed),
-        (tp_size, tp_rank, cp_size, parallel.sequence_parallel),
+        (tp_size, tp_rank, cp_size, parallel.sequence_parallel, sums_gradients),
         (len(stage.layers), stage.is_first, stage.is_last),
     )
     if key in counts.runs:
@@ -225,6 +272,7 @@ def _run(
     context = PlannedContext.at(tp_rank, tp_size, cp_size)
     model = build_stage(config, context, stage, kernels)
     compute_in(model, dtype)
+    sums = _keep_sums(model) if sums_gradients else {}
     b, s = training.micro_batch_size, local_length(config)
     ids = torch.empty(b, s, dtype=torch.int64, device=META)
     x = ids
@@ -238,9 +286,19 @@ def _run(
         "sample_ids": torch.zeros(b, dtype=torch.int64),
         "labels": ids if stage.is_last else None,
     }
-    one_pass = count_pass(model, inputs, logits)
-    over_cp = sum(context.moved_over_cp.values())
-    counts.runs[key] = PartialRun(one_pass, dict(context.moved), over_cp)
+    one_pass = count_pass(
+        model,
+        inputs,
+        logits,
+        groups=[[p for p in group if p not in sums] for group in parameter_groups(model)],
+        sums=[one.total for one in sums.values()],
+    )
+    counts.runs[key] = PartialRun(
+        one_pass,
+        dict(context.moved),
+        sum(context.moved_over_cp.values()),
+        sum(one.total.numel() for one in sums.values() if one.is_used),
+    )
     return counts.runs[key]
 
 

@@ -16,10 +16,10 @@ import torch
 from megatron.config import Config
 from megatron.errors import ConfigError
 from megatron.model.flops import FlopsPerToken, attended_pairs, flops_per_token
-from megatron.planning.attention import BACKWARD_ATTENTION, fused_attention
+from megatron.planning.attention import BACKWARD_ATTENTION
 from megatron.planning.documents import expected_pairs
 from megatron.planning.hardware import Hardware
-from megatron.planning.kernels import choose_planned_kernels
+from megatron.planning.kernels import KEEPS_SCORES, attention_of, choose_planned_kernels
 from megatron.planning.memory import RankPlan
 from megatron.planning.order import Kind, Timeline, run_passes
 from megatron.planning.stage import FP32_BYTES, StagePlan, hidden_bytes, moment_bytes
@@ -174,9 +174,10 @@ def _pass_time(
     peak, efficiency = _peak(config, hardware), hardware.efficiency
     bandwidth = hardware.memory_bandwidth * efficiency.memory
     moved = work.other_bytes
-    if not is_forward:  # each weight's gradient is added to its fp32 sum: both read, one written
+    if not is_forward:  # a gradient that no product adds to its fp32 sum: both read, one written
         compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
-        moved += plan.states.num_parameters * (compute_bytes + 2 * FP32_BYTES)
+        num_added = plan.states.num_parameters - plan.num_summed
+        moved += num_added * (compute_bytes + 2 * FP32_BYTES)
     products = max(work.product_flops / (peak * efficiency.product), work.product_bytes / bandwidth)
     return PassTime(
         products,
@@ -193,7 +194,7 @@ def _attention_seconds(
 ) -> float:
     """Time fused attention of some layers; kernels that keep the scores are counted in products instead."""
     model = config.model
-    if choose_planned_kernels(config, hardware).attention is not fused_attention:
+    if attention_of(choose_planned_kernels(config, hardware)) in KEEPS_SCORES:
         return 0.0
     heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
     # a square counts pairs twice, of which causality leaves one; two products of 2 FLOPs a channel
