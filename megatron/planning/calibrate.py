@@ -213,6 +213,7 @@ def _fill(
         if link in measured.links:
             bandwidths[link] = measured.links[link][0].value
             sources[f"{link}_bandwidth"] = "collectives, measured"
+    kernel = measured.attention.kernel
     count = launch.local_world_size
     if launch.world_size == 1 and base is not None:
         count = base.devices_per_node
@@ -234,6 +235,7 @@ def _fill(
             attention_backward=measured.attention.backward.value / peak,
             memory=measured.memory.value / bandwidth,
             link=1.0,  # bandwidths above are what arrives
+            flash=1.0 if base is None or kernel == "flash" else base.efficiency.flash,
         ),
         sources=sources,
         measured=_parts(measured),

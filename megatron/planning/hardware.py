@@ -23,6 +23,8 @@ class Efficiency:
     attention_backward: float
     memory: float  # what only reads and writes, of the memory's bandwidth
     link: float  # collectives, of a link's bandwidth
+    # the rates of torch's FlashAttention over those of attention above, where they are another kernel's
+    flash: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _check_fields(where: str, values: Any, kind: type) -> None:
     """Raise ConfigError unless values has the fields of a class and no other, its numbers above 0."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is missing; start from one of this package's files")
-    optional = {"capability", "sources", "measured"}
+    optional = {"capability", "sources", "measured", "flash"}
     names = {one.name for one in fields(kind)}
     missing = names - optional - set(values)
     unknown = set(values) - names
@@ -107,7 +109,9 @@ def _check_fields(where: str, values: Any, kind: type) -> None:
         word, which = ("lacks", missing) if missing else ("has the unknown fields", unknown)
         raise ConfigError(f"{where} {word} {', '.join(sorted(map(str, which)))}")
     for one in fields(kind):
-        value = values.get(one.name)
+        if one.name not in values:
+            continue
+        value = values[one.name]
         if one.type not in (*NUMBERS, "int") or (value is None and one.type == "float | None"):
             continue
         try:

@@ -2,7 +2,7 @@
 
 Our CUDA kernels are operators with shapes of their own: each is one operation there, which reads its inputs and
 writes its outputs once. What torch compiles has no such form and moves and keeps the same, so ours stand in for it;
-attention that only a GPU has is `attention.fused_attention`.
+attention and products in 8 bits that only a GPU has are `attention.fused_attention` and `eight_bit.eight_bit_product`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from megatron.kernels.bias_dropout_residual import (
     fused_bias_dropout_residual_layer_norm,
 )
 from megatron.kernels.bias_gelu import fused_bias_gelu
+from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.layer_norm import fused_layer_norm
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.planning.attention import fused_attention
+from megatron.planning.eight_bit import eight_bit_product
 from megatron.planning.hardware import Hardware
 
 KEEPS_SCORES = ("explicit", "blocked")  # in memory or in the cache: they run on the meta device
@@ -58,6 +60,8 @@ def countable(kernels: Kernels) -> Kernels:
     }
     if attention_of(kernels) not in KEEPS_SCORES:
         changes["attention"] = fused_attention
+    if kernels.product is fp8_product:
+        changes["product"] = eight_bit_product
     return replace(kernels, **changes)
 
 

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 # Products, and which input is the left factor.
-_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
+_EIGHT_BIT = "_scaled_mm"
+_PRODUCTS = dict.fromkeys(("mm", "bmm", _EIGHT_BIT), 0)
+_PRODUCTS |= dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_"), 1)
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -56,6 +58,7 @@ class Work:
     """What the operations of a pass come to."""
 
     product_flops: float = 0.0
+    eight_bit_flops: float = 0.0  # of products that are not among these
     product_bytes: float = 0.0
     other_bytes: float = 0.0  # read and written by all else that touches memory
 
@@ -96,7 +99,11 @@ class _Recorder(TorchDispatchMode):
             self.work.other_bytes += moved
             return
         self.work.product_bytes += moved
-        self.work.product_flops += 2.0 * outputs[0].numel() * inputs[_PRODUCTS[name]].size(-1)
+        flops = 2.0 * outputs[0].numel() * inputs[_PRODUCTS[name]].size(-1)
+        if name == _EIGHT_BIT:
+            self.work.eight_bit_flops += flops
+        else:
+            self.work.product_flops += flops
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

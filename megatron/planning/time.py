@@ -159,7 +159,10 @@ def plan_run(
 
 
 def _peak(config: Config, hardware: Hardware) -> float:
-    dtype = config.precision.compute_dtype
+    return _peak_of(config.precision.compute_dtype, hardware)
+
+
+def _peak_of(dtype: str, hardware: Hardware) -> float:
     if dtype not in hardware.peak_flops:
         known = ", ".join(hardware.peak_flops)
         raise ConfigError(f"{hardware.name} has no peak_flops of {dtype}; it states {known}")
@@ -178,7 +181,10 @@ def _pass_time(
         compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
         num_added = plan.states.num_parameters - plan.num_summed
         moved += num_added * (compute_bytes + 2 * FP32_BYTES)
-    products = max(work.product_flops / (peak * efficiency.product), work.product_bytes / bandwidth)
+    products = work.product_flops / (peak * efficiency.product)
+    if work.eight_bit_flops > 0.0:
+        products += work.eight_bit_flops / (_peak_of("float8", hardware) * efficiency.product)
+    products = max(products, work.product_bytes / bandwidth)
     return PassTime(
         products,
         _attention_seconds(config, hardware, len(plan.stage.layers), pairs, is_forward=is_forward),
@@ -194,13 +200,16 @@ def _attention_seconds(
 ) -> float:
     """Time fused attention of some layers; kernels that keep the scores are counted in products instead."""
     model = config.model
-    if attention_of(choose_planned_kernels(config, hardware)) in KEEPS_SCORES:
+    kernel = attention_of(choose_planned_kernels(config, hardware))
+    if kernel in KEEPS_SCORES:
         return 0.0
     heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
     # a square counts pairs twice, of which causality leaves one; two products of 2 FLOPs a channel
     flops = 2.0 * pairs * config.training.micro_batch_size * heads * model.head_dim * num_layers
     flops /= config.parallel.context_parallel_size  # shares are cut so that they cost alike
     peak, efficiency = _peak(config, hardware), hardware.efficiency
+    if kernel == "flash":
+        peak *= efficiency.flash
     forward = flops / (peak * efficiency.attention_forward)
     if is_forward:
         return forward

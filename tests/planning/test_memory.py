@@ -21,6 +21,8 @@ from megatron.options import (
     TrainingConfig,
 )
 from megatron.parallel.data_parallel import set_gradient_sync, shard_data_parallel
+from megatron.planning.hardware import read_hardware
+from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.stage import count_states, moment_bytes, parameter_groups, plan_stage
 from megatron.planning.world import PlannedContext, build_stage
 from tests.grid import grid
@@ -268,3 +270,27 @@ def test_activations_of_a_shared_sequence_are_what_autograd_keeps(world):
     ]
     kept = [plan.saved_bytes + plan.logits_bytes for plan in plans]
     assert world(4).run(_saved, config, LAST, 2) == kept * 2  # both shares cost alike
+
+
+def test_products_in_8_bits_are_as_many_and_keep_as_much():
+    plans = []
+    for fp8_format in (None, "hybrid"):
+        config = _config(bf16=True, hidden_size=64, ffn_hidden_size=128, kv_channels=16)
+        precision = dataclasses.replace(config.precision, fp8_format=fp8_format)
+        config = dataclasses.replace(config, precision=precision)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, attention_backend="auto")
+        )
+        kernels = choose_planned_kernels(config, read_hardware("h100-80gb"))
+        plans.append(plan_stage(config, WHOLE, kernels, tp_rank=0, num_shards=1).one_pass)
+    full, eight = plans
+    assert full.saved_bytes == eight.saved_bytes
+    layer = config.model.num_layers * 2 * SEQ_LENGTH * BATCH_SIZE
+    width = config.model.hidden_size
+    weights = 2 * width * width + 2 * width * config.model.ffn_size  # queries and output; MLP
+    weights += 2 * width * config.model.query_groups * config.model.head_dim
+    # forward in 8 bits; of backward the gradients of inputs are, and those of weights are not
+    assert eight.forward.eight_bit_flops == layer * weights
+    assert eight.backward.eight_bit_flops == layer * weights
+    for one, other in ((full.forward, eight.forward), (full.backward, eight.backward)):
+        assert one.product_flops == other.product_flops + other.eight_bit_flops

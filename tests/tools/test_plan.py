@@ -58,6 +58,12 @@ MEASURED = {  # docs/benchmarks.md, training step on one H200: flags, tokens a s
         59_022,
         69.9e9,
     ),
+    "1b documents": (
+        "--num-layers 24 --hidden-size 2048 --num-attention-heads 16 --micro-batch-size 4 --global-batch-size 16 "
+        "--reset-attention-mask --document-length 4039",
+        53_791,
+        73.2e9,
+    ),
     "3b": (
         "--num-layers 36 --hidden-size 2816 --num-attention-heads 22 --micro-batch-size 2 --global-batch-size 8 "
         "--gradient-accumulation-fusion off",
