@@ -64,6 +64,14 @@ class Config:
         self._check_fp8()
         split_layers(model.num_layers, parallel)
 
+    @property
+    def allows_split_backward(self) -> bool:
+        """Whether a schedule may compute gradients of inputs and of weights at different times.
+
+        A product in 8 bits computes both when it is asked for one of them.
+        """
+        return self.model.allows_split_backward and self.precision.fp8_format is None
+
     def _check_fp8(self) -> None:
         model, tp_size = self.model, self.parallel.tensor_model_parallel_size
         widths = {

@@ -16,16 +16,15 @@ from pathlib import Path
 
 from megatron.cli import EXIT_FAILURE, make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
+from megatron.kernels.cuda_library import LIBRARY, SOURCES, sources_digest
 
 EXAMPLES = """\
   python tools/build_kernels.py
   python tools/build_kernels.py --arch 90          for Hopper alone, in half the time
   python tools/build_kernels.py --verbose          registers and spills of every kernel"""
 
-ROOT = Path(__file__).parent.parent
 DEFAULT_ARCHS = ("80", "90")  # A100; H100 and H200. Later GPUs compile the PTX of the last one
 FLAGS = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-Wall")
-OUTPUT = ROOT / "megatron" / "kernels" / "_cuda.so"
 
 
 def find_nvcc(given: Path | None) -> str:
@@ -49,13 +48,11 @@ def code_flags(archs: Sequence[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
-def digest(sources: Sequence[Path], command: Sequence[str]) -> str:
+def digest(command: Sequence[str]) -> str:
     """Name what a library is made from; the library carries the name, and so says whether it is up to date."""
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
-    state = hashlib.sha256(version + "\n".join(command).encode())
-    for path in [*sources, *sorted(sources[0].parent.glob("*.cuh"))]:
-        state.update(path.name.encode() + path.read_bytes())
-    return state.hexdigest()
+    state = f"{sources_digest()}\n" + "\n".join(command)
+    return hashlib.sha256(version + state.encode()).hexdigest()
 
 
 def build(command: Sequence[str], sources: Sequence[Path], output: Path) -> bool:
@@ -92,7 +89,7 @@ def main() -> int:
     )
     parser.add_argument("--nvcc", type=Path, help="nvcc, if neither on PATH nor in /usr/local/cuda")
     parser.add_argument(
-        "--output", type=Path, default=OUTPUT, help="default: where megatron looks for it"
+        "--output", type=Path, default=LIBRARY, help="default: where megatron looks for it"
     )
     parser.add_argument(
         "--verbose", action="store_true", help="registers and spills of each kernel"
@@ -103,12 +100,13 @@ def main() -> int:
             raise ConfigError(f"--arch {arch} is no compute capability; write 90 for 9.0 (H100)")
 
     command = [find_nvcc(args.nvcc), *FLAGS, *code_flags(args.arch)]
-    sources = sorted((ROOT / "csrc").glob("*.cu"))
-    name = digest(sources, command)
+    sources = sorted(SOURCES.glob("*.cu"))
+    name = digest(command)
     if args.output.exists() and name.encode() in args.output.read_bytes() and not args.verbose:
         print(f"{args.output} is up to date")
         return 0
-    command += [f'-DMEGATRON_BUILD="{name}"', *(["-Xptxas=-v"] if args.verbose else [])]
+    command += [f'-DMEGATRON_BUILD="{name}"', f'-DMEGATRON_SOURCES="{sources_digest()}"']
+    command += ["-Xptxas=-v"] if args.verbose else []
     start = time.perf_counter()
     if not build(command, sources, args.output):
         print("nvcc failed: its words are above", file=sys.stderr)

@@ -6,7 +6,7 @@ So a part of a sequence attends to all that came before it, wherever the rest is
 Two ways to compute one function; `blocked_attention` and `flash_attention` have others. Keys and values are not
 expanded to the number of query heads: the heads of a group are folded into rows (explicit), or the kernel reads shared
 heads itself (sdpa). Where samples hold documents that must not see each other, or a window ends what a token sees, both
-take a mask of all pairs.
+take a mask of all pairs, and sdpa expands keys and values.
 
 Attention dropout of `explicit` is keyed by (sample, head, query position, key position) and so is the same under
 every layout. The fused kernels draw from a generator that is seeded for each call from (site, first sample, first

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_cuda.so")
+SOURCES = Path(__file__).parents[2] / "csrc"
+BUILD = "python tools/build_kernels.py"
 
 Argument = Tensor | int | float | ctypes.c_double | None
 
@@ -30,17 +33,41 @@ def dtype_code(dtype: torch.dtype) -> int:
 @functools.cache
 def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
-    library.megatron_error_string.restype = ctypes.c_char_p
+    for name in ("megatron_error_string", "megatron_sources"):
+        getattr(library, name).restype = ctypes.c_char_p
     return library
 
 
+def sources_digest() -> str | None:
+    """Name the CUDA sources of this checkout; None where the package is installed without them."""
+    sources = sorted(SOURCES.glob("*.cu*"))
+    state = hashlib.sha256()
+    for path in sources:
+        state.update(path.name.encode() + path.read_bytes())
+    return state.hexdigest() if sources else None
+
+
+@functools.cache
 def obstacle() -> str | None:
-    """Say why the kernels cannot be called on this machine, or None."""
+    """Say why the kernels cannot be called on the current device, or None. Asked once a process."""
     if not torch.cuda.is_available():
         return "there is no GPU"
     if not LIBRARY.exists():
-        return "csrc/*.cu is not compiled here (python tools/build_kernels.py needs nvcc)"
-    return None
+        return f"csrc/*.cu is not compiled here ({BUILD} needs nvcc)"
+    try:
+        library = _load()
+        built_from = library.megatron_sources().decode()
+    except (OSError, AttributeError) as error:  # of another machine, or of before it said so
+        return f"{LIBRARY.name} cannot be loaded ({error}); {BUILD} makes it anew"
+    if sources_digest() not in (None, built_from):
+        return f"{LIBRARY.name} was built from other sources than these; {BUILD} makes it anew"
+    code = library.megatron_probe()
+    return f"{LIBRARY.name} has no code for this GPU ({_words(code)})" if code else None
+
+
+def _words(code: int) -> str:
+    words: bytes = _load().megatron_error_string(ctypes.c_int(code))
+    return words.decode()
 
 
 def _argument(
@@ -67,5 +94,4 @@ def launch(name: str, *args: Argument) -> None:
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
         code = getattr(_load(), name)(*map(_argument, args), stream)
     if code:
-        words = _load().megatron_error_string(ctypes.c_int(code)).decode()
-        raise RuntimeError(f"CUDA kernel {name}: {words}")
+        raise RuntimeError(f"CUDA kernel {name}: {_words(code)}")

@@ -11,12 +11,15 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from megatron.errors import ConfigError
 from megatron.kernels.attention import AttentionDropout, AttentionFunction, sdpa_attention
 from megatron.kernels.documents import Documents
 
@@ -89,8 +92,14 @@ class FlashLibrary:
     oldest_capability: tuple[int, int]
 
     def attention(self) -> AttentionFunction:
-        """Import the package and give its attention. It has no dropout that a layer could ask for."""
-        package = importlib.import_module(self.module)
+        """Import the package and give its attention, without dropout. ConfigError if it cannot be imported."""
+        try:
+            package = importlib.import_module(self.module)
+        except ImportError as error:
+            raise ConfigError(
+                f"--attention-backend flash-attn: {self.module} is installed and cannot be imported ({error}); "
+                f"install one built for torch {torch.__version__}, or use --attention-backend auto"
+            ) from None
         whole, packed = package.flash_attn_func, package.flash_attn_varlen_func
         # how "no limit" is written: -1, or None since the fourth generation
         unlimited = None if self.generation >= 4 else -1
@@ -161,7 +170,11 @@ def find_flash_library(
 
 
 def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of its parent
-        return False
+    """Look for a module without importing the packages that it lies in: a broken one would raise what it likes."""
+    name, _, rest = module.partition(".")
+    spec = find_spec(name)
+    for part in rest.split(".") if rest else ():
+        if spec is None:
+            return False
+        spec = PathFinder.find_spec(part, spec.submodule_search_locations)
+    return spec is not None

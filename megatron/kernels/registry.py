@@ -184,58 +184,62 @@ _EXPLICIT = AttentionImplementation(
 )
 
 
-def _implementations(situation: Situation) -> dict[str, AttentionImplementation]:
-    """Give all by name; flash-attn is whichever package is installed, none of which is imported for it."""
-    library = situation.flash_library
-    flash_attn = AttentionImplementation(
-        "flash-attn",
-        library.attention() if library else flash_attention,
-        f"the package FlashAttention {library.generation}" if library else "not installed",
-        _library_obstacle,
-    )
-    return {one.name: one for one in (_CUDNN, flash_attn, _FLASH, _SDPA, _BLOCKED, _EXPLICIT)}
+_IMPLEMENTATIONS = {one.name: one for one in (_CUDNN, _FLASH, _SDPA, _BLOCKED, _EXPLICIT)}
+ATTENTION_BACKENDS = ("auto", "flash-attn", *_IMPLEMENTATIONS)
 
 
 def select_attention(backend: str, situation: Situation) -> tuple[AttentionImplementation, str]:
     """Choose by --attention-backend and give the reason. ConfigError if the one asked for cannot run."""
-    implementations = _implementations(situation)
     if backend == "auto":
-        return _select_fastest(situation, implementations)
-    if backend not in implementations:
+        return _select_fastest(situation)
+    if backend == "flash-attn":
+        return _select_library(situation)
+    if backend not in _IMPLEMENTATIONS:
         raise ConfigError(
-            f"--attention-backend {backend} is unknown; choose auto, {', '.join(implementations)}"
+            f"--attention-backend {backend} is unknown; choose {', '.join(ATTENTION_BACKENDS)}"
         )
-    chosen = implementations[backend]
-    obstacle = chosen.obstacle(situation)
-    if obstacle is not None:
-        raise ConfigError(f"--attention-backend {backend} {obstacle}; use --attention-backend auto")
+    chosen = _IMPLEMENTATIONS[backend]
+    _require_none(chosen.obstacle(situation), backend)
     return chosen, f"asked for: {chosen.benefit}"
 
 
-def _select_fastest(
-    situation: Situation, implementations: dict[str, AttentionImplementation]
-) -> tuple[AttentionImplementation, str]:
+def _require_none(obstacle: str | None, backend: str) -> None:
+    if obstacle is not None:
+        raise ConfigError(f"--attention-backend {backend} {obstacle}; use --attention-backend auto")
+
+
+def _select_library(situation: Situation) -> tuple[AttentionImplementation, str]:
+    """Take the package of FlashAttention that is installed, and import it only now."""
+    _require_none(_library_obstacle(situation), "flash-attn")
+    library = situation.flash_library
+    assert library is not None
+    benefit = f"the package FlashAttention {library.generation}"
+    chosen = AttentionImplementation("flash-attn", library.attention(), benefit, _library_obstacle)
+    return chosen, f"asked for: {benefit}"
+
+
+def _select_fastest(situation: Situation) -> tuple[AttentionImplementation, str]:
     if situation.device_type == "cpu":
         # measured, 8 heads of 32 sharing one, 512 positions, forward + backward: fp32 1.35 x, bf16 2.1 x
         # the speed of SDPA, which has no fused kernel with dropout on a CPU
         masks = f", keys hidden by {situation.hides} not touched" if situation.hides else ""
         return _BLOCKED, f"fastest on cpu: {_BLOCKED.benefit}{masks}"
     passed_over = []
-    for name in ATTENTION_ORDER:
-        one = implementations[name]
+    for one in ATTENTION_ORDER:
         obstacle = one.obstacle(situation)
         if obstacle is None:
             hidden = (
                 f" with {situation.hides}, only of what a token sees" if situation.hides else ""
             )
             return one, f"fastest on {situation.device_type}{hidden}: {one.benefit}"
-        passed_over.append(f"{name} {obstacle}")
+        passed_over.append(f"{one.name} {obstacle}")
     hidden = f"{situation.hides} by a mask of all pairs, slow if long: " if situation.hides else ""
     return _SDPA, f"{hidden}{_SDPA.benefit}; {'; '.join(passed_over)}"
 
 
-# What `auto` tries in turn on a GPU; the rest is sdpa's own choice.
-ATTENTION_ORDER = ("cudnn", "flash-attn", "flash")
+# What `auto` tries in turn on a GPU; the rest is sdpa's own choice. Packages of FlashAttention have to be asked for:
+# which widths and GPUs each takes is theirs to say, and none was measured here.
+ATTENTION_ORDER = (_CUDNN, _FLASH)
 IMPLEMENTATIONS = ("fused", "compiled", "reference")
 
 
@@ -305,7 +309,8 @@ def _choose(
             )
         wanted, reason = "reference", f"there is no {wanted} one"
     elif wanted == "fused" and obstacle is not None:
-        raise ConfigError(f"--kernels fused: {obstacle}; use --kernels auto")
+        given = f"{operation.name}=fused" if is_named else "fused"
+        raise ConfigError(f"--kernels {given}: {obstacle}; use --kernels auto")
     else:
         reason = "asked for"
     return operation.by(wanted), Choice(operation.name, wanted, reason)
@@ -345,15 +350,20 @@ def choose_kernels(
     chosen = {one.name: _choose(one, *wanted[one.name], situation) for one in OPERATIONS}
     functions = {name: implementation for name, (implementation, _) in chosen.items()}
     softmax, attend = functions.pop("softmax"), attention.function
-    if attention is _EXPLICIT:
+    if attention.name == "explicit":
         attend = functools.partial(explicit_attention, softmax=softmax)
+    elif wanted["softmax"][1]:
+        raise ConfigError(
+            f"--kernels softmax={wanted['softmax'][0]}: the softmax is --attention-backend explicit's, and this is "
+            f"{attention.name}; leave it out"
+        )
     else:
         del chosen["softmax"]
     return Kernels(
         attention=attend,
         **functions,
         product=product,
-        stores_attention_probabilities=attention is _EXPLICIT,
+        stores_attention_probabilities=attention.name == "explicit",
         choices=(
             Choice("attention", attention.name, reason),
             product_choice,

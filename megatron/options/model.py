@@ -163,6 +163,7 @@ class ModelConfig:
         What is computed again is there for one backward pass: each further one would compute it anew, or miss it.
         """
         recomputes = self.recomputes("layernorm") or self.recomputes("mlp_act")
+        recomputes = recomputes or self.logits_chunk_size is not None
         return self.recompute_granularity != "full" and not recomputes
 
     @property

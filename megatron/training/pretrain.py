@@ -134,7 +134,7 @@ def _choose_accumulation(config: Config, device: torch.device) -> Choice:
     obstacle = None
     if config.precision.compute_dtype == "float32":
         obstacle = "gradients are in fp32 without --bf16 or --fp16"
-    elif config.parallel.has_stages_in_v and config.model.allows_split_backward:
+    elif config.parallel.has_stages_in_v and config.allows_split_backward:
         schedule = config.parallel.pipeline_schedule
         obstacle = f"--pipeline-schedule {schedule} computes gradients of weights later than others"
     if asked == "on" and obstacle is not None:
@@ -255,7 +255,7 @@ def _pipeline(
             getattr(torch, config.precision.compute_dtype),
         ),
         schedule=resolve_schedule(stages[0].num_stages, config.parallel),
-        splits_backward=config.model.allows_split_backward,
+        splits_backward=config.allows_split_backward,
     )
 
 

@@ -167,6 +167,6 @@ def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
 
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(
-        ConfigError, match="auto, cudnn, flash-attn, flash, sdpa, blocked, explicit"
+        ConfigError, match="auto, flash-attn, cudnn, flash, sdpa, blocked, explicit"
     ):
         select_attention("flsh", situation())

@@ -8,6 +8,7 @@ from megatron.kernels.bias_gelu import bias_gelu
 from megatron.kernels.compiled import (
     compiled_bias_dropout_residual_layer_norm,
     compiled_bias_gelu,
+    compiled_layer_norm,
 )
 from megatron.kernels.dropout import Dropout, token_keys
 
@@ -47,3 +48,12 @@ def test_compiled_operations_equal_their_references(probability):
         rtol=1e-4,
         atol=1e-3,
     )
+
+
+def test_the_norm_of_a_sum_is_the_norm_of_what_is_kept_of_it():
+    x, residual = draw(64, 2, 256).detach().bfloat16(), draw(64, 2, 256).detach().bfloat16() * 3
+    weight, bias = draw(256).detach().bfloat16(), draw(256).detach().bfloat16()
+    total, normed = compiled_bias_dropout_residual_layer_norm(
+        x, bias, residual, None, weight, bias, 1e-5
+    )
+    assert torch.equal(compiled_layer_norm(total, weight, bias, 1e-5), normed)

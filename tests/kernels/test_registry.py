@@ -52,7 +52,8 @@ def test_all_compiled_leaves_what_cannot_be_to_the_reference():
         (["norm=fused"], situation(), "operations are layer_norm"),
         (["layer_norm=fast"], situation(), "layer_norm=fast"),
         (["fused"], situation("cpu"), "needs a GPU"),
-        (["bias_gelu=fused"], situation(without_library="no nvcc"), "no nvcc"),
+        (["bias_gelu=fused"], situation(without_library="no nvcc"), "bias_gelu=fused: no nvcc"),
+        (["softmax=fused"], situation(), "explicit"),
         (["cross_entropy=compiled"], situation(), "leave it to auto"),
     ],
 )
@@ -117,3 +118,16 @@ def test_attention_of_a_gpu_is_refused_on_a_cpu(backend):
 def test_the_newest_package_that_fits_the_gpu_is_found(capability, installed, generation):
     library = find_flash_library(capability, installed.__contains__)
     assert (library and library.generation) == generation
+
+
+def test_a_package_is_found_without_importing_what_it_lies_in(tmp_path, monkeypatch):
+    package = tmp_path / "flash_attn"
+    (package / "cute").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('undefined symbol')")
+    (package / "cute" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    library = find_flash_library((9, 0))
+    assert library is not None and library.generation == 4
+    assert choose_kernels("auto", situation(flash_library=library)).choices[0].name == "cudnn"
+    with pytest.raises(ConfigError, match="undefined symbol"):
+        choose_kernels("flash-attn", situation(flash_library=library))
