@@ -73,7 +73,7 @@ def attention_of(kernels: Kernels) -> str:
 def sums_gradients(config: Config, hardware: Hardware, num_micro_batches: int) -> bool:
     """Whether products add weights' gradients to sums over micro-batches, as a run would choose."""
     asked = config.precision.gradient_accumulation_fusion
-    splits = config.parallel.has_stages_in_v and config.model.allows_split_backward
+    splits = config.parallel.has_stages_in_v and config.allows_split_backward
     if num_micro_batches == 1 or config.precision.compute_dtype == "float32" or splits:
         return False
     return asked == "on" or (asked == "auto" and hardware.device_type == "cuda")

@@ -227,7 +227,7 @@ def _timeline(
 ) -> Timeline:
     """Let the passes of a step run."""
     durations: dict[tuple[Kind, int], float] = {}
-    splits = config.model.allows_split_backward
+    splits = config.allows_split_backward
     for stage, one in backward.items():
         weights = one.products / 2 if splits else 0.0  # half of the products are the weights'
         durations["F", stage] = forward[stage].total
