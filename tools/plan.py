@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 from megatron import cli
 from megatron.config import Config
 from megatron.errors import ConfigError
-from megatron.options import TokenizerConfig
 from megatron.planning.hardware import read_hardware
+from megatron.planning.options import complete, fill_in
 
 EXAMPLES = """\
   StarCoder on 512 GPUs, with the flags of its training:
@@ -31,11 +30,38 @@ EXAMPLES = """\
 
 exit codes: 0 it fits; 2 it does not, or an option is wrong: one line says what to change"""
 
-TOKENIZER_FILES = ("tokenizer_file", "tokenizer_model", "vocab_file", "merge_file")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, print, and refuse what does not fit."""
+    args = cli.parse_known(_make_parser(), argv)
+    _check(args)
+    if args.calibrate is not None:
+        return calibrate(args)
+    config = fill_in(cli.config_from(args))
+    _check_documents(config, args.document_length)
+    hardware = read_hardware(args.hardware)
+    if args.rank_layouts is None:
+        config = complete(config, args.world_size)
+
+    # torch takes seconds to import: a user's mistake does not wait for it.
+    from megatron.planning.layouts import rank_layouts
+    from megatron.planning.plan import Question, check_fits, make_plan
+    from megatron.planning.report import ranking_to_json, ranking_to_table, to_json, to_table
+
+    question = Question(
+        args.world_size, hardware, args.document_length, args.pue, args.carbon_intensity
+    )
+    if args.rank_layouts is not None:
+        ranking = rank_layouts(config, question, args.rank_layouts)
+        print(_json(ranking_to_json(ranking)) if args.json else ranking_to_table(ranking))
+        return 0
+    plan = make_plan(config, question)
+    print(_json(to_json(plan)) if args.json else to_table(plan))
+    check_fits(plan)
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(
         "Plan a training run on any machine: memory of each rank, step time, cost. Starts nothing.",
         EXAMPLES,
@@ -85,30 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="--calibrate may replace FILE")
     cli.add_config(parser)
-    args = cli.parse_known(parser, argv)
-    _check(args)
-    if args.calibrate is not None:
-        return calibrate(args)
-    config = fill_in(cli.config_from(args))
-    _check_documents(config, args.document_length)
-    hardware = read_hardware(args.hardware)
-
-    # torch takes seconds to import: a user's mistake does not wait for it.
-    from megatron.planning.layouts import complete, rank_layouts
-    from megatron.planning.plan import Question, check_fits, make_plan
-    from megatron.planning.report import ranking_to_json, ranking_to_table, to_json, to_table
-
-    question = Question(
-        args.world_size, hardware, args.document_length, args.pue, args.carbon_intensity
-    )
-    if args.rank_layouts is not None:
-        ranking = rank_layouts(config, question, args.rank_layouts)
-        print(_json(ranking_to_json(ranking)) if args.json else ranking_to_table(ranking))
-        return 0
-    plan = make_plan(complete(config, args.world_size), question)
-    print(_json(to_json(plan)) if args.json else to_table(plan))
-    check_fits(plan)
-    return 0
+    return parser
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -140,7 +143,6 @@ def calibrate(args: argparse.Namespace) -> int:
     from megatron.parallel.context import initialize_distributed
     from megatron.parallel.launch import Launch
     from megatron.planning import calibrate as calibration
-    from megatron.planning.layouts import complete
     from megatron.training.throughput import peak_flops
 
     # of a run as small as its layout allows, unless one is named
@@ -171,30 +173,6 @@ def _check_documents(config: Config, document_length: int | None) -> None:
         raise ConfigError(
             "--document-length needs --reset-attention-mask: without it documents see each other"
         )
-
-
-def fill_in(config: Config) -> Config:
-    """Fill in the size of the vocabulary, and data for a check to find: it need not be there."""
-    data = config.data
-    given = (data.data_path, data.train_data_path, data.train_weighted_split_paths)
-    if not any(given) and data.train_weighted_split_paths_path is None:
-        data = dataclasses.replace(data, train_data_path=("unread",))
-    model = dataclasses.replace(config.model, vocab_size=vocab_size(config.tokenizer))
-    return dataclasses.replace(config, data=data, model=model)
-
-
-def vocab_size(config: TokenizerConfig) -> int:
-    """Give the number of ids: the tokenizer's if its files are named, else --vocab-size."""
-    is_named = any(getattr(config, name) is not None for name in TOKENIZER_FILES)
-    if is_named or config.tokenizer_type == "NullTokenizer":
-        from megatron.tokenizer.tokenizer import build_tokenizer
-
-        return build_tokenizer(config).vocab_size
-    if config.vocab_size is None or config.vocab_size < 1:
-        raise ConfigError(
-            "the vocabulary is not known: give --tokenizer-file, or --vocab-size N above 0 in its place"
-        )
-    return config.vocab_size
 
 
 if __name__ == "__main__":

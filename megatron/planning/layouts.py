@@ -16,7 +16,8 @@ from typing import Any
 
 from megatron.config import Config
 from megatron.errors import ConfigError
-from megatron.options import ParallelConfig, pad_vocab_size
+from megatron.options import ParallelConfig
+from megatron.planning.options import complete
 from megatron.planning.plan import Plan, Question, make_plan
 from megatron.planning.stage import Counts
 
@@ -130,17 +131,6 @@ def _schedules(config: Config, num_micro_batches: int) -> Iterator[ParallelConfi
 
 def _divisors(number: int, most: int) -> list[int]:
     return [n for n in range(1, max(1, most) + 1) if number % n == 0]
-
-
-def complete(config: Config, world_size: int) -> Config:
-    """Check the options as a start would and pad the vocabulary. Raises ConfigError."""
-    config.check(world_size)
-    padded = pad_vocab_size(
-        config.model.vocab_size,
-        config.model.make_vocab_size_divisible_by,
-        config.parallel.tensor_model_parallel_size,
-    )
-    return replace(config, model=replace(config.model, padded_vocab_size=padded))
 
 
 def _reason(error: ConfigError) -> str:

@@ -8,7 +8,8 @@ from megatron.config import Config
 from megatron.errors import ConfigError
 from megatron.options import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from megatron.planning.hardware import read_hardware
-from megatron.planning.layouts import complete, enumerate_layouts, rank_layouts
+from megatron.planning.layouts import enumerate_layouts, rank_layouts
+from megatron.planning.options import complete
 from megatron.planning.plan import Question, make_plan
 
 A100 = dataclasses.replace(read_hardware("a100-80gb"), reserved_bytes=0.0, devices_per_node=4)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megatron.planning.hardware import Efficiency, Hardware
 from megatron.planning.kernels import sums_gradients
-from megatron.planning.layouts import complete
+from megatron.planning.options import complete
 from megatron.planning.passes import _Recorder, held_storages, storage_key
 from megatron.planning.plan import Question, make_plan
 from megatron.training.inputs import open_inputs
