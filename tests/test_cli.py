@@ -216,6 +216,28 @@ def test_unusable_flag_says_what_to_use(flags, message):
         ("--rotary-base 500", 1, ["--rotary-base 500", "--position-embedding-type rope"]),
         ("--use-rotary-position-embeddings --kv-channels 5", 1, ["5 wide", "--kv-channels"]),
         ("--bf16 --fp16", 1, ["--bf16", "--fp16"]),
+        ("--fp8-format hybrid", 1, ["--fp8-format hybrid", "needs --bf16"]),
+        ("--fp8-format hybrid --fp16", 1, ["--fp8-format hybrid", "needs --bf16"]),
+        (
+            "--fp8-format hybrid --bf16 --hidden-size 72 --kv-channels 12",
+            1,
+            [
+                "--fp8-format",
+                "multiples of 16",
+                "--hidden-size is 72",
+                "2 x --kv-channels is 24",
+            ],
+        ),
+        (
+            "--fp8-format hybrid --bf16 --tensor-model-parallel-size 4 --ffn-hidden-size 96",
+            4,
+            ["--fp8-format", "multiples of 16", "--ffn-hidden-size / 4 is 24"],
+        ),
+        (
+            "--fp8-format hybrid --bf16 --tensor-model-parallel-size 4 --kv-channels 8",
+            4,
+            ["--fp8-format", "multiples of 16", "heads x width / 4 is 8"],
+        ),
         ("--loss-scale 8", 1, ["--loss-scale", "--fp16"]),
         ("--global-batch-size 3 --micro-batch-size 2", 1, ["3", "multiple of 2"]),
         ("--train-samples 10", 1, ["--train-iters", "--train-samples"]),
@@ -293,6 +315,13 @@ def test_clash_names_both_options(flags, world_size, names):
         parse(f"{SMALL} {flags}").check(world_size)
     for name in names:
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize("tp_size", [1, 4])
+def test_8_bit_products_take_widths_that_tensor_parallelism_leaves_multiples_of_16(tp_size):
+    flags = f"--fp8-format hybrid --bf16 --tensor-model-parallel-size {tp_size}"
+    parse(f"{SMALL} {flags}").check(tp_size)
+    parse(f"{SMALL} --bf16 --kv-channels 9 --ffn-hidden-size 100").check(1)  # no 8 bits
 
 
 @pytest.mark.parametrize(
