@@ -10,13 +10,20 @@ import torch
 from megatron.config import Config
 from megatron.kernels.documents import Documents
 from megatron.model.flops import attended_pairs, num_matrix_parameters
-from megatron.options import DataConfig, ParallelConfig, TrainingConfig
+from megatron.options import (
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
 from megatron.parallel.launch import Launch
 from megatron.planning.calibrate import Device, calibrate, compare, shipped_file_of
 from megatron.planning.documents import draw_starts, expected_pairs
 from megatron.planning.hardware import read_hardware, write_hardware
 from megatron.planning.rates import products_of
 from megatron.planning.stopwatch import FEWEST, MOST, Stopwatch, num_calls, sampled_power
+from megatron.training.throughput import peak_flops
 from tests.model.tiny import tiny_config
 
 PEAK = 7e13
@@ -122,6 +129,56 @@ def test_a_stopwatch_keeps_to_its_budget_and_repeats_at_least():
     assert Stopwatch(torch.device("cpu")).median(lambda: calls.append(0), 0.0) >= 0.0
     assert len(calls) == 2 + FEWEST
     assert num_calls(1e-9, 1.0) == MOST and num_calls(0.1, 1.0) == 10 and num_calls(9, 1) == FEWEST
+
+
+class _FakeEvent:
+    """An event of a GPU that takes 1, 2, 3, … ms from one to the next."""
+
+    num_made = 0
+
+    def __init__(self, enable_timing):
+        self.milliseconds = sum(range(_FakeEvent.num_made + 1))
+        _FakeEvent.num_made += 1
+
+    def record(self):
+        pass
+
+    def elapsed_time(self, later):
+        return later.milliseconds - self.milliseconds
+
+
+def test_times_on_a_gpu_are_medians_between_events(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", _FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert Stopwatch(torch.device("cuda", 0)).repeated(lambda: None, 5) == pytest.approx(0.003)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured():
+    config = Config(
+        model=ModelConfig(
+            num_layers=2,
+            hidden_size=1024,
+            num_attention_heads=8,
+            attention_head_type="multiquery",
+            max_position_embeddings=2048,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            vocab_size=4096,
+            padded_vocab_size=4096,
+        ),
+        precision=PrecisionConfig(bf16=True),
+        training=TrainingConfig(micro_batch_size=4),
+        data=DataConfig(seq_length=2048),
+    )
+    device = torch.device("cuda", 0)
+    hardware = calibrate(
+        config, Launch(), device, document_length=None, budget=3.0, peak_flops=peak_flops
+    )
+    assert hardware.name == torch.cuda.get_device_name(device)
+    assert hardware.memory_bytes > hardware.reserved_bytes > 0
+    shares = dataclasses.asdict(hardware.efficiency)
+    assert all(0.0 < shares[name] < 1.1 for name in shares if name not in ("link", "flash"))
 
 
 def test_power_is_what_nvidia_smi_says_until_the_end(tmp_path, monkeypatch):
