@@ -1,8 +1,7 @@
 """How long a step takes on a kind of machine, what crosses which links, and what the run costs: a model, not counts.
 
 Assumed: an operation takes as long as its arithmetic or its memory traffic, whichever is longer, at the shares of the
-peaks that the hardware file states; each runs alone, as PyTorch runs the model here (nothing fused beyond its
-kernels); communication overlaps with nothing; collectives go around rings. Validation, checkpoints, restarts and the
+peaks that the hardware file states; each runs alone, by the kernel that the run would choose; communication overlaps with nothing; collectives go around rings. Validation, checkpoints, restarts and the
 loader cost nothing.
 """
 
