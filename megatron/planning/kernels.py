@@ -76,4 +76,5 @@ def sums_gradients(config: Config, hardware: Hardware, num_micro_batches: int) -
     splits = config.parallel.has_stages_in_v and config.allows_split_backward
     if num_micro_batches == 1 or config.precision.compute_dtype == "float32" or splits:
         return False
-    return asked == "on" or (asked == "auto" and hardware.device_type == "cuda")
+    is_faster = hardware.device_type == "cuda" and config.model.recompute_granularity != "full"
+    return asked == "on" or (asked == "auto" and is_faster)

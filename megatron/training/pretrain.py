@@ -141,6 +141,9 @@ def _choose_accumulation(config: Config, device: torch.device) -> Choice:
         raise ConfigError(f"--gradient-accumulation-fusion on: {obstacle}; leave it to auto")
     if asked == "auto" and obstacle is None and device.type == "cpu":
         obstacle = "faster on cpu"
+    if asked == "auto" and obstacle is None and config.model.recompute_granularity == "full":
+        # a product saves its input when it is done; torch's own is left out where recomputation has come to its input
+        obstacle = "--recompute-granularity full would run a product a layer more"
     if asked == "off" or obstacle is not None:
         return Choice("gradient sums", "separate", obstacle or "asked for")
     reason = "products of the layers add to fp32, nothing is rounded"
