@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.dropout import Dropout
@@ -77,7 +76,7 @@ def fused_bias_dropout_residual_layer_norm(
     return total, normed
 
 
-@torch.library.custom_op("megatron::bias_dropout_residual", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::bias_dropout_residual", mutates_args=(), device_types="cpu")
 def _sum(
     x: Tensor,
     bias: Tensor | None,
@@ -122,9 +121,7 @@ def _sum_like(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op(
-    "megatron::bias_dropout_residual_backward", mutates_args=(), device_types="cpu"
-)
+@library.custom_op("megatron::bias_dropout_residual_backward", mutates_args=(), device_types="cpu")
 def _sum_backward(
     dy: Tensor, row_keys: Tensor | None, probability: float, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
@@ -186,7 +183,7 @@ def _differentiate_sum(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 _sum.register_autograd(_differentiate_sum, setup_context=_keep_of_sum)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "megatron::bias_dropout_residual_layer_norm", mutates_args=(), device_types="cpu"
 )
 def _sum_and_norm(

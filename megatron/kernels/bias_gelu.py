@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.fused import absent, column_scratch, layout, widen
@@ -40,7 +40,7 @@ def _sigmoid(y: Tensor) -> Tensor:
     return torch.sigmoid(2 * _SCALE * (y + _CUBIC * y**3))
 
 
-@torch.library.custom_op("megatron::bias_gelu", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::bias_gelu", mutates_args=(), device_types="cpu")
 def _bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     y = _add(x, bias)
     return (y * _sigmoid(y)).to(x.dtype)
@@ -65,7 +65,7 @@ def _bias_gelu_like(x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("megatron::bias_gelu_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::bias_gelu_backward", mutates_args=(), device_types="cpu")
 def _bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Give dx, and d_bias where there is a bias, else an absent one."""
     y = _add(x, bias)

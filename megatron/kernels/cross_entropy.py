@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
 
@@ -81,7 +81,7 @@ def gradient_(
     return logits
 
 
-@torch.library.custom_op("megatron::cross_entropy_statistics", mutates_args=(), device_types="cuda")
+@library.custom_op("megatron::cross_entropy_statistics", mutates_args=(), device_types="cuda")
 def cross_entropy_statistics(
     logits: Tensor, columns: Tensor, num_valid: int
 ) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _(logits: Tensor, columns: Tensor, num_valid: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "megatron::cross_entropy_gradient", mutates_args=("logits",), device_types="cuda"
 )
 def cross_entropy_gradient(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.fused import (
@@ -44,7 +43,7 @@ def normalize(
     return centred.mul_(rstd.unsqueeze(-1)).mul_(weight).add_(bias), mean, rstd
 
 
-@torch.library.custom_op("megatron::layer_norm", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::layer_norm", mutates_args=(), device_types="cpu")
 def _layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +80,7 @@ def _layer_norm_like(
     return x.new_empty(x.shape), statistic_like(x), statistic_like(x)
 
 
-@torch.library.custom_op("megatron::layer_norm_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::layer_norm_backward", mutates_args=(), device_types="cpu")
 def layer_norm_backward(
     d_normed: Tensor,
     d_total: Tensor | None,

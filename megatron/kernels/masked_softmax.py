@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.fused import widen
@@ -43,7 +43,7 @@ def _hidden(scores: Tensor, first_keys: Tensor | None) -> Tensor:
     return hidden.view(-1, 1, sq, sk)
 
 
-@torch.library.custom_op("megatron::scaled_masked_softmax", mutates_args=(), device_types="cpu")
+@library.custom_op("megatron::scaled_masked_softmax", mutates_args=(), device_types="cpu")
 def _softmax(scores: Tensor, scale: float, first_keys: Tensor | None) -> Tensor:
     return scaled_masked_softmax(scores, scale, first_keys)
 
@@ -69,9 +69,7 @@ def _softmax_like(scores: Tensor, scale: float, first_keys: Tensor | None) -> Te
     return scores.new_empty(scores.shape)
 
 
-@torch.library.custom_op(
-    "megatron::scaled_masked_softmax_backward", mutates_args=(), device_types="cpu"
-)
+@library.custom_op("megatron::scaled_masked_softmax_backward", mutates_args=(), device_types="cpu")
 def _softmax_backward(
     d_probabilities: Tensor, probabilities: Tensor, scale: float, first_keys: Tensor | None
 ) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from megatron.kernels import cuda_library
 from megatron.kernels.cross_entropy import (
@@ -112,10 +113,10 @@ def test_both_ways_equal_torch_in_fp64(kernels, dtype):
 def test_operators_keep_the_rules_of_torch_library():
     logits, columns, scales = draw(5, 11, 9, torch.float32)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.megatron.cross_entropy_statistics.default, (logits, columns, 9), test_utils=tests
     )
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.megatron.cross_entropy_gradient.default,
         (logits, columns, 9, torch.zeros(5), scales),
         test_utils=tests,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.bias_dropout_residual import (
     bias_dropout_residual,
@@ -177,7 +177,7 @@ def test_operators_keep_the_rules_of_torch(operation, given):
             {"probability": probability, "epsilon": EPSILON},
         ),
     }[operation]
-    torch.library.opcheck(operator.default, arguments, keywords)
+    library.opcheck(operator.default, arguments, keywords)
 
 
 @pytest.mark.parametrize("has_dropout", [False, True])
@@ -187,14 +187,12 @@ def test_backward_operators_keep_the_rules_of_torch(has_bias, has_dropout):
     weight, mean, rstd = torch.randn(5), torch.randn(3, 2), torch.rand(3, 2)
     keys, probability = (row_keys((3, 2)), PROBABILITY) if has_dropout else (None, 0.0)
     operators = torch.ops.megatron
-    torch.library.opcheck(
-        operators.bias_gelu_backward.default, (dy, x, weight if has_bias else None)
-    )
-    torch.library.opcheck(
+    library.opcheck(operators.bias_gelu_backward.default, (dy, x, weight if has_bias else None))
+    library.opcheck(
         operators.bias_dropout_residual_backward.default, (dy, keys, probability, has_bias)
     )
     for d_total in (None, dy):
-        torch.library.opcheck(
+        library.opcheck(
             operators.layer_norm_backward.default,
             (dy, d_total, x, mean, rstd, weight, keys),
             {"probability": probability, "has_bias": has_bias},

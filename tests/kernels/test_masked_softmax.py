@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megatron.kernels.documents import Documents
 from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
@@ -79,10 +79,10 @@ def test_a_query_that_sees_nothing_gets_zeros():
 def test_operators_keep_the_rules_of_torch_and_compile(first_keys):
     scores = draw((2, 2, 3, 5), torch.float32)
     softmax = torch.ops.megatron.scaled_masked_softmax.default
-    torch.library.opcheck(softmax, (scores, SCALE, first_keys))
+    library.opcheck(softmax, (scores, SCALE, first_keys))
     p = softmax(scores.detach(), SCALE, first_keys)
     backward = torch.ops.megatron.scaled_masked_softmax_backward.default
-    torch.library.opcheck(backward, (torch.randn_like(p), p, SCALE, first_keys))
+    library.opcheck(backward, (torch.randn_like(p), p, SCALE, first_keys))
 
     def run(scores: Tensor) -> Tensor:
         return fused_scaled_masked_softmax(2 * scores, SCALE, first_keys).square().sum()
