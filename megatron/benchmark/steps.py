@@ -44,7 +44,6 @@ def take_step(run: Run, parts: StepParts | None = None) -> tuple[PendingStep, fl
         batch,
         consumed_samples=consumed,
         global_batch_size=size,
-        wants_stop=False,
     )
     run.progress.advance(size)
     return step, waited

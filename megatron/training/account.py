@@ -73,7 +73,7 @@ class Account:
     def _read(self, entry: Entry) -> None:
         result = entry.step.read()
         self._last = result
-        self.should_stop = self.should_stop or result.should_stop
+        self.should_stop = self.should_stop or result.votes.stop > 0
         self.clock.count(entry.num_tokens, result.attention_share)
         self._progress.interval.add(result.loss, result.is_skipped)
         if result.is_skipped:

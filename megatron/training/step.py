@@ -7,7 +7,7 @@ there for who asks later (`PendingStep`). Knows nothing of logs, checkpoints or 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.pipeline import Batch, Pipeline, TiedEmbedding
+from megatron.training.votes import NO_VOTES, Votes
 from megatron.transfer import HostCopy
 
 
@@ -33,7 +34,7 @@ class StepResult:
     is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
     is_lost: bool  # skipped, and no lower loss scale can help
     next_loss_scale: float
-    should_stop: bool  # some process was asked to
+    votes: Votes  # summed over the processes
     attention_share: (
         float  # pairs attended over those that whole samples would have; 1 without document masks
     )
@@ -81,7 +82,7 @@ class PendingStep:
         return self._result
 
     def _receive(self) -> StepResult:
-        loss, norm, factor, num_tokens, num_stops, num_pairs = self._numbers.wait().tolist()
+        loss, norm, factor, num_tokens, num_pairs, *votes = self._numbers.wait().tolist()
         is_skipped = not math.isfinite(factor)
         is_lost = is_skipped and num_tokens > 0 and self._loss_scale.is_lowest
         if num_tokens > 0:
@@ -93,7 +94,7 @@ class PendingStep:
             is_skipped=is_skipped,
             is_lost=is_lost,
             next_loss_scale=self._loss_scale.scale,
-            should_stop=num_stops > 0,
+            votes=Votes(*map(int, votes)),
             attention_share=num_pairs / self._num_whole_pairs if self._num_whole_pairs else 1.0,
         )
 
@@ -104,7 +105,7 @@ def train_step(
     *,
     consumed_samples: int,
     global_batch_size: int,
-    wants_stop: bool,
+    votes: Votes = NO_VOTES,
 ) -> PendingStep:
     """Update the weights with one global batch. Collective over the world.
 
@@ -121,8 +122,8 @@ def train_step(
     if parts.tied_embedding is not None:
         parts.tied_embedding.sum_gradients()
     square_sum = gradient_square_sum(parts.parameters, parts.context.device)
-    num_tokens, total_loss, total_square, num_stops, num_pairs = _reduce(
-        parts, batch, loss_sum, square_sum, wants_stop
+    num_tokens, total_loss, total_square, num_pairs, *all_votes = _reduce(
+        parts, batch, loss_sum, square_sum, votes
     )
     # fp64, and tensors throughout: a quotient with a Python number is a product with its rounded reciprocal
     correction = torch.full_like(num_tokens, num_positions) / num_tokens
@@ -140,7 +141,7 @@ def train_step(
     )
     if parts.tied_embedding is not None:
         parts.tied_embedding.copy_weight()
-    numbers = torch.stack([loss, norm, factor.double(), num_tokens, num_stops, num_pairs])
+    numbers = torch.stack([loss, norm, factor.double(), num_tokens, num_pairs, *all_votes])
     num_whole_pairs = None
     if batch.document_starts is not None:
         num_whole_pairs = global_batch_size * attended_pairs(parts.seq_length, parts.window_size)
@@ -166,9 +167,9 @@ def _pairs_in_documents(starts: Tensor | None, positions: Tensor, window: int | 
 
 
 def _reduce(
-    parts: StepParts, batch: Batch, loss_sum: Tensor, square_sum: Tensor, wants_stop: bool
+    parts: StepParts, batch: Batch, loss_sum: Tensor, square_sum: Tensor, votes: Votes
 ) -> tuple[Tensor, ...]:
-    """Sum (tokens with loss, loss, squared gradient norm, stop requests, attended pairs) over the world: fp64 [] each.
+    """Sum (tokens with loss, loss, squared gradient norm, attended pairs, *votes) over the world: fp64 [] each.
 
     Collective. The last stage's tensor parallel processes all know the same loss and tokens: each gives its part.
     """
@@ -179,7 +180,7 @@ def _reduce(
     else:
         num_pairs = _pairs_in_documents(batch.document_starts, parts.positions, parts.window_size)
     # a fill takes its number along, where a copy from the host would wait for the device
-    host_sums = [torch.full_like(num_tokens, x) for x in (wants_stop, num_pairs / tp_size)]
+    host_sums = [torch.full_like(num_tokens, x) for x in (num_pairs / tp_size, *astuple(votes))]
     stats = torch.stack([num_tokens / tp_size, loss_sum.double() / tp_size, square_sum, *host_sums])
     dist.all_reduce(stats)
     return stats.unbind()

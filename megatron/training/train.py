@@ -19,6 +19,7 @@ from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
 from megatron.training.step import PendingStep, StepParts, train_step
 from megatron.training.throughput import Throughput
+from megatron.training.votes import Votes
 
 logger = get_logger(__name__)
 
@@ -86,7 +87,7 @@ def train(run: Run) -> Outcome:
             )
             size = run.batches.size(progress.consumed_samples)
             account.clock.start()
-            step = _step(run, size, wants_stop=signals.received is not None or is_overtime)
+            step = _step(run, size, Votes(stop=signals.received is not None or is_overtime))
             progress.advance(size)
             account.add(step, size * run.parts.seq_length)
             account.read_earlier()
@@ -134,7 +135,7 @@ def _how_to_continue(config: Config) -> str:
     return "the same command continues"
 
 
-def _step(run: Run, size: int, *, wants_stop: bool) -> PendingStep:
+def _step(run: Run, size: int, votes: Votes) -> PendingStep:
     """Read a global batch of size samples and queue one step with it."""
     consumed = run.progress.consumed_samples
     return train_step(
@@ -142,7 +143,7 @@ def _step(run: Run, size: int, *, wants_stop: bool) -> PendingStep:
         run.loader.batch(consumed, size),
         consumed_samples=consumed,
         global_batch_size=size,
-        wants_stop=wants_stop,
+        votes=votes,
     )
 
 

@@ -46,7 +46,7 @@ def _most_held(rank, flags):
     steps = [
         {"batch": run.loader.batch(first, size), "consumed_samples": first} for first in (0, size)
     ]
-    train_step(run.parts, global_batch_size=size, wants_stop=False, **steps[0]).read()
+    train_step(run.parts, global_batch_size=size, **steps[0]).read()
     states = [*run.parts.optimizer.tensors().values(), *(p.detach() for p in run.parts.parameters)]
     states = [getattr(t, "_local_tensor", t) for t in states]
     recorder = _Recorder(alive=sum(held_storages(states).values()))
@@ -55,7 +55,7 @@ def _most_held(rank, flags):
         recorder._known[storage_key(tensor)] = weakref.ref(storage)
         recorder._sizes[storage_key(tensor)] = storage.nbytes()
     with recorder:
-        train_step(run.parts, global_batch_size=size, wants_stop=False, **steps[1])
+        train_step(run.parts, global_batch_size=size, **steps[1])
     run.close()
     return recorder.most, inputs.config
 

@@ -261,7 +261,6 @@ def observe(flags: str) -> Trace:
                 run.loader.batch(consumed, GLOBAL_BATCH),
                 consumed_samples=consumed,
                 global_batch_size=GLOBAL_BATCH,
-                wants_stop=False,
             ).read()
         )
     run.close()

@@ -19,6 +19,7 @@ from megatron.training.run_state import Progress
 from megatron.training.start import plan_start
 from megatron.training.step import StepResult
 from megatron.training.train import train
+from megatron.training.votes import Votes
 from tests.grid import grid_of
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
@@ -37,7 +38,7 @@ class Step:
             is_skipped=not math.isfinite(loss),
             is_lost=is_lost,
             next_loss_scale=1.0,
-            should_stop=should_stop,
+            votes=Votes(stop=should_stop),
             attention_share=1.0,
         )
 

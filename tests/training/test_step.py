@@ -61,7 +61,7 @@ def _step(run: Run, parts: StepParts, step: int, *, is_poisoned: bool = False):
     rows = torch.tensor(numbers) - consumed
     batch = Batch(tokens[rows], labels[rows], mask[rows], torch.tensor(numbers))
     return train_step(
-        parts, batch, consumed_samples=consumed, global_batch_size=NUM_SEQUENCES, wants_stop=False
+        parts, batch, consumed_samples=consumed, global_batch_size=NUM_SEQUENCES
     ).read()
 
 

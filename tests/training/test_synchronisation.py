@@ -53,7 +53,6 @@ def queue_a_step(flags: str) -> list[float]:
             run.loader.batch(BATCH * number, BATCH),
             consumed_samples=BATCH * number,
             global_batch_size=BATCH,
-            wants_stop=False,
         )
 
     results = [step(number).read() for number in range(NUM_WARM_STEPS)]
