@@ -26,6 +26,7 @@ class Entry:
     """A step that was queued."""
 
     iteration: int
+    samples: range
     num_tokens: int
     step: PendingStep
 
@@ -33,11 +34,14 @@ class Entry:
 class Account:
     """Takes the results of steps into the progress of a run."""
 
-    def __init__(self, progress: Progress) -> None:
-        """Keep progress.interval, which holds the steps that were read and no others."""
+    def __init__(self, progress: Progress, save: str | None = None) -> None:
+        """Keep progress.interval, which holds the steps that were read and no others.
+
+        save: the run's folder, which messages name for who looks a step's samples up.
+        """
         self.clock = Clock()
         self.should_stop = False  # some process was asked to, in a step that was read
-        self._progress = progress
+        self._progress, self._save = progress, save
         self._pending: deque[Entry] = deque()
         self._last: StepResult | None = None
         self._num_lost = 0  # in a row
@@ -48,9 +52,11 @@ class Account:
         assert self._last is not None
         return self._last
 
-    def add(self, step: PendingStep, num_tokens: int) -> None:
+    def add(self, step: PendingStep, num_samples: int, num_tokens: int) -> None:
         """Enter the step that progress has just been advanced by."""
-        self._pending.append(Entry(self._progress.iteration, num_tokens, step))
+        stop = self._progress.consumed_samples
+        samples = range(stop - num_samples, stop)
+        self._pending.append(Entry(self._progress.iteration, samples, num_tokens, step))
 
     def read_earlier(self) -> None:
         """Read all steps but the newest, on which the device goes on working. Raises as `read_all`."""
@@ -79,7 +85,7 @@ class Account:
         if result.is_skipped:
             logger.info(
                 f"step {entry.iteration}: gradients are not finite (loss {result.loss}); "
-                f"weights unchanged, next loss scale {result.next_loss_scale:g}"
+                f"weights unchanged, next loss scale {result.next_loss_scale:g}; {self._trace(entry)}"
             )
         self._num_lost = self._num_lost + 1 if result.is_lost else 0
         if self._num_lost >= MAX_LOST_STEPS:
@@ -88,3 +94,11 @@ class Account:
                 f"finite: the weights did not change in them. Restart from an earlier checkpoint with a lower "
                 f"--lr or another --seed (--no-load-rng), and look at the data of these steps"
             )
+
+    def _trace(self, entry: Entry) -> str:
+        """Say which samples a step took, and how to list the documents they were made of."""
+        text = f"it read samples {entry.samples.start} to {entry.samples.stop - 1}"
+        if self._save is None:
+            return text
+        command = f"python tools/verify.py sample --load {self._save} --step {entry.iteration}"
+        return f"{text}, and {command} lists their documents"

@@ -46,12 +46,15 @@ class RunRecord:
         """Read a run's folder, or one of its checkpoints, whose options count then for whatever step.
 
         Of a run's folder, those of the first checkpoint from `step` on count, since a run may have been continued
-        with other options; those of the latest one after that and where no step is asked for. Raises CheckpointError.
+        with other options; those of the latest one after that and where no step is asked for. Before a run's first
+        checkpoint it is what it wrote when it started. Raises CheckpointError.
         """
         is_one = (path / CONFIG_FILE).is_file() and path.name.startswith("iter_")
         root = path.parent if is_one else path
         iterations = saved_iterations(root) if root.is_dir() else []
         latest = None if is_one else latest_iteration(root)
+        if not iterations and (root / CONFIG_FILE).is_file():
+            return cls(root, _read_options(root), None, ())
         if not is_one and latest is None:
             raise CheckpointError(
                 f"{path} holds no checkpoint: a trace needs the options that a run saves with each; give the folder "
@@ -60,13 +63,9 @@ class RunRecord:
         later = [number for number in iterations if step is not None and number >= step]
         folder = path if is_one else checkpoint_folder(root, min(later, default=latest or 0))
         state = read_state(folder)
-        try:
-            config = from_json(read_config(folder))
-        except ConfigError as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
         states = [read_state(checkpoint_folder(root, number)) for number in iterations]
         saved = tuple((one["iteration"], one["consumed_samples"]) for one in states)
-        return cls(folder, config, state.get("world_size"), saved)
+        return cls(folder, _read_options(folder), state.get("world_size"), saved)
 
     def data_parallel_size(self, world_size: int | None) -> int:
         """Give the number of data-parallel ranks. Raises ConfigError if the run did not record its size."""
@@ -101,6 +100,13 @@ class RunRecord:
                 f"{step} cannot be told. Give --sample, or --load a checkpoint of the same options"
             )
         return result
+
+
+def _read_options(folder: Path) -> Config:
+    try:
+        return from_json(read_config(folder))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def dp_rank_of(config: Config, rank: int, dp_size: int) -> int:

@@ -76,7 +76,7 @@ def train(run: Run) -> Outcome:
     step late, or at once where something needs them.
     """
     training, progress = run.config.training, run.progress
-    account, started = Account(progress), time.monotonic()
+    account, started = Account(progress, run.config.checkpoint.save), time.monotonic()
     with StopSignals() as signals:
         if progress.iteration == 0:
             _validate(run, run.validation)
@@ -89,7 +89,7 @@ def train(run: Run) -> Outcome:
             account.clock.start()
             step = _step(run, size, Votes(stop=signals.received is not None or is_overtime))
             progress.advance(size)
-            account.add(step, size * run.parts.seq_length)
+            account.add(step, size, size * run.parts.seq_length)
             account.read_earlier()
             is_exit = _is_multiple(progress.iteration, training.exit_interval)
             if not (is_exit or account.should_stop or _needs_result(run)):

@@ -49,7 +49,7 @@ class Step:
 
 def enter(account, progress, step):
     progress.advance(GLOBAL_BATCH)
-    account.add(step, 100)
+    account.add(step, GLOBAL_BATCH, 100)
     account.read_earlier()
 
 
@@ -71,13 +71,16 @@ def test_a_result_is_read_once_the_next_step_is_queued_and_counts_once():
 
 
 def test_a_skipped_step_is_named_by_its_own_number(caplog):
-    progress = Progress(iteration=10)
-    account = Account(progress)
+    progress = Progress(iteration=10, consumed_samples=40)
+    account = Account(progress, "runs/a")
     with caplog.at_level("INFO", "megatron"):
         for loss in (1.0, math.inf, 1.0):
             enter(account, progress, Step(loss))
     (message,) = [record.message for record in caplog.records]
     assert message.startswith("step 12: gradients are not finite (loss inf)")
+    assert message.endswith(
+        "it read samples 44 to 47, and python tools/verify.py sample --load runs/a --step 12 lists their documents"
+    )
     assert (progress.interval.num_steps, progress.interval.num_skipped) == (2, 1)
 
 

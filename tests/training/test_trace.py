@@ -117,6 +117,14 @@ def test_run_without_its_number_of_processes_asks_for_it(corpus, tmp_path):
     assert samples_of_step(record, 1, rank=1, world_size=2) == [1, 3, 5, 7]
 
 
+def test_a_run_is_traced_before_its_first_checkpoint(corpus, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_json(parse(flags_of(corpus, tmp_path)))))
+    record = RunRecord.open(tmp_path, 3)
+    assert samples_of_step(record, 3, rank=None, world_size=2) == list(range(16, 24))
+    with pytest.raises(ConfigError, match="add --world-size N"):
+        samples_of_step(record, 3, rank=None, world_size=None)
+
+
 @pytest.mark.parametrize("step", [0, -3])
 def test_step_that_is_none_is_refused(corpus, tmp_path, step):
     save(tmp_path, parse(flags_of(corpus, tmp_path)), [(2, 16)])
