@@ -161,6 +161,12 @@ class TrainingConfig:
     exit_signal_handler: bool = option(
         False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"
     )
+    check_weight_hash_across_dp_replicas_interval: int | None = option(
+        None,
+        "steps between comparisons, bit by bit, of the weights and moments that several processes hold a copy of; "
+        "before every save too; a copy that differs ends the run",
+        minimum=1,
+    )
     seed: int = option(1234, "every random number derives from it")
 
     def check(self) -> None:

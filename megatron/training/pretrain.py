@@ -30,6 +30,7 @@ from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
 from megatron.training.metrics import MetricsWriter
+from megatron.training.replicas import ReplicaCheck
 from megatron.training.run_state import RunSaver, RunTensors, restore
 from megatron.training.start import Start
 from megatron.training.step import StepParts
@@ -107,6 +108,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
+        replicas=_replica_check(config, context, tensors),
         throughput=_throughput(config, context),
         writer=writer,
     )
@@ -284,6 +286,18 @@ def _step_parts(
         positions=_positions(config, context),
         window_size=config.model.window_size,
         clip_grad=config.optimizer.clip_grad,
+    )
+
+
+def _replica_check(config: Config, context: ParallelContext, tensors: RunTensors) -> ReplicaCheck:
+    is_tied = not config.model.untie_embeddings_and_output_weights
+    has_two_ends = context.pp_size > 1 and not config.parallel.has_stages_in_v
+    return ReplicaCheck(
+        lambda: tensors.weights() | tensors.optimizer.tensors(),
+        context,
+        interval=config.training.check_weight_hash_across_dp_replicas_interval,
+        save_interval=config.checkpoint.save_interval,
+        joined=TIED_WEIGHT if is_tied and has_two_ends else None,
     )
 
 

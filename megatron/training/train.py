@@ -15,6 +15,7 @@ from megatron.training.account import Account
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.metrics import MetricsWriter
+from megatron.training.replicas import ReplicaCheck
 from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
 from megatron.training.step import PendingStep, StepParts, train_step
@@ -39,6 +40,7 @@ class Run:
     test: Validation  # read once, at the end
     progress: Progress
     saver: RunSaver
+    replicas: ReplicaCheck
     throughput: Throughput
     writer: MetricsWriter | None  # rank 0 only
 
@@ -102,7 +104,9 @@ def train(run: Run) -> Outcome:
             if _is_multiple(progress.iteration, training.eval_interval) or run.is_complete:
                 _log_sources(run)
                 _validate(run, run.validation)
-            run.saver.save_if_due(progress, is_last=run.is_complete or should_leave)
+            is_last = run.is_complete or should_leave
+            run.replicas.check_if_due(progress.iteration, is_last=is_last)
+            run.saver.save_if_due(progress, is_last=is_last)
             if run.is_complete:
                 _validate(run, run.test)
             elif should_leave:
@@ -116,12 +120,13 @@ def _is_multiple(iteration: int, interval: int | None) -> bool:
 
 
 def _needs_result(run: Run) -> bool:
-    """Say whether the step just queued is logged, validated or saved, or the last one."""
+    """Say whether the step just queued is logged, validated, checked or saved, or the last one."""
     config = run.config
     intervals = (
         config.logging.log_interval,
         config.training.eval_interval,
         config.checkpoint.save_interval,
+        config.training.check_weight_hash_across_dp_replicas_interval,
     )
     return run.is_complete or any(_is_multiple(run.progress.iteration, n) for n in intervals)
 
