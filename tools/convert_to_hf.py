@@ -48,13 +48,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="start a new file beyond this, as 500MB (default: 5GB)",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="compare logits with transformers before publishing"
+        "--verify",
+        action="store_true",
+        help="check the hashes of the checkpoint's files first, and compare logits with transformers before publishing",
     )
     args = parse_known(parser, argv)
     dtype, max_shard_bytes = DTYPES[args.dtype], parse_size(args.max_shard_size)
     may_replace = is_export if args.overwrite else None
     check_target(args.save, may_replace)
     source = Source.open(args.load, args.iteration)
+    if args.verify:
+        size = source.reader.num_bytes
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc="hashes") as bar:
+            source.reader.verify(bar.update)
     model = source.config.model
     total = sum(tensor.num_values for tensor in architecture_of(model).map(model))
 

@@ -152,7 +152,8 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "checkpoint",
         help="print what a checkpoint holds, or where two of any layouts differ",
-        description="Read all of a checkpoint: a line for each whole tensor with shape, dtype, norm and SHA-256 of "
+        description="Read all of a checkpoint: first every file, to see that it has the SHA-256 that was written, "
+        "then the tensors: a line for each whole tensor with shape, dtype, norm and SHA-256 of "
         "its values, then totals and how far the run had come. With --against also where a second one differs, bit "
         "by bit; exit code 0 if the two are equal and 1 if not, 2 for a checkpoint that cannot be read.",
     )
@@ -184,6 +185,8 @@ def _checkpoint(args: argparse.Namespace) -> int:
 
     first = _open_checkpoint(args.checkpoint)
     second = _open_checkpoint(args.against) if args.against else None
+    for source in (first, second):
+        _verify_files(source)
     pairs = compare.pair_tensors(first, second, args.tensors)
     totals, total = compare.Totals(), sum(pair.num_bytes for pair in pairs)
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verify") as bar:
@@ -226,6 +229,17 @@ def _open_checkpoint(path: Path) -> TensorSource:
         # Only weights are compared: what they are activated by is no matter.
         return ImportSource(open_hf(path, accepts_exact_gelu=True), path)
     return CheckpointReader.open(find_checkpoint(path))
+
+
+def _verify_files(source: TensorSource | None) -> None:
+    """Read all files of a checkpoint of ours. Raises CheckpointError unless they are what was written."""
+    from megatron.checkpoint.reader import CheckpointReader
+
+    if isinstance(source, CheckpointReader):
+        with tqdm(
+            total=source.num_bytes, unit="B", unit_scale=True, disable=None, desc="hashes"
+        ) as bar:
+            source.verify(bar.update)
 
 
 if __name__ == "__main__":

@@ -65,16 +65,32 @@ def encode_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole. Raises CheckpointError where it cannot be."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Say why a file of a checkpoint cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(
+            f"{path} is missing: the checkpoint is incomplete; copy it again or load an older one"
+        )
+    return CheckpointError(f"{path} cannot be read: {error.strerror}")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object. Raises CheckpointError when it is missing or holds anything else."""
+    return parse_json_object(path, read_bytes(path))
+
+
+def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
+    """Parse the content of a file that holds one JSON object. Raises CheckpointError when it holds anything else."""
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing: the checkpoint is incomplete; copy it again or load an older one"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged, it is not JSON ({error}); copy it again or load an older checkpoint"

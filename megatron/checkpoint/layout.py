@@ -4,6 +4,7 @@
     SAVE/iter_0000200/metadata.json            every tensor: shape, dtype, and which file holds which part
     SAVE/iter_0000200/state.json, config.json  the caller's values
     SAVE/iter_0000200/rank_00000.safetensors   parts of tensors, as rank 0 wrote them
+    SAVE/iter_0000200/SHA256SUMS               the hash of each of these files
     SAVE/iter_0000200.tmp-XXXXXXXX/            a save under way, or one that died
     SAVE/iter_0000200.old/                     a checkpoint being replaced by one of the same iteration
 
@@ -16,9 +17,8 @@ import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
 
-from megatron.checkpoint.files import fsync_folder, read_json_object, replace_durably
+from megatron.checkpoint.files import fsync_folder, replace_durably
 from megatron.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -135,16 +135,6 @@ def publish(root: Path, side: Path, iteration: int) -> Path:
     if _old(folder).exists():
         shutil.rmtree(_old(folder))
     return folder
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """Read the state that a checkpoint's writer gave. Raises CheckpointError when it is missing or damaged."""
-    return read_json_object(folder / STATE_FILE)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration that a checkpoint's writer gave. Raises CheckpointError as `read_state`."""
-    return read_json_object(folder / CONFIG_FILE)
 
 
 def _old(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from megatron.checkpoint.agreement import agreed, on_first_rank
-from megatron.checkpoint.layout import read_config
+from megatron.checkpoint.checksums import read_config
 from megatron.checkpoint.metadata import (
     CheckpointMetadata,
     TensorEntry,
@@ -38,18 +38,24 @@ from megatron.checkpoint.metadata import (
     vocabulary_size,
 )
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
+from megatron.checkpoint.verify import verify_files_together
 from megatron.errors import CheckpointError
 
 
-def load_checkpoint(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def load_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], *, is_verified: bool = False
+) -> None:
     """Fill this rank's tensors, plain or DTensor, from a checkpoint's folder. Collective over the world.
 
     The first part of a name ("model.", "optimizer.") is a group: of a group that any rank asks for, the ranks
     together must ask for all. Vocabulary tensors may have another number of padding rows than the checkpoint;
     the rows that it lacks keep their values.
-    Every rank raises the same CheckpointError when names, shapes or dtypes differ or a file is damaged; the
-    tensors are then partly overwritten.
+    The content of all files is checked first, unless it is_verified just now.
+    Every rank raises the same CheckpointError when a file is damaged, or names, shapes or dtypes differ; the
+    tensors may then be partly overwritten.
     """
+    if not is_verified:
+        verify_files_together(folder)
     metadata, vocab_size = on_first_rank(lambda: _describe(folder))
     planner = _Planner(folder, metadata, vocab_size)
     reader = _FolderReader(folder, metadata)

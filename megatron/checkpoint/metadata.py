@@ -6,6 +6,7 @@ rely on its parts covering each tensor exactly once. Knows nothing of processes.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 
-from megatron.checkpoint.files import read_json_object
+from megatron.checkpoint.checksums import SUMS_FILE, read_checked, read_sums
+from megatron.checkpoint.files import parse_json_object
 from megatron.checkpoint.layout import CONFIG_FILE, METADATA_FILE, STATE_FILE
 from megatron.checkpoint.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec
 from megatron.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Tensors with a row for each token and then rows of padding, as many as the tensor parallel size asks for.
 VOCABULARY_NAMES = ("embedding.word_embeddings.weight", "output_layer.weight")
 
@@ -120,38 +122,39 @@ def find_uncovered(entry: TensorEntry) -> str | None:
     return None
 
 
-def to_json(metadata: CheckpointMetadata) -> dict[str, Any]:
-    """Give plain JSON values for `metadata.json`."""
-    return {
+def encode_metadata(metadata: CheckpointMetadata) -> bytes:
+    """Give the content of `metadata.json`, a line for each tensor."""
+    head = {
         "format_version": FORMAT_VERSION,
         "iteration": metadata.iteration,
         "world_size": metadata.world_size,
-        "files": dict(metadata.files),
-        "tensors": {
-            name: {
-                "shape": list(entry.shape),
-                "dtype": DTYPE_NAMES[entry.dtype],
-                "chunks": [
-                    {
-                        "file": chunk.file,
-                        "offsets": list(chunk.offsets),
-                        "sizes": list(chunk.sizes),
-                    }
-                    for chunk in entry.chunks
-                ],
-            }
-            for name, entry in metadata.tensors.items()
-        },
+        "files": metadata.files,
+    }
+    tensors = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(_entry_to_json(entry))}"
+        for name, entry in sorted(metadata.tensors.items())
+    )
+    return f'{json.dumps(head)[:-1]}, "tensors": {{\n{tensors}\n}}}}\n'.encode()
+
+
+def _entry_to_json(entry: TensorEntry) -> dict[str, Any]:
+    return {
+        "shape": entry.shape,
+        "dtype": DTYPE_NAMES[entry.dtype],
+        "chunks": [
+            {"file": chunk.file, "offsets": chunk.offsets, "sizes": chunk.sizes}
+            for chunk in entry.chunks
+        ],
     }
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
-    """Read and check `metadata.json` and the lengths of the files it lists.
+    """Read and check `metadata.json` and the lengths of the files it lists, but not their content.
 
     Raises CheckpointError when the folder holds no checkpoint, or a damaged or foreign one.
     """
     path = folder / METADATA_FILE
-    values = read_json_object(path)
+    values = parse_json_object(path, read_checked(folder, METADATA_FILE))
     version = values.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise CheckpointError(
@@ -159,12 +162,17 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
             f"load it with the program that wrote it"
         )
     metadata = _Parser(path).metadata(values)
+    if set(read_sums(folder)) != {METADATA_FILE, *metadata.files}:
+        raise CheckpointError(
+            f"{folder / SUMS_FILE} is damaged: it does not list the files of {METADATA_FILE}; copy it again or load "
+            f"an older checkpoint"
+        )
     metadata.check_files(folder)
     return metadata
 
 
 class _Parser:
-    """Turns JSON into the classes above, refusing whatever is not exactly as `to_json` gives it."""
+    """Turns JSON into the classes above, refusing whatever is not exactly as `encode_metadata` gives it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

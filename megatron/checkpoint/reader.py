@@ -5,6 +5,7 @@ For tools. Needs no process group and no memory beyond what is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.layout import read_config, read_state
+from megatron.checkpoint.checksums import read_config, read_state
 from megatron.checkpoint.metadata import CheckpointMetadata, TensorEntry, chunk_spec, read_metadata
 from megatron.checkpoint.safetensors_file import SafetensorsReader
+from megatron.checkpoint.verify import verify_files
 from megatron.errors import CheckpointError
 
 
@@ -30,9 +32,18 @@ class CheckpointReader:
 
     @classmethod
     def open(cls, folder: Path) -> CheckpointReader:
-        """Open the folder of one checkpoint (`find_checkpoint` gives it) and check what it lists."""
+        """Open the folder of one checkpoint (`find_checkpoint` gives it) and check its description, not its tensors."""
         metadata = read_metadata(folder)
         return cls(folder, read_state(folder), read_config(folder), metadata, {})
+
+    def verify(self, on_bytes: Callable[[int], object] | None = None) -> None:
+        """Read all files once. Raises CheckpointError unless they are what was written."""
+        verify_files(self.folder, on_bytes)
+
+    @property
+    def num_bytes(self) -> int:
+        """What `verify` reads, less a little for the description."""
+        return sum(self._metadata.files.values())
 
     @property
     def iteration(self) -> int:

@@ -21,6 +21,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from megatron.checkpoint.content_hash import ContentHash
 from megatron.errors import CheckpointError
 
 DTYPES = {
@@ -63,14 +64,24 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        specs: Sequence[TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        content: ContentHash | None = None,
     ) -> None:
-        """Create the file and write its header. Wide dtypes must come first, so that all values are aligned."""
+        """Create the file and write its header. Wide dtypes must come first, so that all values are aligned.
+
+        content hears everything that is written.
+        """
         widths = [spec.dtype.itemsize for spec in specs]
         assert widths == sorted(widths, reverse=True), "wide dtypes come first"
         self._specs = specs
         self._current = 0  # the spec being written, and how many of its bytes are
         self._written = 0
+        self.num_bytes = 0  # of the file so far
+        self._content = content
         header = _encode_header(specs, metadata or {})
         self._file = path.open("wb", buffering=0)
         self._append(memoryview(header))
@@ -118,9 +129,15 @@ class SafetensorsWriter:
             self._written = 0
 
     def _append(self, data: memoryview) -> None:
-        # One call writes at most 2 GiB on Linux. Everything written passes here.
-        while len(data):
-            data = data[self._file.write(data) :]
+        # Everything written passes here.
+        if self._content is not None:
+            self._content.begin(data)
+        rest = data
+        while len(rest):  # one call writes at most 2 GiB on Linux
+            rest = rest[self._file.write(rest) :]
+        if self._content is not None:
+            self._content.end()
+        self.num_bytes += len(data)
 
 
 class SafetensorsReader:

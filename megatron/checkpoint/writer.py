@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint import layout
-from megatron.checkpoint.files import encode_json, fsync_folder, write_durably
-from megatron.checkpoint.metadata import CheckpointMetadata, Chunk, TensorEntry, chunk_key, to_json
+from megatron.checkpoint.content_hash import ContentHash
+from megatron.checkpoint.metadata import Chunk, TensorEntry, chunk_key
 from megatron.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
+from megatron.checkpoint.save import SideFolder, WrittenFile, encode_values, write_description
 
 
 class CheckpointWriter:
@@ -29,10 +30,12 @@ class CheckpointWriter:
     def __init__(self, root: Path, iteration: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Start a checkpoint of the tensors named in shapes, which `write` then gets in this order."""
         self._root, self._iteration, self._shapes = root, iteration, dict(shapes)
-        self._side = layout.prepare_side_folder(root, iteration)
+        self._side = SideFolder(root, iteration, layout.prepare_side_folder(root, iteration))
+        self._content = ContentHash()
         self._weights = SafetensorsWriter(
-            self._side / layout.rank_file(0),
+            self._side.path / layout.rank_file(0),
             [TensorSpec(_key(name, shape), torch.float32, shape) for name, shape in shapes.items()],
+            content=self._content,
         )
         self._is_closed = False
 
@@ -47,6 +50,7 @@ class CheckpointWriter:
     ) -> None:
         if not self._is_closed:
             self._weights.__exit__(kind, error, trace)
+        self._content.__exit__(kind, error, trace)
 
     def write(self, name: str, values: Tensor) -> None:
         """Append the next values of a tensor in row-major order: fp32, whole or a run of its rows."""
@@ -59,24 +63,16 @@ class CheckpointWriter:
         """
         self._weights.close()
         self._is_closed = True
-        file = layout.rank_file(0)
-        values = {layout.STATE_FILE: encode_json(state), layout.CONFIG_FILE: encode_json(config)}
-        for name, data in values.items():
-            write_durably(self._side / name, data)
-        description = CheckpointMetadata(
-            self._iteration,
-            1,
-            {name: (self._side / name).stat().st_size for name in (*values, file)},
-            {
-                name: TensorEntry(
-                    shape, torch.float32, (Chunk(file, tuple(0 for _ in shape), shape),)
-                )
-                for name, shape in sorted(self._shapes.items())
-            },
-        )
-        write_durably(self._side / layout.METADATA_FILE, encode_json(to_json(description)))
-        fsync_folder(self._side)
-        return layout.publish(self._root, self._side, self._iteration)
+        name = layout.rank_file(0)
+        file = WrittenFile(name, self._weights.num_bytes, self._content.hexdigest())
+        entries = {
+            tensor: TensorEntry(
+                shape, torch.float32, (Chunk(name, tuple(0 for _ in shape), shape),)
+            )
+            for tensor, shape in self._shapes.items()
+        }
+        write_description(self._side, 1, [file], encode_values(state, config), entries)
+        return layout.publish(self._root, self._side.path, self._iteration)
 
 
 def _key(name: str, shape: tuple[int, ...]) -> str:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpoint.checksums import read_config, read_state
 from megatron.checkpoint.layout import (
     CONFIG_FILE,
     checkpoint_folder,
     latest_iteration,
-    read_config,
-    read_state,
     saved_iterations,
 )
 from megatron.config import Config, from_json

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, hash_file, read_sums
 from megatron.checkpoint.layout import METADATA_FILE
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.metadata import Chunk, TensorEntry, find_uncovered
@@ -44,6 +45,14 @@ def load_all(folder):
     for name in reader.names():
         reader.read(name)
     load_checkpoint(folder, {"model.a": torch.zeros(3, 2), "model.b": torch.tensor(0.0)})
+
+
+def reseal(folder):
+    """Make SHA256SUMS fit what is there, as if it had been written so."""
+    names = read_sums(folder)
+    (folder / SUMS_FILE).write_bytes(
+        encode_sums({name: hash_file(folder / name) for name in names})
+    )
 
 
 def places(value, path=()):
@@ -97,6 +106,7 @@ def test_every_mutation_of_metadata_is_an_error(tmp_path):
     undetected, count = [], 0
     for description, changed in mutations(original):
         (folder / METADATA_FILE).write_text(json.dumps(changed))
+        reseal(folder)
         count += 1
         try:
             load_all(folder)
@@ -130,7 +140,7 @@ def test_a_changed_file_is_an_error(tmp_path, name, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["state.json", "config.json", "rank_00000.safetensors", METADATA_FILE]
+    "name", ["state.json", "config.json", "rank_00000.safetensors", METADATA_FILE, SUMS_FILE]
 )
 def test_a_missing_file_is_an_error(tmp_path, name):
     folder = save_small(tmp_path)
@@ -141,9 +151,10 @@ def test_a_missing_file_is_an_error(tmp_path, name):
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path):
     folder = save_small(tmp_path)
-    values = json.loads((folder / METADATA_FILE).read_text()) | {"format_version": 2, "more": 1}
+    values = json.loads((folder / METADATA_FILE).read_text()) | {"format_version": 3, "more": 1}
     (folder / METADATA_FILE).write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="format version 2 and this program reads 1"):
+    reseal(folder)
+    with pytest.raises(CheckpointError, match="format version 3 and this program reads 2"):
         load_all(folder)
 
 
@@ -158,6 +169,7 @@ def load_on_rank(rank, folder):
 def test_damage_is_reported_alike_on_all_ranks(world, tmp_path):
     folder = save_small(tmp_path)
     (folder / METADATA_FILE).write_text("{")
+    reseal(folder)
     messages = world(2).run(load_on_rank, folder)
     assert messages[0] == messages[1]
     assert "not JSON" in messages[0]

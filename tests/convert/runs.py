@@ -13,6 +13,7 @@ from megatron.config import Config, to_json
 from megatron.options import DataConfig, ModelConfig, TokenizerConfig
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
+from tests.checkpoint.seal import seal
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n",
@@ -120,11 +121,9 @@ def write_tokenizer_files(folder: Path) -> None:
 
 
 def change_config(root: Path, **changes) -> None:
-    """Rewrite fields of the model in a saved checkpoint's configuration, its listed length included."""
+    """Rewrite fields of the model in a saved checkpoint's configuration, and what is listed of it."""
     folder = root / f"iter_{ITERATION:07d}"
     values = json.loads((folder / "config.json").read_text())
     values["model"] |= changes
     (folder / "config.json").write_text(json.dumps(values))
-    metadata = json.loads((folder / "metadata.json").read_text())
-    metadata["files"]["config.json"] = (folder / "config.json").stat().st_size
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    seal(folder)

@@ -65,6 +65,7 @@ def test_a_folder_becomes_a_run_and_the_summary_says_so(tmp_path, capsys):
         "generation_config.json",
         "iter_0000000",
         "iter_0000000/metadata.json",
+        "iter_0000000/SHA256SUMS",
         "iter_0000000/state.json",
         "iter_0000000/config.json",
         "iter_0000000/rank_00000.safetensors",

@@ -13,6 +13,7 @@ import pytest
 from megatron.config import to_json
 from megatron.optimizer.schedule import Schedule
 from megatron.training.inputs import open_inputs
+from tests.checkpoint.seal import seal
 from tests.training.corpus import Corpus
 from tests.training.runs import flags_of, parse
 from tests.world import launcher_environment
@@ -124,6 +125,7 @@ def _save_without_weights(flags: str, run: Path) -> None:
     state = {"iteration": 1, "consumed_samples": 8, "schedule": dataclasses.asdict(schedule)}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "config.json").write_text(json.dumps(to_json(inputs.config)))
+    seal(folder)
     (run / "latest_checkpointed_iteration.txt").write_text("1\n")
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from megatron.config import to_json
+from tests.checkpoint.seal import seal
 from tests.training.corpus import make_corpus
 from tests.training.runs import flags_of, parse
 
@@ -21,6 +22,7 @@ def run(tmp_path_factory):
     (iteration / "config.json").write_text(json.dumps(to_json(config)))
     state = {"iteration": 2, "consumed_samples": 16, "world_size": 2}
     (iteration / "state.json").write_text(json.dumps(state))
+    seal(iteration)
     (folder / "latest_checkpointed_iteration.txt").write_text("2")
     return folder
 

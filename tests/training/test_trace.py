@@ -11,6 +11,7 @@ from megatron.errors import CheckpointError, ConfigError
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.inputs import open_inputs
 from megatron.training.trace import RunRecord, RunTrace, dp_rank_of, samples_of_step
+from tests.checkpoint.seal import seal
 from tests.training.runs import flags_of, parse
 
 
@@ -22,6 +23,7 @@ def save(root: Path, config, saved, *, world_size=4) -> None:
         (folder / "config.json").write_text(json.dumps(to_json(config)))
         state = {"iteration": iteration, "consumed_samples": consumed, "world_size": world_size}
         (folder / "state.json").write_text(json.dumps(state))
+        seal(folder)
     (root / "latest_checkpointed_iteration.txt").write_text(str(saved[-1][0]))
 
 

@@ -1,0 +1,90 @@
+"""The SHA-256 of every file of a checkpoint, written beside them as `sha256sum -c SHA256SUMS` reads it. No torch.
+
+A flipped bit in SHA256SUMS itself makes it name another hash or file, or no longer be such a list: all are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpoint.files import parse_json_object, read_bytes, unreadable
+from megatron.checkpoint.layout import CONFIG_FILE, METADATA_FILE, STATE_FILE
+from megatron.errors import CheckpointError
+
+SUMS_FILE = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)\n")
+_BLOCK_BYTES = 4 << 20  # fits a core's caches: what was read is still there to be hashed
+
+
+def sha256_of(data: bytes) -> str:
+    """Give the hash of bytes as SHA256SUMS spells it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_sums(sums: Mapping[str, str]) -> bytes:
+    """Give the content of SHA256SUMS: {name: hash}."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Read SHA256SUMS: {name: hash}. Raises CheckpointError when it is missing or no such list."""
+    path = folder / SUMS_FILE
+    text = read_bytes(path).decode("latin-1")
+    lines = [_LINE.fullmatch(line) for line in text.splitlines(keepends=True)]
+    sums = {line[2]: line[1] for line in lines if line}
+    needed = {METADATA_FILE, STATE_FILE, CONFIG_FILE}
+    if len(sums) != len(lines) or not needed <= set(sums):
+        raise CheckpointError(
+            f"{path} is damaged: it is not the list of hashes that was written; copy it again or load an older "
+            f"checkpoint"
+        )
+    return sums
+
+
+def read_checked(folder: Path, name: str) -> bytes:
+    """Read a file whole. Raises CheckpointError unless it is what was written."""
+    data = read_bytes(folder / name)
+    _require_same(folder / name, sha256_of(data), read_sums(folder)[name])
+    return data
+
+
+def check_content(path: Path, digest: str, on_bytes: Callable[[int], object] | None = None) -> None:
+    """Read a file and raise CheckpointError unless its hash is digest. on_bytes is told of the bytes as they are read."""
+    _require_same(path, hash_file(path, on_bytes), digest)
+
+
+def hash_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
+    """Give a file's hash, reading it in blocks. Raises CheckpointError where it cannot be read."""
+    sha256, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                sha256.update(block[:count])
+                if on_bytes is not None:
+                    on_bytes(count)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return sha256.hexdigest()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read the state that a checkpoint's writer gave. Raises CheckpointError when it is missing or damaged."""
+    return parse_json_object(folder / STATE_FILE, read_checked(folder, STATE_FILE))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration that a checkpoint's writer gave. Raises CheckpointError as `read_state`."""
+    return parse_json_object(folder / CONFIG_FILE, read_checked(folder, CONFIG_FILE))
+
+
+def _require_same(path: Path, actual: str, written: str) -> None:
+    if actual != written:
+        raise CheckpointError(
+            f"{path} is damaged: its content is not what was written (SHA-256 {actual[:12]}…, not {written[:12]}…); "
+            f"copy it again or load an older checkpoint"
+        )

@@ -1,0 +1,131 @@
+"""Damage to the files of a checkpoint: whatever the change and wherever it is, no tensor of it is used."""
+
+import random
+import shutil
+
+import pytest
+import torch
+
+from megatron.checkpoint.checksums import SUMS_FILE
+from megatron.checkpoint.layout import METADATA_FILE
+from megatron.checkpoint.load import load_checkpoint
+from megatron.checkpoint.save import save_checkpoint
+from megatron.checkpoint.verify import find_damage, verify_files
+from megatron.checkpoint.writer import CheckpointWriter
+from megatron.errors import CheckpointError
+from tests.checkpoint.test_save_load import VOCAB_ROWS, catch_load, no_change, save_toy
+
+LAYOUT = (1, 1, 1, 2)
+
+
+def save_small(root):
+    tensors = {"model.a": torch.arange(6.0).reshape(3, 2), "model.b": torch.tensor(5.0)}
+    return save_checkpoint(root, 1, tensors, state={"x": 1}, config={"y": 2})
+
+
+def is_noticed(folder):
+    try:
+        verify_files(folder)
+    except CheckpointError:
+        return True
+    return False
+
+
+def test_a_flipped_bit_of_any_byte_of_any_file_is_noticed(tmp_path):
+    folder, drawn, count = save_small(tmp_path), random.Random(1), 0
+    assert not is_noticed(folder)
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        for place in range(len(original)):
+            changed = bytearray(original)
+            changed[place] ^= 1 << drawn.randrange(8)
+            path.write_bytes(changed)
+            assert is_noticed(folder), (path.name, place)
+            count += 1
+        path.write_bytes(original)
+    assert not is_noticed(folder)
+    assert count > 900
+
+
+def test_every_bit_of_the_list_of_hashes_counts(tmp_path):
+    path = save_small(tmp_path) / SUMS_FILE
+    original = path.read_bytes()
+    for place in range(8 * len(original)):
+        changed = bytearray(original)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert is_noticed(path.parent), place
+
+
+def test_a_file_cut_anywhere_and_a_missing_file_are_noticed_and_named(tmp_path):
+    folder = save_small(tmp_path)
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        for length in (0, 1, len(original) // 2, len(original) - 1):
+            path.write_bytes(original[:length])
+            with pytest.raises(CheckpointError, match=path.name):
+                verify_files(folder)
+        path.unlink()
+        with pytest.raises(CheckpointError, match=f"{path.name} is missing"):
+            verify_files(folder)
+        path.write_bytes(original)
+
+
+def damage_in_both_ways(rank, folder):
+    return find_damage(folder)
+
+
+def test_exchanged_files_of_ranks_are_named_alike_on_all_ranks(world, tmp_path):
+    world(2).run(save_toy, tmp_path, LAYOUT)
+    folder = tmp_path / "iter_0000001"
+    first, second = folder / "rank_00000.safetensors", folder / "rank_00001.safetensors"
+    assert world(2).run(damage_in_both_ways, folder) == [None, None]
+    data = first.read_bytes()
+    shutil.copy(second, first)
+    second.write_bytes(data)
+    messages = world(2).run(catch_load, folder, LAYOUT, no_change)
+    assert messages[0] == messages[1]
+    assert "rank_0000" in messages[0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_damage_of_values_alone_is_found_by_any_number_of_ranks(world, tmp_path, size):
+    world(2).run(save_toy, tmp_path, LAYOUT)
+    folder = tmp_path / "iter_0000001"
+    path = folder / "rank_00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # the last bit of a value: every number is still one
+    path.write_bytes(data)
+    messages = world(size).run(damage_in_both_ways, folder)
+    assert len(set(messages)) == 1
+    assert "rank_00001.safetensors is damaged: its content is not what was written" in messages[0]
+
+
+def test_values_are_not_read_from_a_damaged_file(tmp_path):
+    folder = save_small(tmp_path)
+    path = folder / "rank_00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    tensors = {"model.a": torch.zeros(3, 2), "model.b": torch.tensor(0.0)}
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors is damaged"):
+        load_checkpoint(folder, tensors)
+    assert not any(tensor.any() for tensor in tensors.values())
+
+
+def test_what_a_tool_writes_has_its_hashes(tmp_path):
+    with CheckpointWriter(tmp_path, 3, {"model.a": (4, 2)}) as writer:
+        writer.write("model.a", torch.ones(3, 2))
+        writer.write("model.a", torch.zeros(1, 2))
+        folder = writer.publish(state={}, config={})
+    verify_files(folder)
+    names = {line.split("  ")[1] for line in (folder / SUMS_FILE).read_text().splitlines()}
+    assert names == {path.name for path in folder.iterdir()} - {SUMS_FILE}
+    assert METADATA_FILE in names
+
+
+def test_large_parts_are_hashed_as_small_ones(tmp_path):
+    # Above the size from which another thread hashes.
+    tensors = {"model.a": torch.randn(300, 1000), "model.b": torch.randn(2 * VOCAB_ROWS)}
+    folder = save_checkpoint(tmp_path, 1, tensors, state={}, config={})
+    verify_files(folder)
