@@ -92,8 +92,11 @@ def totals_to_json(totals: Totals, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_state(state: Mapping[str, Any]) -> list[str]:
-    """Give the fields of a state, nested ones with dots."""
-    return [f"{name} {value}" for name, value in flatten(state).items()]
+    """Give the fields of a state, nested ones with dots, of long ones the beginning."""
+    return [
+        f"{name} {value if len(value) <= 80 else f'{value[:40]}… ({len(value)} characters)'}"
+        for name, value in flatten(state).items()
+    ]
 
 
 def verdict_to_json(totals: Totals, fields: Mapping[str, tuple[str, str]] | None) -> dict[str, Any]:

@@ -161,6 +161,17 @@ class TrainingConfig:
     exit_signal_handler: bool = option(
         False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"
     )
+    loss_spike_policy: Literal["none", "skip"] = option(
+        "none",
+        "what becomes of a step whose loss or gradient norm is above the limit that recent steps set: none trains on "
+        "it, skip leaves the weights as they were",
+    )
+    loss_spike_threshold: float = option(
+        6.0, "how many robust standard deviations above their median the limit lies", above=0.0
+    )
+    loss_spike_window: int = option(
+        128, "recent steps that set the limit; there is none before half as many", minimum=4
+    )
     check_weight_hash_across_dp_replicas_interval: int | None = option(
         None,
         "steps between comparisons, bit by bit, of the weights and moments that several processes hold a copy of; "

@@ -13,6 +13,7 @@ from megatron.errors import TrainingError
 from megatron.logging import get_logger
 from megatron.training.metrics import Interval
 from megatron.training.run_state import Progress
+from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepResult
 from megatron.training.throughput import Clock
 
@@ -34,14 +35,14 @@ class Entry:
 class Account:
     """Takes the results of steps into the progress of a run."""
 
-    def __init__(self, progress: Progress, save: str | None = None) -> None:
-        """Keep progress.interval, which holds the steps that were read and no others.
+    def __init__(self, progress: Progress, spikes: SpikeGuard, *, save: str | None = None) -> None:
+        """Keep progress.interval, which holds the steps that were read and no others, and tell spikes of them.
 
         save: the run's folder, which messages name for who looks a step's samples up.
         """
         self.clock = Clock()
         self.should_stop = False  # some process was asked to, in a step that was read
-        self._progress, self._save = progress, save
+        self._progress, self._spikes, self._save = progress, spikes, save
         self._pending: deque[Entry] = deque()
         self._last: StepResult | None = None
         self._num_lost = 0  # in a row
@@ -82,16 +83,17 @@ class Account:
         self.should_stop = self.should_stop or result.votes.stop > 0
         self.clock.count(entry.num_tokens, result.attention_share)
         self._progress.interval.add(result.loss, result.is_skipped)
+        self._spikes.add(entry.iteration, result.loss, result.gradient_norm)
         if result.is_skipped:
             logger.info(
-                f"step {entry.iteration}: gradients are not finite (loss {result.loss}); "
-                f"weights unchanged, next loss scale {result.next_loss_scale:g}; {self._trace(entry)}"
+                f"step {entry.iteration}: {_reason(result)}; weights unchanged, "
+                f"next loss scale {result.next_loss_scale:g}; {self._trace(entry)}"
             )
         self._num_lost = self._num_lost + 1 if result.is_lost else 0
         if self._num_lost >= MAX_LOST_STEPS:
             raise TrainingError(
-                f"the gradients of the last {self._num_lost} steps, up to step {entry.iteration}, were not "
-                f"finite: the weights did not change in them. Restart from an earlier checkpoint with a lower "
+                f"the last {self._num_lost} steps, up to step {entry.iteration}, were all skipped (the last: "
+                f"{_reason(result)}): the weights did not change in them. Restart from an earlier checkpoint with a lower "
                 f"--lr or another --seed (--no-load-rng), and look at the data of these steps"
             )
 
@@ -102,3 +104,14 @@ class Account:
             return text
         command = f"python tools/verify.py sample --load {self._save} --step {entry.iteration}"
         return f"{text}, and {command} lists their documents"
+
+
+def _reason(result: StepResult) -> str:
+    """Say why a step was skipped."""
+    if not result.is_spike:
+        return f"gradients are not finite (loss {result.loss})"
+    limits = result.limits
+    return (
+        f"a spike: loss {result.loss:.4f} (limit {limits.loss:.4f}), gradient norm "
+        f"{result.gradient_norm:.4g} (limit {limits.gradient_norm:.4g})"
+    )

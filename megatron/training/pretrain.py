@@ -32,6 +32,7 @@ from megatron.training.inputs import Inputs
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
 from megatron.training.run_state import RunSaver, RunTensors, restore
+from megatron.training.spike import SpikeGuard
 from megatron.training.start import Start
 from megatron.training.step import StepParts
 from megatron.training.summary import summarize
@@ -107,6 +108,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         validation=_validation(config, datasets.valid, context, resets, stages),
         test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
+        spikes=SpikeGuard(config.training, progress.spikes),
         saver=RunSaver(config, tensors, last_saved=progress.iteration),
         replicas=_replica_check(config, context, tensors),
         throughput=_throughput(config, context),

@@ -22,6 +22,7 @@ from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.training.metrics import Interval
+from megatron.training.spike import SpikeHistory
 from megatron.training.start import Start
 
 logger = get_logger(__name__)
@@ -34,6 +35,7 @@ class Progress:
     iteration: int = 0
     consumed_samples: int = 0
     interval: Interval = field(default_factory=Interval)  # of the steps that were read (Account)
+    spikes: SpikeHistory = field(default_factory=SpikeHistory)  # the same
 
     def advance(self, num_samples: int) -> None:
         """Account for one step."""
@@ -84,6 +86,7 @@ class RunSaver:
             "loss_scale": self._tensors.loss_scale.state(),
             "schedule": dataclasses.asdict(self._tensors.schedule),
             "interval": dataclasses.asdict(progress.interval),
+            "spikes": dataclasses.asdict(progress.spikes),
         }
         path = save_checkpoint(
             Path(checkpoint.save),
@@ -131,4 +134,5 @@ def restore(start: Start, tensors: RunTensors) -> Progress:
         start.state["iteration"],
         start.state["consumed_samples"],
         Interval(**start.state["interval"]),
+        SpikeHistory(**start.state.get("spikes", {})),  # older checkpoints have none
     )

@@ -20,6 +20,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.pipeline import Batch, Pipeline, TiedEmbedding
+from megatron.training.spike import NO_LIMITS, SpikeLimits
 from megatron.training.votes import NO_VOTES, Votes
 from megatron.transfer import HostCopy
 
@@ -31,13 +32,19 @@ class StepResult:
     loss: float  # mean over the tokens that carry loss, nats
     gradient_norm: float  # before clipping
     learning_rate: float
-    is_skipped: bool  # gradients were not finite, or no token carried loss: weights are as before
+    is_skipped: bool  # not finite, above a limit, or no token carried loss: weights are as before
     is_lost: bool  # skipped, and no lower loss scale can help
     next_loss_scale: float
     votes: Votes  # summed over the processes
     attention_share: (
         float  # pairs attended over those that whole samples would have; 1 without document masks
     )
+    limits: SpikeLimits = NO_LIMITS
+
+    @property
+    def is_spike(self) -> bool:
+        """Say that the step was skipped for being above a limit."""
+        return self.is_skipped and math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,14 @@ class PendingStep:
         *,
         learning_rate: float,
         num_whole_pairs: int | None,
+        limits: SpikeLimits,
     ) -> None:
         """num_whole_pairs: `attended_pairs` of the batch's samples, each as one document; None: each is one."""
         self._numbers = numbers
         self._loss_scale = loss_scale
         self._learning_rate = learning_rate
         self._num_whole_pairs = num_whole_pairs
+        self._limits = limits
         self._result: StepResult | None = None
 
     def read(self) -> StepResult:
@@ -84,9 +93,12 @@ class PendingStep:
     def _receive(self) -> StepResult:
         loss, norm, factor, num_tokens, num_pairs, *votes = self._numbers.wait().tolist()
         is_skipped = not math.isfinite(factor)
-        is_lost = is_skipped and num_tokens > 0 and self._loss_scale.is_lowest
+        is_overflow = is_skipped and not (math.isfinite(loss) and math.isfinite(norm))
+        is_lost = is_skipped and num_tokens > 0
+        if is_overflow and not self._loss_scale.is_lowest:
+            is_lost = False
         if num_tokens > 0:
-            self._loss_scale.update(found_overflow=is_skipped)
+            self._loss_scale.update(found_overflow=is_overflow)
         return StepResult(
             loss,
             norm,
@@ -96,6 +108,7 @@ class PendingStep:
             next_loss_scale=self._loss_scale.scale,
             votes=Votes(*map(int, votes)),
             attention_share=num_pairs / self._num_whole_pairs if self._num_whole_pairs else 1.0,
+            limits=self._limits,
         )
 
 
@@ -106,11 +119,12 @@ def train_step(
     consumed_samples: int,
     global_batch_size: int,
     votes: Votes = NO_VOTES,
+    limits: SpikeLimits = NO_LIMITS,
 ) -> PendingStep:
     """Update the weights with one global batch. Collective over the world.
 
     Synchronises the device only with a dynamic loss scale (fp16), on whose outcome the next step's scale depends;
-    otherwise `read` does. A step whose gradients are not finite leaves everything as it was.
+    otherwise `read` does. A step whose loss or gradients are not finite, or above limits, leaves everything as it was.
 
     The loss is the mean over all tokens of the global batch that carry loss, whatever their number on each process:
     gradients are first scaled by the number of positions, which every process knows, then corrected by the number of
@@ -132,7 +146,10 @@ def train_step(
     loss = total_loss / num_tokens
     factor = correction * clip_factor(norm, parts.clip_grad)
     # no token with loss makes 0 / 0
-    factor = factor.where(norm.isfinite() & loss.isfinite(), math.nan).float()
+    is_sound = norm.isfinite() & loss.isfinite()
+    if limits != NO_LIMITS:
+        is_sound &= (loss <= limits.loss) & (norm <= limits.gradient_norm)
+    factor = factor.where(is_sound, math.nan).float()
     learning_rate = parts.schedule.learning_rate(consumed_samples)
     parts.optimizer.step(
         learning_rate=learning_rate,
@@ -150,6 +167,7 @@ def train_step(
         parts.loss_scale,
         learning_rate=learning_rate,
         num_whole_pairs=num_whole_pairs,
+        limits=limits,
     )
     if parts.loss_scale.is_dynamic:
         step.read()

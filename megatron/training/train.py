@@ -18,6 +18,7 @@ from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
 from megatron.training.run_state import Progress, RunSaver
 from megatron.training.signals import StopSignals
+from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepParts, train_step
 from megatron.training.throughput import Throughput
 from megatron.training.votes import Votes
@@ -39,6 +40,7 @@ class Run:
     validation: Validation
     test: Validation  # read once, at the end
     progress: Progress
+    spikes: SpikeGuard
     saver: RunSaver
     replicas: ReplicaCheck
     throughput: Throughput
@@ -78,7 +80,8 @@ def train(run: Run) -> Outcome:
     step late, or at once where something needs them.
     """
     training, progress = run.config.training, run.progress
-    account, started = Account(progress, run.config.checkpoint.save), time.monotonic()
+    account = Account(progress, run.spikes, save=run.config.checkpoint.save)
+    started = time.monotonic()
     with StopSignals() as signals:
         if progress.iteration == 0:
             _validate(run, run.validation)
@@ -149,6 +152,7 @@ def _step(run: Run, size: int, votes: Votes) -> PendingStep:
         consumed_samples=consumed,
         global_batch_size=size,
         votes=votes,
+        limits=run.spikes.limits(run.progress.iteration + 1),
     )
 
 

@@ -12,10 +12,12 @@ import torch.distributed as dist
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import TrainingError
+from megatron.options import TrainingConfig
 from megatron.training.account import MAX_LOST_STEPS, Account
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.run_state import Progress
+from megatron.training.spike import SpikeGuard
 from megatron.training.start import plan_start
 from megatron.training.step import StepResult
 from megatron.training.train import train
@@ -47,6 +49,10 @@ class Step:
         return self._result
 
 
+def account_of(progress, save=None):
+    return Account(progress, SpikeGuard(TrainingConfig(), progress.spikes), save=save)
+
+
 def enter(account, progress, step):
     progress.advance(GLOBAL_BATCH)
     account.add(step, GLOBAL_BATCH, 100)
@@ -55,7 +61,7 @@ def enter(account, progress, step):
 
 def test_a_result_is_read_once_the_next_step_is_queued_and_counts_once():
     progress = Progress(iteration=10)
-    account = Account(progress)
+    account = account_of(progress)
     steps = [Step(1.0), Step(3.0, should_stop=True), Step(5.0)]
     for number, step in enumerate(steps):
         enter(account, progress, step)
@@ -72,7 +78,7 @@ def test_a_result_is_read_once_the_next_step_is_queued_and_counts_once():
 
 def test_a_skipped_step_is_named_by_its_own_number(caplog):
     progress = Progress(iteration=10, consumed_samples=40)
-    account = Account(progress, "runs/a")
+    account = account_of(progress, save="runs/a")
     with caplog.at_level("INFO", "megatron"):
         for loss in (1.0, math.inf, 1.0):
             enter(account, progress, Step(loss))
@@ -86,10 +92,10 @@ def test_a_skipped_step_is_named_by_its_own_number(caplog):
 
 def test_only_steps_lost_in_a_row_end_a_run():
     progress = Progress()
-    account = Account(progress)
+    account = account_of(progress)
     lost = [Step(math.nan, is_lost=True) for _ in range(2 * MAX_LOST_STEPS)]
     lost[5] = Step()
-    with pytest.raises(TrainingError, match=f"up to step {6 + MAX_LOST_STEPS}, were not finite"):
+    with pytest.raises(TrainingError, match=f"up to step {6 + MAX_LOST_STEPS}, were all skipped"):
         for step in lost:
             enter(account, progress, step)
     assert progress.iteration == 7 + MAX_LOST_STEPS  # one more was queued
