@@ -10,6 +10,8 @@ from megatron.config import Config
 from megatron.errors import CheckpointError, ConfigError, MegatronError, TrainingError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
+from megatron.training.leave import EXIT_STOPPED
+from megatron.training.signals import leaving_at_once
 from megatron.training.start import Start, plan_start
 from megatron.training.summary import summarize
 
@@ -23,9 +25,9 @@ EXAMPLES = """\
     python tools/pretrain_gpt.py --dry-run --world-size 16 <the same flags>
 
 exit codes: 0 finished; 75 left early because it was asked to (signal, --exit-*), having saved if there
-is --save: the same command continues; 2 an option, a file or a checkpoint is wrong; 1 anything else"""
-
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: come again
+is --save: the same command continues; 128 + signal at a signal before the first step or a second one:
+left at once without saving, what was saved before is whole; 2 an option, a file or a checkpoint is
+wrong; 1 anything else (docs/reliability.md)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--world-size goes with --dry-run; torchrun says how many processes there are"
         )
     launch = Launch.from_environment()
+    logging.configure(launch.rank)
+    with leaving_at_once():  # until training takes the signals over
+        return _start_and_train(config, launch)
+
+
+def _start_and_train(config: Config, launch: Launch) -> int:
+    """Check, train, and give the exit code."""
     try:
-        logging.configure(launch.rank)
         inputs = open_inputs(config, launch.world_size)
         start = plan_start(inputs, launch.world_size)
         _make_folder("--save", config.checkpoint.save)

@@ -115,8 +115,8 @@ class _Worker:
 def _serve(connection: Connection, dataset: Dataset) -> None:
     """Read what the parent asks for until the pipe ends."""
     # Ctrl-C and a scheduler's warning reach every process of the job; when to leave is the parent's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     try:
         while True:
             numbers = connection.recv()

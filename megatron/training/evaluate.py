@@ -5,6 +5,7 @@ Every validation reads the same samples, so that its curve shows the model and n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,19 @@ class Validation:
     num_batches: int
     global_batch_size: int
 
-    def run(self, pipeline: Pipeline, context: ParallelContext) -> dict[str, float]:
-        """Give the mean loss in nats of each set. Collective over the world; synchronises the device."""
+    def run(
+        self, pipeline: Pipeline, context: ParallelContext, should_stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Give the mean loss in nats of each set; None, cut short. Collective over the world; synchronises the device.
+
+        should_stop is asked before each batch, and gives the same on every process.
+        """
         losses = {}
         for name, loader in self.loaders.items():
             sums = torch.zeros(2, dtype=torch.float64, device=context.device)
             for number in range(self.num_batches):
+                if should_stop():
+                    return None
                 batch = loader.batch(number * self.global_batch_size, self.global_batch_size)
                 loss = pipeline.evaluate(batch)
                 if pipeline.has_last_stage:

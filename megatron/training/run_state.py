@@ -64,17 +64,17 @@ class RunSaver:
         self._tensors = tensors
         self._last_saved = last_saved
 
-    def save_if_due(self, progress: Progress, *, is_last: bool) -> None:
-        """Save at a multiple of --save-interval and at the end. Collective over the world when it saves."""
+    def save_if_due(self, progress: Progress, *, is_last: bool) -> bool:
+        """Save at a multiple of --save-interval and at the end, and say so. Collective over the world when it saves."""
         checkpoint = self._config.checkpoint
         is_due = (
             checkpoint.save_interval is not None
             and progress.iteration % checkpoint.save_interval == 0
         )
         if checkpoint.save is None or not (is_due or is_last):
-            return
+            return False
         if progress.iteration == self._last_saved:
-            return
+            return False
         tensors = self._tensors.weights()
         if not checkpoint.no_save_optim:
             tensors |= self._tensors.optimizer.tensors()
@@ -97,6 +97,7 @@ class RunSaver:
         )
         self._last_saved = progress.iteration
         logger.info(f"saved {path}")
+        return True
 
 
 def restore(start: Start, tensors: RunTensors) -> Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +16,10 @@ from megatron.training.evaluate import Validation
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
 from megatron.training.run_state import Progress, RunSaver
-from megatron.training.signals import StopSignals
+from megatron.training.signals import StopRequest
 from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepParts, train_step
+from megatron.training.stop_vote import StopVote
 from megatron.training.throughput import Throughput
 from megatron.training.votes import Votes
 
@@ -81,18 +81,16 @@ def train(run: Run) -> Outcome:
     """
     training, progress = run.config.training, run.progress
     account = Account(progress, run.spikes, save=run.config.checkpoint.save)
-    started = time.monotonic()
-    with StopSignals() as signals:
+    with StopRequest(training.exit_duration_in_mins) as request:
+        vote = StopVote(lambda: request.is_made)
         if progress.iteration == 0:
-            _validate(run, run.validation)
+            _validate(run, run.validation, vote)
+        if vote.is_agreed:
+            return _left(run)
         while not run.is_complete:
-            is_overtime = (
-                training.exit_duration_in_mins is not None
-                and time.monotonic() - started > 60.0 * training.exit_duration_in_mins
-            )
             size = run.batches.size(progress.consumed_samples)
             account.clock.start()
-            step = _step(run, size, Votes(stop=signals.received is not None or is_overtime))
+            step = _step(run, size, Votes(stop=request.is_made))
             progress.advance(size)
             account.add(step, size, size * run.parts.seq_length)
             account.read_earlier()
@@ -106,15 +104,16 @@ def train(run: Run) -> Outcome:
             account.clock.pause()
             if _is_multiple(progress.iteration, training.eval_interval) or run.is_complete:
                 _log_sources(run)
-                _validate(run, run.validation)
+                _validate(run, run.validation, vote)
+            should_leave = should_leave or vote.is_agreed
             is_last = run.is_complete or should_leave
             run.replicas.check_if_due(progress.iteration, is_last=is_last)
-            run.saver.save_if_due(progress, is_last=is_last)
+            if run.saver.save_if_due(progress, is_last=is_last):
+                should_leave = vote.ask() or should_leave  # not a step later, with another save
             if run.is_complete:
-                _validate(run, run.test)
+                _validate(run, run.test, vote)
             elif should_leave:
-                logger.info(f"left after step {progress.iteration}; {_how_to_continue(run.config)}")
-                return "stopped"
+                return _left(run)
     return "finished"
 
 
@@ -132,6 +131,12 @@ def _needs_result(run: Run) -> bool:
         config.training.check_weight_hash_across_dp_replicas_interval,
     )
     return run.is_complete or any(_is_multiple(run.progress.iteration, n) for n in intervals)
+
+
+def _left(run: Run) -> Outcome:
+    """Say where the run was left, and how it goes on."""
+    logger.info(f"left after step {run.progress.iteration}; {_how_to_continue(run.config)}")
+    return "stopped"
 
 
 def _how_to_continue(config: Config) -> str:
@@ -156,9 +161,13 @@ def _step(run: Run, size: int, votes: Votes) -> PendingStep:
     )
 
 
-def _validate(run: Run, validation: Validation) -> None:
-    losses = validation.run(run.parts.pipeline, run.parts.context)
-    if run.writer is not None and losses:
+def _validate(run: Run, validation: Validation, vote: StopVote) -> None:
+    """Validate and log, unless a process is asked to leave: then the vote is that they do."""
+    losses = validation.run(run.parts.pipeline, run.parts.context, vote.ask_ahead)
+    vote.ask()
+    if losses is None:
+        logger.info(f"validation at step {run.progress.iteration} was cut short")
+    elif run.writer is not None and losses:
         run.writer.validation(run.progress.iteration, losses)
 
 

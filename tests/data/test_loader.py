@@ -186,7 +186,7 @@ def test_workers_do_not_heed_signals_that_the_whole_job_gets():
     loader = BatchLoader(Numbers(), micro_batch_size=1, num_workers=1)
     loader.batch(0, 1)
     loader.batch(1, 1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(worker_pids(loader)[0], number)
         assert loader.batch(10, 1).tokens[0, 0] == 10
     loader.close()
