@@ -41,7 +41,7 @@ class Corpus:
         ]
 
 
-def prepare_corpus(folder: Path, vocab_size: int) -> Corpus:
+def prepare_corpus(folder: Path, vocab_size: int, *, megabytes: float = MEGABYTES) -> Corpus:
     """Make the token file and the tokenizer of a vocabulary's size in a folder, unless they lie there."""
     corpus = Corpus(
         str(folder / f"source_{vocab_size}_text_document"),
@@ -51,7 +51,7 @@ def prepare_corpus(folder: Path, vocab_size: int) -> Corpus:
         logger.info(f"data       from {folder}")
         return corpus
     start = time.monotonic()
-    texts = shorten(python_source(), MEGABYTES)
+    texts = shorten(python_source(), megabytes)
     definition = train_tokenizer(texts, vocab_size)
     num_ids = len(definition["model"]["vocab"])
     if num_ids < vocab_size:
