@@ -7,12 +7,13 @@ Opening costs the same for any size of data, so every process does it for itself
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from megatron.data.blended_dataset import BlendedDataset
+from megatron.data.content import SetContents, SourceContent, content_of
 from megatron.data.exclusion import Exclusions, exclude_documents
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import Dataset, GPTDataset
@@ -38,15 +39,18 @@ class Datasets:
     train: Dataset
     valid: dict[str, Dataset]
     test: dict[str, Dataset]
+    train_content: SetContents
+    eval_content: SetContents  # of valid, and of test by the names that logs use
     excluded_sha256: tuple[str, ...] = ()  # of each opt-out list
 
     @property
     def logged_test(self) -> dict[str, Dataset]:
         """The test sets by the names that logs use, which tell them from validation: test, or test/NAME."""
-        return {
-            name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}": dataset
-            for name, dataset in self.test.items()
-        }
+        return {_test_name(name): dataset for name, dataset in self.test.items()}
+
+
+def _test_name(name: str) -> str:
+    return name if name.removesuffix(FIM_SUFFIX) == "test" else f"test/{name}"
 
 
 def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Datasets:
@@ -63,7 +67,16 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Da
     builder = _Builder(config, tokenizer, seed, files, excluded)
     (train,) = builder.build(plan.train, [builder.fim])
     valid, test = builder.build_evaluated(plan.valid), builder.build_evaluated(plan.test)
-    return Datasets(train, valid, test, excluded.sha256)
+    contents = {name: made.content for name, made in valid.items()}
+    contents |= {_test_name(name): made.content for name, made in test.items()}
+    return Datasets(
+        train=train.dataset,
+        valid={name: made.dataset for name, made in valid.items()},
+        test={name: made.dataset for name, made in test.items()},
+        train_content={plan.train.name: train.content},
+        eval_content=contents,
+        excluded_sha256=excluded.sha256,
+    )
 
 
 def _open_all(plan: DataPlan, tokenizer: Tokenizer) -> dict[str, IndexedDataset]:
@@ -84,6 +97,14 @@ def _open(prefix: str, tokenizer: Tokenizer) -> IndexedDataset:
     return indexed
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A set, and what it is made of."""
+
+    dataset: Dataset
+    content: tuple[SourceContent, ...]
+
+
 class _Builder:
     """Makes sets of open token files."""
 
@@ -100,6 +121,7 @@ class _Builder:
         self._seed = seed
         self._files = files
         self._excluded = excluded
+        self._contents = {prefix: content_of(prefix) for prefix in files}
         self.fim = None
         if config.fim_rate > 0:
             self.fim = FillInTheMiddle(
@@ -110,14 +132,14 @@ class _Builder:
                 fragment_rate=config.fragment_fim_rate,
             )
 
-    def build_evaluated(self, groups: Sequence[SourceGroup]) -> dict[str, Dataset]:
+    def build_evaluated(self, groups: Sequence[SourceGroup]) -> dict[str, _Made]:
         """Make sets by name; with --fim-rate, as --eval-fim says, the same samples without FIM and with it."""
         variants: dict[str, FillInTheMiddle | None] = {"": None}
         if self.fim is not None and self._config.eval_fim == "with":
             variants = {FIM_SUFFIX: self.fim}
         elif self.fim is not None and self._config.eval_fim == "both":
             variants[FIM_SUFFIX] = self.fim
-        sets: dict[str, Dataset] = {}
+        sets: dict[str, _Made] = {}
         for group in groups:
             made = self.build(group, list(variants.values()))
             for suffix, dataset in zip(variants, made, strict=False):  # none was made of too little
@@ -129,11 +151,14 @@ class _Builder:
                 sets[name] = dataset
         return sets
 
-    def build(self, group: SourceGroup, fims: Sequence[FillInTheMiddle | None]) -> list[Dataset]:
+    def build(self, group: SourceGroup, fims: Sequence[FillInTheMiddle | None]) -> list[_Made]:
         """Make one set with each of fims; none if it is there by default only and is less than one sample."""
-        sources: list[tuple[IndexedDataset, range, str]] = []
-        weights: list[Fraction] = []
-        for source, name in zip(group.sources, _source_names(group), strict=True):
+        sources: list[_Source] = []
+        prefixes = [source.prefix for source in group.sources]
+        names = _numbered(f"{group.name}/{Path(prefix).name}" for prefix in prefixes)
+        # Draws depend on what is read: a file may be moved and renamed.
+        keys = _numbered(f"{group.name}/{self._contents[prefix].sample}" for prefix in prefixes)
+        for source, name, key in zip(group.sources, names, keys, strict=True):
             indexed = self._files[source.prefix]
             documents = source.part.documents(indexed.num_documents)
             tokens = TokenRange(indexed, documents, self._excluded.of(source.prefix))
@@ -145,29 +170,50 @@ class _Builder:
                     source.prefix,
                 )
                 continue
-            sources.append((indexed, documents, name))
-            weights.append(source.weight)
+            sources.append(_Source(indexed, documents, name, key, source.weight))
         if not sources:
             return []
-        made = [[self._dataset(*source, fim) for source in sources] for fim in fims]
+        made = [[self._dataset(source, fim) for source in sources] for fim in fims]
+        weights = [source.weight for source in sources]
         _log_sources(made[0], weights)
+        content = tuple(self._content(source, sum(weights)) for source in sources)
         if len(sources) == 1:
-            return [datasets[0] for datasets in made]
-        return [BlendedDataset(datasets, weights, group.name) for datasets in made]
+            return [_Made(datasets[0], content) for datasets in made]
+        return [_Made(BlendedDataset(datasets, weights, group.name), content) for datasets in made]
 
-    def _dataset(
-        self, indexed: IndexedDataset, documents: range, name: str, fim: FillInTheMiddle | None
-    ) -> GPTDataset:
+    def _dataset(self, source: _Source, fim: FillInTheMiddle | None) -> GPTDataset:
         return GPTDataset(
-            indexed,
-            documents,
+            source.indexed,
+            source.documents,
             seq_length=self._config.seq_length,
             seed=self._seed,
-            name=name,
+            name=source.name,
             fim=fim,
             eod_without_loss=self._tokenizer.eod if self._config.eod_mask_loss else None,
-            excluded=self._excluded.of(indexed.prefix),
+            excluded=self._excluded.of(source.indexed.prefix),
+            key=source.key,
         )
+
+    def _content(self, source: _Source, total_weight: Fraction | int) -> SourceContent:
+        prefix, documents = source.indexed.prefix, source.documents
+        return SourceContent(
+            file=Path(prefix).name,
+            weight=str(source.weight / total_weight),
+            start=documents.start,
+            stop=documents.stop,
+            content=self._contents[prefix],
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A part of an open token file in a set."""
+
+    indexed: IndexedDataset
+    documents: range
+    name: str
+    key: str  # tells its draws from those of others
+    weight: Fraction
 
 
 def _check_ids(indexed: IndexedDataset, tokenizer: Tokenizer) -> None:
@@ -214,14 +260,13 @@ def _hint(prefix: str) -> str:
     return f"; did you mean {' or '.join(found[:3])}?"
 
 
-def _source_names(group: SourceGroup) -> list[str]:
-    """Name each source of a set by its file, so that draws do not depend on the folder it lies in."""
-    names, seen = [], Counter[str]()
-    for source in group.sources:
-        name = f"{group.name}/{Path(source.prefix).name}"
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Tell equal names apart: the second one ends with #2."""
+    numbered, seen = [], Counter[str]()
+    for name in names:
         seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return numbered
 
 
 def _log_sources(datasets: Sequence[GPTDataset], weights: Sequence[Fraction]) -> None:

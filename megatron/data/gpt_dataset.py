@@ -53,13 +53,15 @@ class GPTDataset:
         fim: FillInTheMiddle | None = None,
         eod_without_loss: int | None = None,
         excluded: Runs = NO_RUNS,
+        key: str | None = None,
     ) -> None:
-        """Take a range of documents but the excluded; `name` tells the draws of this dataset from those of others.
+        """Take a range of documents but the excluded; `key`, or else `name`, tells its draws from those of others.
 
         Positions that read the token `eod_without_loss` carry no loss (--eod-mask-loss). Raises DataError if the
         documents hold fewer than seq_length + 1 tokens.
         """
         self.name = name
+        self._key = name if key is None else key
         self.tokens = TokenRange(indexed, documents, excluded)
         self._seq_length = seq_length
         self._seed = seed
@@ -82,7 +84,7 @@ class GPTDataset:
         window = self.tokens.read(start, start + self._seq_length + 1)
         num_tokens = len(window)
         if self._fim is not None:
-            window, num_tokens = self._fim(window, keyed_word(self._seed, self.name, "fim", index))
+            window, num_tokens = self._fim(window, keyed_word(self._seed, self._key, "fim", index))
         tokens, labels = window[:-1], window[1:]
         loss_mask = np.ones(self._seq_length, np.float32)
         loss_mask[num_tokens - 1 :] = 0.0  # their labels are padding
@@ -100,6 +102,6 @@ class GPTDataset:
         if index < 0:
             raise IndexError(f"sample {index} of {self.name}; samples start at 0")
         epoch, position = divmod(index, self.samples_per_epoch)
-        origin = keyed_word(self._seed, self.name, "origin", epoch) % (self._num_left_over + 1)
-        permutation = Permutation(self.samples_per_epoch, self._seed, self.name, epoch)
+        origin = keyed_word(self._seed, self._key, "origin", epoch) % (self._num_left_over + 1)
+        permutation = Permutation(self.samples_per_epoch, self._seed, self._key, epoch)
         return origin + permutation[position] * self._seq_length

@@ -24,6 +24,21 @@ class CheckpointConfig:
     override_exclude_documents: bool = option(
         False, "go on with another --exclude-documents than the checkpoint's"
     )
+    override_tokenizer: bool = option(False, "go on with another tokenizer than the checkpoint's")
+    override_train_data: bool = option(
+        False, "go on with other token files, weights or splits to train on than the checkpoint's"
+    )
+    override_eval_data: bool = option(
+        False, "go on with other validation and test sets than the checkpoint's"
+    )
+    override_samples: bool = option(
+        False,
+        "go on with another --seq-length, FIM, or treatment of documents than the checkpoint's",
+    )
+    override_numerics: bool = option(
+        False,
+        "go on with another precision, dropout, Adam beta, epsilon or clipping than the checkpoint's",
+    )
     use_checkpoint_opt_param_scheduler: bool = option(
         False, "schedule from the checkpoint", flag="--use-checkpoint-opt_param-scheduler"
     )

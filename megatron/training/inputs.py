@@ -16,6 +16,7 @@ from megatron.errors import ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.options import pad_vocab_size
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.training.fingerprint import Contents
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Inputs:
     config: Config
     tokenizer: Tokenizer
     datasets: Datasets
+    contents: Contents
 
 
 def open_inputs(config: Config, world_size: int) -> Inputs:
@@ -45,7 +47,8 @@ def open_inputs(config: Config, world_size: int) -> Inputs:
     )
     datasets = build_datasets(config.data, tokenizer, seed=config.training.seed)
     data = replace(config.data, exclude_documents_sha256=datasets.excluded_sha256)
-    return Inputs(replace(config, model=model, data=data), tokenizer, datasets)
+    contents = Contents(tokenizer.fingerprint(), datasets.train_content, datasets.eval_content)
+    return Inputs(replace(config, model=model, data=data), tokenizer, datasets, contents)
 
 
 def _check_outputs(config: Config) -> None:

@@ -109,7 +109,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
         spikes=SpikeGuard(config.training, progress.spikes),
-        saver=RunSaver(config, tensors, last_saved=progress.iteration),
+        saver=RunSaver(config, inputs.contents, tensors, last_saved=progress.iteration),
         replicas=_replica_check(config, context, tensors),
         throughput=_throughput(config, context),
         writer=writer,

@@ -6,6 +6,9 @@ Random numbers need no state: every draw is a function of the seed and of what i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import socket
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,14 @@ from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
+from megatron.training.fingerprint import BY_CHECKSUM, FINGERPRINT, Contents, list_files
 from megatron.training.metrics import Interval
 from megatron.training.spike import SpikeHistory
 from megatron.training.start import Start
 
 logger = get_logger(__name__)
+
+NUM_SHOWN = 8  # hosts that are named
 
 
 @dataclass
@@ -59,8 +65,11 @@ class RunTensors:
 class RunSaver:
     """Writes checkpoints of one run under --save."""
 
-    def __init__(self, config: Config, tensors: RunTensors, *, last_saved: int) -> None:
+    def __init__(
+        self, config: Config, contents: Contents, tensors: RunTensors, *, last_saved: int
+    ) -> None:
         self._config = config
+        self._contents = contents.to_json()
         self._tensors = tensors
         self._last_saved = last_saved
 
@@ -87,6 +96,7 @@ class RunSaver:
             "schedule": dataclasses.asdict(self._tensors.schedule),
             "interval": dataclasses.asdict(progress.interval),
             "spikes": dataclasses.asdict(progress.spikes),
+            FINGERPRINT: self._contents,
         }
         path = save_checkpoint(
             Path(checkpoint.save),
@@ -104,20 +114,16 @@ def restore(start: Start, tensors: RunTensors) -> Progress:
     """Load the checkpoint into the run's tensors in place. Collective over the world.
 
     Raises CheckpointError on every process if they found different checkpoints, as with a folder that is not shared,
-    and DataError if they read different opt-out lists.
+    and DataError if their files hold different things.
     """
-    found: list[tuple[tuple[int, int], tuple[str, ...]]] = [((0, 0), ())] * dist.get_world_size()
-    dist.all_gather_object(found, (start.place, start.opt_outs))
-    places, opt_outs = {place for place, _ in found}, {lists for _, lists in found}
-    if len(places) > 1:
+    found: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
+    dist.all_gather_object(found, start.place)
+    if len(set(found)) > 1:
         raise CheckpointError(
-            f"the processes found checkpoints of different iterations ({sorted(places)}, -1 for "
+            f"the processes found checkpoints of different iterations ({sorted(set(found))}, -1 for "
             f"none): --save and --load have to be on storage that all nodes share"
         )
-    if len(opt_outs) > 1:
-        raise DataError(
-            "the processes read --exclude-documents of different content; every node needs the same files"
-        )
+    _check_same_files(start)
     if start.folder is None:
         return Progress()
     wanted = tensors.weights()
@@ -137,3 +143,32 @@ def restore(start: Start, tensors: RunTensors) -> Progress:
         Interval(**start.state["interval"]),
         SpikeHistory(**start.state.get("spikes", {})),  # older checkpoints have none
     )
+
+
+def _check_same_files(start: Start) -> None:
+    """Raise DataError, on every process, unless all read the same. Collective over the world."""
+    ours = list_files(start.contents, start.opt_outs)
+    digests = [""] * dist.get_world_size()
+    dist.all_gather_object(digests, hashlib.sha256(repr(ours).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    found: list[tuple[str, dict[str, str]]] = [("", {})] * dist.get_world_size()
+    dist.all_gather_object(found, (socket.gethostname(), ours))
+    for name in dict.fromkeys(name for _, files in found for name in files):
+        hosts = defaultdict[str, set[str]](set)
+        for host, files in found:
+            if name in files or not name.endswith(BY_CHECKSUM):
+                hosts[files.get(name, "missing")].add(host)
+        if len(hosts) == 1:
+            continue
+        # Those that differ from most come first.
+        shown = sorted(hosts.items(), key=lambda item: (len(item[1]), item[0]))
+        parts = [f"{content} on {_some(sorted(names))}" for content, names in shown]
+        raise DataError(
+            f"the processes read different files: {name} is {' and '.join(parts)}; every node needs the same files"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more

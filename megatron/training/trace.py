@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint.checksums import read_config, read_state
+from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.layout import (
     CONFIG_FILE,
+    METADATA_FILE,
     checkpoint_folder,
     latest_iteration,
     saved_iterations,
@@ -27,6 +29,7 @@ from megatron.errors import CheckpointError, ConfigError
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.batch_schedule import BatchSchedule
+from megatron.training.fingerprint import Contents, read_fingerprint
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class RunRecord:
     folder: Path  # the checkpoint whose options count
     config: Config
     world_size: int | None  # of the run that wrote it
+    contents: Contents | None  # of the files that it read; None where it does not say
     saved: tuple[
         tuple[int, int], ...
     ]  # (iteration, consumed samples) of every checkpoint, ascending
@@ -53,7 +57,7 @@ class RunRecord:
         iterations = saved_iterations(root) if root.is_dir() else []
         latest = None if is_one else latest_iteration(root)
         if not iterations and (root / CONFIG_FILE).is_file():
-            return cls(root, _read_options(root), None, ())
+            return cls(root, _read_options(root), None, None, ())
         if not is_one and latest is None:
             raise CheckpointError(
                 f"{path} holds no checkpoint: a trace needs the options that a run saves with each; give the folder "
@@ -64,7 +68,8 @@ class RunRecord:
         state = read_state(folder)
         states = [read_state(checkpoint_folder(root, number)) for number in iterations]
         saved = tuple((one["iteration"], one["consumed_samples"]) for one in states)
-        return cls(folder, _read_options(folder), state.get("world_size"), saved)
+        contents = read_fingerprint(folder).contents
+        return cls(folder, _read_options(folder), state.get("world_size"), contents, saved)
 
     def data_parallel_size(self, world_size: int | None) -> int:
         """Give the number of data-parallel ranks. Raises ConfigError if the run did not record its size."""
@@ -102,8 +107,12 @@ class RunRecord:
 
 
 def _read_options(folder: Path) -> Config:
+    """Read the options of a checkpoint, or those that a run wrote beside its checkpoints, which have no hash."""
+    is_checkpoint = (folder / METADATA_FILE).is_file()
     try:
-        return from_json(read_config(folder))
+        return from_json(
+            read_config(folder) if is_checkpoint else read_json_object(folder / CONFIG_FILE)
+        )
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
@@ -131,6 +140,15 @@ class RunTrace:
                 f"{' '.join(config.data.exclude_documents)}: not the opt-out lists that the run read, by their "
                 f"SHA-256 in {record.folder / CONFIG_FILE}; samples are others with other lists. Give the files "
                 "their old content back"
+            )
+        contents = Contents(
+            self.tokenizer.fingerprint(), datasets.train_content, datasets.eval_content
+        )
+        difference = record.contents.difference(contents) if record.contents else None
+        if difference is not None:
+            raise CheckpointError(
+                f"{record.folder} {difference}: its samples cannot be told from other files. Give them their old "
+                "content back"
             )
         self._sets = {**datasets.valid, **datasets.logged_test, "train": datasets.train}
         self._tracers: dict[str, Tracer] = {}

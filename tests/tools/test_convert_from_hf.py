@@ -15,12 +15,14 @@ from megatron.convert.hf_export import export_hf
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.optimizer.schedule import Schedule
+from megatron.training.fingerprint import Contents, Fingerprint
 from megatron.training.start import find_start
 from tests.convert.runs import STARCODER2, make_run
 from tests.convert.test_hf_import import make_theirs
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 from tests.world import launcher_environment
 
+NOTHING = Contents("", {}, {})
 TOOL = Path(__file__).parents[2] / "tools" / "convert_from_hf.py"
 spec = importlib.util.spec_from_file_location("convert_from_hf", TOOL)
 tool = importlib.util.module_from_spec(spec)
@@ -175,10 +177,10 @@ def test_only_fine_tuning_may_see_further_than_the_weights_did(corpus, tmp_path)
             changed = dataclasses.replace(config, model=dataclasses.replace(model, **{name: value}))
             schedule = Schedule.create(config.optimizer, config.training, 8)
             if extra:
-                assert find_start(changed, schedule).folder is not None
+                assert find_start(Fingerprint(changed, schedule, 8, NOTHING)).folder is not None
             else:
                 with pytest.raises(CheckpointError, match=name):
-                    find_start(changed, schedule)
+                    find_start(Fingerprint(changed, schedule, 8, NOTHING))
 
 
 def test_a_schedule_that_an_import_does_not_have_is_not_taken_from_it(corpus, tmp_path):
@@ -191,7 +193,7 @@ def test_a_schedule_that_an_import_does_not_have_is_not_taken_from_it(corpus, tm
     )
     schedule = Schedule.create(config.optimizer, config.training, 8)
     with pytest.raises(CheckpointError, match="was converted and has no schedule"):
-        find_start(dataclasses.replace(config, model=model), schedule)
+        find_start(Fingerprint(dataclasses.replace(config, model=model), schedule, 8, NOTHING))
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from megatron.checkpoint.reader import CheckpointReader
-from megatron.errors import CheckpointError, DataError
+from megatron.errors import CheckpointError
 from megatron.optimizer.schedule import Schedule
+from megatron.training.fingerprint import Contents
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.run_state import RunTensors, restore
@@ -268,34 +269,22 @@ def test_a_missing_checkpoint_is_an_error_when_asked_for(corpus, tmp_path, flag)
     assert _start(flags_of(corpus, tmp_path)).folder is None
 
 
+SCHEDULE = Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0)
+
+
 def _restore_on_separate_disks(rank: int, folder: str) -> str:
     start = Start(
         Path(folder) if rank == 0 else None,
         {"iteration": 4, "consumed_samples": 8} if rank == 0 else {},
-        Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0),
-        takes_optimizer=False,
+        SCHEDULE,
+        Contents("", {}, {}),
         takes_progress=True,
     )
     with pytest.raises(CheckpointError, match="storage that all nodes share") as error:
-        restore(start, RunTensors({}, None, None, start.schedule))
+        restore(start, RunTensors({}, None, None, SCHEDULE))
     return str(error.value)
 
 
 def test_processes_that_found_different_checkpoints_all_say_so(world, trained):
     messages = world(2).run(_restore_on_separate_disks, str(trained / "iter_0000004"))
-    assert messages[0] == messages[1]
-
-
-def _restore_with_own_list(rank: int) -> str:
-    schedule = Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0)
-    start = Start(
-        None, {}, schedule, takes_optimizer=False, takes_progress=False, opt_outs=(f"list {rank}",)
-    )
-    with pytest.raises(DataError, match="every node needs the same files") as error:
-        restore(start, RunTensors({}, None, None, schedule))
-    return str(error.value)
-
-
-def test_processes_that_read_different_opt_out_lists_all_say_so(world):
-    messages = world(2).run(_restore_with_own_list)
     assert messages[0] == messages[1]
