@@ -6,6 +6,8 @@ Only options and the order of things stand here; torch is imported once both are
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -19,12 +21,15 @@ from megatron.benchmark.fault_injection.case import CASES
 from megatron.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from megatron.benchmark.fault_injection.life import Life
+    from megatron.benchmark.fault_injection.life import Life, Stage
+    from megatron.benchmark.fault_injection.mutation import Result
 
 EXAMPLES = """\
   five hundred faults, in runs of six layouts:
     python tools/bench.py faults --kills 500 --seed 1 --out faults.json
-  one of its lives again, with what it wrote:
+  two thousand damaged checkpoints:
+    python tools/bench.py faults --kills 0 --mutations 2000
+  one of the lives again, with what it wrote:
     python tools/bench.py faults --life 1/17 --folder runs/faults
 
 exit code 1 where a run did not go on bitwise from its last checkpoint; its folder is then kept"""
@@ -36,6 +41,13 @@ FORMAT = 1  # of --out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench.py faults`."""
     parser.add_argument("--kills", type=int, default=500, metavar="N", help="faults (default: 500)")
+    parser.add_argument(
+        "--mutations",
+        type=int,
+        default=0,
+        metavar="N",
+        help="damaged checkpoints, too: every file cut, removed and exchanged, then flipped bits (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default: 1)")
     parser.add_argument("--life", metavar="SEED/NUMBER", help="this life alone")
     parser.add_argument("--out", type=Path, metavar="FILE", help="all that happened, as JSON")
@@ -49,22 +61,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Play lives until there were enough faults, and print what came out. TrainingError on any violation."""
-    if args.kills < 1:
-        raise ConfigError("--kills must be above 0")
+    if min(args.kills, args.mutations) < 0 or args.kills + args.mutations == 0:
+        raise ConfigError("--kills and --mutations must be 0 or more, and one of them above 0")
     if args.life is not None and not _is_life(args.life):
         raise ConfigError(f"--life {args.life}: give a seed and a number, such as 1/17")
     folder = args.folder or Path(tempfile.mkdtemp(prefix="faults_"))
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--folder {folder} is not empty; give a new one")
     data_flags = prepare_corpus(folder / "data", VOCAB_SIZE, megabytes=MEGABYTES).flags()
-    start = time.monotonic()
-    lives = _play(args, folder.absolute(), data_flags)
-    _report(args, lives, time.monotonic() - start)
+    from megatron.benchmark.fault_injection.life import Stage
+    from megatron.benchmark.fault_injection.mutation import WRONG
+    from megatron.benchmark.fault_injection.nursery import Nursery
+
+    with Nursery() as nursery:
+        stage = Stage(nursery, data_flags, folder.absolute())
+        lives = _play(args, stage) if args.kills else []
+        results = _damage(args, stage) if args.mutations and args.life is None else []
+    _write_out(args, lives, results)
     failed = [life for life in lives if not life.is_right]
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(lives)} lives went wrong; repeat one with --life {failed[0].seed}; "
             f"what it left is in {Path(failed[0].save).parent}"
+        )
+    unseen = [result for result in results if result.outcome in WRONG]
+    if unseen:
+        raise TrainingError(
+            f"{len(unseen)} of {len(results)} damaged checkpoints were not dealt with; one is in {unseen[0].folder}"
         )
     if args.folder is None:
         shutil.rmtree(folder)
@@ -75,49 +98,78 @@ def _is_life(text: str) -> bool:
     return len(words) == 2 and all(word.isdigit() for word in words)
 
 
-def _play(args: argparse.Namespace, folder: Path, data_flags: list[str]) -> list[Life]:
-    """Play lives, case after case, and say how each went."""
-    from megatron.benchmark.fault_injection.life import Stage, draw_faults, live
-    from megatron.benchmark.fault_injection.nursery import Nursery
-    from megatron.benchmark.fault_injection.report import describe
+def _play(args: argparse.Namespace, stage: Stage) -> list[Life]:
+    """Play lives, case after case, until there were enough faults; say how each went, and print their table."""
+    from megatron.benchmark.fault_injection.life import draw_faults, live
+    from megatron.benchmark.fault_injection.report import describe, to_markdown
 
     lives: list[Life] = []
-    num_faults = 0
+    num_faults, start = 0, time.monotonic()
     seeds = [args.life] if args.life else (f"{args.seed}/{number}" for number in range(args.kills))
-    with Nursery() as nursery:
-        stage = Stage(nursery, data_flags, folder)
-        for seed in seeds:
-            case = list(CASES.values())[int(seed.split("/")[1]) % len(CASES)]
-            faults = draw_faults(stage.moments(case), seed)
-            life = live(stage, case, f"life-{seed.replace('/', '-')}", faults, seed=seed)
-            lives.append(life)
-            fired = sum(attempt.has_fired for attempt in life.attempts)
-            num_faults += fired
-            outcome = "bitwise" if life.is_right else "WRONG"
-            print(
-                f"{num_faults:>6} faults | life {seed} | {case.name}: {fired} faults, {outcome}",
-                file=sys.stderr,
-                flush=True,
-            )
-            for attempt in life.attempts:
-                if attempt.problems:
-                    print(f"    {describe(attempt)}", file=sys.stderr)
-            for problem in life.problems:
-                print(f"    {problem}", file=sys.stderr)
-            if life.is_right and args.folder is None:
-                shutil.rmtree(Path(life.save).parent)
-            if num_faults >= args.kills:
-                break
+    for seed in seeds:
+        case = list(CASES.values())[int(seed.split("/")[1]) % len(CASES)]
+        faults = draw_faults(stage.moments(case), seed)
+        life = live(stage, case, f"life-{seed.replace('/', '-')}", faults, seed=seed)
+        lives.append(life)
+        fired = sum(attempt.has_fired for attempt in life.attempts)
+        num_faults += fired
+        outcome = "bitwise" if life.is_right else "WRONG"
+        _say(f"{num_faults:>6} faults | life {seed} | {case.name}: {fired} faults, {outcome}")
+        for attempt in life.attempts:
+            if attempt.problems:
+                _say(f"    {describe(attempt)}")
+        for problem in life.problems:
+            _say(f"    {problem}")
+        if life.is_right and args.folder is None:
+            shutil.rmtree(Path(life.save).parent)
+        if num_faults >= args.kills:
+            break
+    print(to_markdown(lives))
+    print(f"\n{len(lives)} runs of {len(CASES)} cases, {time.monotonic() - start:.0f} s")
     return lives
 
 
-def _report(args: argparse.Namespace, lives: list[Life], seconds: float) -> None:
-    from megatron.benchmark.fault_injection.report import to_json, to_markdown
+def _damage(args: argparse.Namespace, stage: Stage) -> list[Result]:
+    """Start runs on damaged checkpoints, and print the table of what they made of them."""
+    from megatron.benchmark.fault_injection.mutation import (
+        AT_ONCE,
+        WRONG,
+        Damage,
+        all_cuts,
+        draw_mutations,
+        to_markdown,
+    )
 
-    print(to_markdown(lives))
-    print(f"\n{len(lives)} runs of {len(CASES)} cases, {seconds:.0f} s")
-    if args.out is not None:
-        try:
-            args.out.write_text(json.dumps({"format": FORMAT, "lives": to_json(lives)}, indent=1))
-        except OSError as error:
-            raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}") from None
+    damage, start = Damage(stage), time.monotonic()
+    drawn = draw_mutations(damage.target, str(args.seed))
+    mutations = itertools.islice(itertools.chain(all_cuts(damage.target), drawn), args.mutations)
+    results: list[Result] = []
+    while some := list(itertools.islice(mutations, AT_ONCE)):
+        results += damage.test(some)
+        for result in results[-len(some) :]:
+            if result.outcome in WRONG:
+                _say(f"    {result.mutation}: {result.outcome}, {result.detail}")
+        if len(results) % 100 < len(some):
+            _say(f"{len(results):>6} damaged checkpoints")
+    print(to_markdown(results))
+    print(f"\n{len(results)} damaged checkpoints, {time.monotonic() - start:.0f} s")
+    return results
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _write_out(args: argparse.Namespace, lives: list[Life], results: list[Result]) -> None:
+    if args.out is None:
+        return
+    content = {
+        "format": FORMAT,
+        "seed": args.seed,
+        "lives": [dataclasses.asdict(life) for life in lives],
+        "mutations": [dataclasses.asdict(result) for result in results],
+    }
+    try:
+        args.out.write_text(json.dumps(content, indent=1))
+    except OSError as error:
+        raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}") from None

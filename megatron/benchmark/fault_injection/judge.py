@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from megatron.checkpoint.layout import (
     TRACKER,
@@ -61,6 +62,12 @@ class Snapshot:
             if not same_bits(tensor, other.tensors[name]):
                 return f"{name} differs"
         return None
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a tensor of a world of one process as a plain one."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -26,6 +26,7 @@ HANG_SECONDS = 60.0
 TIMEOUT_MINUTES = 0.2  # of collectives: what peers wait for a process that died before it joined
 SHORT_TIMEOUT_MINUTES = 0.1  # the same where one is to hang
 EXIT_CODES_OF_STOPPED = (75, 0)  # left when asked; or complete already
+EXIT_CODES_OF_ENDED = {-15, 143}  # by SIGTERM, where there was nothing to save
 EXIT_USER_ERROR = 2
 LONGEST_LIFE = 60  # attempts
 # How often an action is drawn, against 1 for others. Peers of a process that hangs wait until collectives time out.
@@ -142,13 +143,13 @@ def _attempt_from(
 
 
 def _journals(logs: Path, world_size: int) -> list[list[dict]]:
-    """Read what the ranks noted; the last line of a killed one may be torn."""
-    journals = []
-    for number in range(world_size):
-        path = logs / f"journal-{number}.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        journals.append([json.loads(line) for line in lines])
-    return journals
+    return [read_journal(logs / f"journal-{number}.jsonl") for number in range(world_size)]
+
+
+def read_journal(path: Path) -> list[dict]:
+    """Read what a process noted; the last line of a killed one may be torn."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 @dataclass
@@ -274,6 +275,6 @@ def _check_end(attempt: Attempt, fault: Fault, logs: Path) -> list[str]:
         if set(codes) == {EXIT_USER_ERROR} and sum(out.count("error: ") for out in outputs) != 1:
             return ["an error of the disk is not told in one line"]
     is_agreed = len(set(codes)) == 1 and codes[0] in EXIT_CODES_OF_STOPPED
-    if fault.action == "terminate" and not (is_agreed or -15 in codes):
+    if fault.action == "terminate" and not (is_agreed or EXIT_CODES_OF_ENDED & set(codes)):
         return [f"exit codes {codes} of a run that was asked to stop"]
     return []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from megatron.benchmark.fault_injection.life import Attempt, Life
 
@@ -114,8 +112,3 @@ def describe(attempt: Attempt) -> str:
         f"rank {attempt.rank}: {attempt.fault or 'no fault'}; exit codes {attempt.codes}; checkpoint "
         f"{attempt.committed[0]} -> {attempt.committed[1]}: {'; '.join(attempt.problems)}"
     )
-
-
-def to_json(lives: Sequence[Life]) -> list[dict[str, Any]]:
-    """Give all that happened."""
-    return [dataclasses.asdict(life) for life in lives]

@@ -7,6 +7,7 @@ each start of the launch carries the first fault that has not happened yet.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import functools
 import json
@@ -15,9 +16,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron.benchmark.fault_injection.fault import Fault
+
+if TYPE_CHECKING:
+    from megatron.benchmark.fault_injection.tripwire import Tripwire
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Rank:
     rendezvous: str  # a file that does not exist yet
     fault: Fault | None
     records: bool = False  # note every moment in the journal
+    pristine: str | None = (
+        None  # do not train: compare what was loaded with the checkpoints of this run
+    )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Rank:
@@ -56,6 +63,8 @@ def be_rank(values: dict[str, Any]) -> None:
     tripwire = Tripwire(Path(me.root), me.fault, Path(me.journal), records=me.records)
     tripwire.note("start")
     moments.install(tripwire)
+    if me.pristine is not None:
+        _compare_in_place_of_training(Path(me.pristine), tripwire)
     launch = Launch(me.rank, me.rank, me.world_size, me.world_size, me.world_size > 1)
     Launch.from_environment = classmethod(lambda cls: launch)  # type: ignore[method-assign, assignment]
     if me.world_size > 1:
@@ -63,6 +72,36 @@ def be_rank(values: dict[str, Any]) -> None:
         dist.init_process_group = functools.partial(dist.init_process_group, init_method=meet)
     sys.argv = [me.script, *me.flags]
     runpy.run_path(me.script, run_name="__main__")
+
+
+def _compare_in_place_of_training(pristine: Path, tripwire: Tripwire) -> None:
+    """Let a run end when it has loaded its checkpoint, and note which that was and what is not as it should be."""
+    from megatron.benchmark.fault_injection.judge import Snapshot, whole
+    from megatron.checkpoint.layout import checkpoint_folder
+    from megatron.training import pretrain
+    from megatron.training.train import Run
+
+    def compare(run: Run) -> str:
+        progress, tensors = run.progress, run.saver._tensors
+        found: dict[str, Any] = {
+            "iteration": progress.iteration,
+            "consumed_samples": progress.consumed_samples,
+            "optimizer_steps": tensors.optimizer.num_steps,
+            "loss_scale": tensors.loss_scale.state(),
+            "interval": dataclasses.asdict(progress.interval),
+        }
+        difference: str | None = "nothing was loaded"
+        if progress.iteration > 0:
+            wanted = Snapshot.read(checkpoint_folder(pristine, progress.iteration))
+            loaded = tensors.weights() | tensors.optimizer.tensors()
+            wanted_state = {name: wanted.state.get(name) for name in found}
+            difference = Snapshot(
+                found, {name: whole(loaded[name]) for name in sorted(loaded)}
+            ).difference(Snapshot(wanted_state, wanted.tensors))
+        tripwire.note("loaded", iteration=progress.iteration, difference=difference)
+        return "finished"
+
+    pretrain.train = compare  # type: ignore[assignment]
 
 
 def main() -> None:

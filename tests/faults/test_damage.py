@@ -1,0 +1,75 @@
+"""Damaged checkpoints: a run that is started on one says so, or has read every bit as it was."""
+
+import itertools
+import shutil
+from collections import Counter
+
+import pytest
+
+from megatron.benchmark.fault_injection.life import Stage
+from megatron.benchmark.fault_injection.mutation import (
+    AT_ONCE,
+    ITERATIONS,
+    WRONG,
+    Damage,
+    Mutation,
+    all_cuts,
+    apply,
+    draw_mutations,
+    to_markdown,
+)
+from megatron.checkpoint.layout import CONFIG_FILE, TRACKER, checkpoint_folder, rank_file
+
+
+@pytest.fixture(scope="module")
+def damage(nursery, corpus, tmp_path_factory) -> Damage:
+    data = ("--tokenizer-file", corpus.tokenizer, "--train-data-path", corpus.train)
+    flags = [*map(str, data), "--valid-data-path", str(corpus.valid)]
+    return Damage(Stage(nursery, flags, tmp_path_factory.mktemp("damage")))
+
+
+def test_damage_shows_or_is_none(damage):
+    cuts = list(all_cuts(damage.target))
+    drawn = draw_mutations(damage.target, "1")
+    mutations = [*cuts[::5], *itertools.islice(drawn, 12), cuts[-1]]
+    results = []
+    for first in range(0, len(mutations), AT_ONCE):
+        results += damage.test(mutations[first : first + AT_ONCE])
+    wrong = [result for result in results if result.outcome in WRONG]
+    assert not wrong, wrong
+    outcomes = Counter(result.outcome for result in results)
+    assert outcomes["refused"] + outcomes["another taken"] > 0.7 * len(mutations)
+    assert to_markdown(results).count("\n") > 2
+
+
+def test_every_file_is_damaged_in_every_way(damage):
+    cuts = list(all_cuts(damage.target))
+    names = {path.name for path in damage.target.iterdir()} | {TRACKER}
+    for kind in ("cut", "grown", "removed", "doubled"):
+        assert {mutation.file for mutation in cuts if mutation.kind == kind} == names
+    assert {rank_file(0), rank_file(1)} < names
+
+
+def test_a_checkpoint_whose_tensors_differ_is_seen(damage, monkeypatch):
+    """What a run loads is compared: with checkpoints swapped behind its back nothing else would tell."""
+    target, other = (
+        checkpoint_folder(damage.pristine, n) for n in (ITERATIONS[-1], ITERATIONS[-2])
+    )
+    aside = target.with_name("aside")
+    for source, name in ((target, aside), (other, target), (aside, other)):
+        source.rename(name)
+    unharmed = Mutation("cut", CONFIG_FILE, (other / CONFIG_FILE).stat().st_size)
+    try:
+        monkeypatch.setattr("megatron.benchmark.fault_injection.mutation.apply", lambda *_: True)
+        (result,) = damage.test([unharmed])
+    finally:
+        for source, name in ((other, aside), (target, other), (aside, target)):
+            source.rename(name)
+    assert result.outcome == "SILENT"
+
+
+def test_a_mutation_that_changes_nothing_is_known(damage, tmp_path):
+    root = shutil.copytree(damage.pristine, tmp_path / "run")
+    size = (damage.target / CONFIG_FILE).stat().st_size
+    assert not apply(Mutation("cut", CONFIG_FILE, size), root)
+    assert apply(Mutation("cut", CONFIG_FILE, size - 1), root)
