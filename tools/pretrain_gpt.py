@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron import cli, logging
+from megatron.checkpoint.choice import find_flaw_by_length
 from megatron.config import Config
 from megatron.errors import CheckpointError, ConfigError, MegatronError, TrainingError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
 from megatron.training.leave import EXIT_STOPPED
 from megatron.training.signals import leaving_at_once
-from megatron.training.start import Start, plan_start
+from megatron.training.start import Start, describe_fallback, plan_start
 from megatron.training.summary import summarize
 
 EXAMPLES = """\
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         world_size = args.world_size or config.parallel.model_parallel_size
         logging.configure()
         inputs = open_inputs(config, world_size)
-        start = plan_start(inputs, world_size)
+        start = plan_start(inputs, world_size, find_flaw_by_length)
         print(*summarize(inputs, world_size), f"start      {_described(start)}", sep="\n")
+        for line in describe_fallback(start):
+            print(f"warning    {line}")
         print("all checks passed; nothing was started")
         return 0
     if args.world_size is not None:

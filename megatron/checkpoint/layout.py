@@ -46,6 +46,11 @@ def checkpoint_folder(root: Path, iteration: int) -> Path:
     return old if old.is_dir() and not folder.is_dir() else folder
 
 
+def is_checkpoint_folder(path: Path) -> bool:
+    """Tell whether this is the folder of one checkpoint, by its name, rather than that of a run."""
+    return _FOLDER.fullmatch(path.name) is not None and not (path / TRACKER).exists()
+
+
 def latest_iteration(root: Path) -> int | None:
     """Read the tracker: the iteration to continue from, None in a folder without one.
 
@@ -88,7 +93,7 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> Path:
         raise CheckpointError(
             f"{path} is not a folder; give a run's --save or one of its iter_ folders"
         )
-    if _FOLDER.fullmatch(path.name) and not (path / TRACKER).exists():
+    if is_checkpoint_folder(path):
         raise CheckpointError(
             f"{path / METADATA_FILE} is missing: the checkpoint is incomplete; copy it again or load an older one"
         )
@@ -103,9 +108,9 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> Path:
 
 
 def saved_iterations(root: Path) -> list[int]:
-    """Give the iterations that have a folder, ascending."""
-    matches = (_FOLDER.fullmatch(folder.name) for folder in root.iterdir() if folder.is_dir())
-    return sorted(int(match[1]) for match in matches if match)
+    """Give the iterations that `checkpoint_folder` finds a folder of, ascending."""
+    names = (folder.name.removesuffix(_OLD) for folder in root.iterdir() if folder.is_dir())
+    return sorted({int(match[1]) for match in map(_FOLDER.fullmatch, names) if match})
 
 
 def prepare_side_folder(root: Path, iteration: int) -> Path:

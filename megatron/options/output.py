@@ -46,6 +46,10 @@ class CheckpointConfig:
         False, "an empty --load is an error rather than a fresh start"
     )
 
+    no_checkpoint_fallback: bool = option(
+        False, "a damaged latest checkpoint is an error rather than an older one taken in its place"
+    )
+
     def check(self) -> None:
         require(
             self.save_interval is None or self.save is not None,

@@ -38,6 +38,7 @@ from megatron.training.step import StepParts
 from megatron.training.summary import summarize
 from megatron.training.throughput import Throughput, peak_flops
 from megatron.training.train import Outcome, Run, train
+from megatron.training.verified_start import verified_start
 
 logger = get_logger(__name__)
 
@@ -62,6 +63,7 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
 def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
     """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
     config = inputs.config
+    start = verified_start(inputs, start, context.world_size)
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
     accumulation = _choose_accumulation(config, context.device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import Config, to_json
-from megatron.errors import CheckpointError, DataError
+from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
@@ -111,25 +111,17 @@ class RunSaver:
 
 
 def restore(start: Start, tensors: RunTensors) -> Progress:
-    """Load the checkpoint into the run's tensors in place. Collective over the world.
+    """Load the checkpoint, which is verified, into the run's tensors in place. Collective over the world.
 
-    Raises CheckpointError on every process if they found different checkpoints, as with a folder that is not shared,
-    and DataError if their files hold different things.
+    Raises DataError on every process if their files hold different things.
     """
-    found: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
-    dist.all_gather_object(found, start.place)
-    if len(set(found)) > 1:
-        raise CheckpointError(
-            f"the processes found checkpoints of different iterations ({sorted(set(found))}, -1 for "
-            f"none): --save and --load have to be on storage that all nodes share"
-        )
     _check_same_files(start)
     if start.folder is None:
         return Progress()
     wanted = tensors.weights()
     if start.takes_optimizer:
         wanted |= tensors.optimizer.tensors()
-    load_checkpoint(start.folder, wanted)
+    load_checkpoint(start.folder, wanted, is_verified=True)
     if start.takes_optimizer:
         tensors.optimizer.num_steps = start.state["optimizer_steps"]
         tensors.loss_scale.load_state(start.state["loss_scale"])

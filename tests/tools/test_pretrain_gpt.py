@@ -122,7 +122,8 @@ def _save_without_weights(flags: str, run: Path) -> None:
     folder = run / "iter_0000001"
     folder.mkdir(parents=True)
     schedule = Schedule.create(inputs.config.optimizer, inputs.config.training, 8)
-    state = {"iteration": 1, "consumed_samples": 8, "schedule": dataclasses.asdict(schedule)}
+    state = {"iteration": 1, "consumed_samples": 8, "world_size": 1}
+    state["schedule"] = dataclasses.asdict(schedule)
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "config.json").write_text(json.dumps(to_json(inputs.config)))
     seal(folder)

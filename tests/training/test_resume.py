@@ -15,10 +15,10 @@ from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import Contents
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
-from megatron.training.run_state import RunTensors, restore
 from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, samples_of_step
 from megatron.training.train import train
+from megatron.training.verified_start import verified_start
 from tests.grid import grid_of
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
@@ -246,22 +246,6 @@ def test_a_disk_that_fills_ends_every_process_alike_and_keeps_what_was_saved(
     assert _start(flags).folder == run / "iter_0000004"
 
 
-def test_a_run_whose_tracker_is_gone_goes_on_from_its_newest_checkpoint(
-    corpus, trained, tmp_path, caplog
-):
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    (run / "latest_checkpointed_iteration.txt").unlink()
-    with caplog.at_level("INFO", "megatron"):
-        assert _start(flags_of(corpus, run, "--train-iters 4")).folder == run / "iter_0000004"
-    assert "is missing beside iter_0000002, iter_0000004: taking the newest" in caplog.text
-    (run / "iter_0000004" / "metadata.json").unlink()
-    assert _start(flags_of(corpus, run, "--train-iters 4")).folder == run / "iter_0000002"
-    (run / "iter_0000002" / "metadata.json").unlink()
-    with pytest.raises(CheckpointError, match=r"iter_0000002, iter_0000004 .*move them away"):
-        _start(flags_of(corpus, run, "--train-iters 4"))
-
-
 @pytest.mark.parametrize("flag", ["--exit-on-missing-checkpoint", "--finetune"])
 def test_a_missing_checkpoint_is_an_error_when_asked_for(corpus, tmp_path, flag):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
@@ -272,7 +256,7 @@ def test_a_missing_checkpoint_is_an_error_when_asked_for(corpus, tmp_path, flag)
 SCHEDULE = Schedule(1.0, 0.0, "linear", 0, 1, "linear", 0, "constant", 0.0, 0.0, 0)
 
 
-def _restore_on_separate_disks(rank: int, folder: str) -> str:
+def _start_on_separate_disks(rank: int, folder: str) -> str:
     start = Start(
         Path(folder) if rank == 0 else None,
         {"iteration": 4, "consumed_samples": 8} if rank == 0 else {},
@@ -281,10 +265,10 @@ def _restore_on_separate_disks(rank: int, folder: str) -> str:
         takes_progress=True,
     )
     with pytest.raises(CheckpointError, match="storage that all nodes share") as error:
-        restore(start, RunTensors({}, None, None, SCHEDULE))
+        verified_start(None, start, 2)
     return str(error.value)
 
 
 def test_processes_that_found_different_checkpoints_all_say_so(world, trained):
-    messages = world(2).run(_restore_on_separate_disks, str(trained / "iter_0000004"))
+    messages = world(2).run(_start_on_separate_disks, str(trained / "iter_0000004"))
     assert messages[0] == messages[1]

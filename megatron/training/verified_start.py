@@ -1,0 +1,71 @@
+"""The checkpoint that a run starts from, once all processes know that it is whole.
+
+A damaged one of the run's own is set aside and the newest good one before it takes its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron.checkpoint.agreement import on_first_rank
+from megatron.checkpoint.choice import find_flaw, set_aside
+from megatron.checkpoint.verify import find_damage
+from megatron.errors import CheckpointError
+from megatron.logging import get_logger
+from megatron.training.inputs import Inputs
+from megatron.training.start import Start, describe_fallback, plan_start
+
+logger = get_logger(__name__)
+
+
+def verified_start(inputs: Inputs, start: Start, world_size: int) -> Start:
+    """Read the files of the start's checkpoint for their hashes; if one is damaged, start from an older one instead.
+
+    Collective over the world: every process gets the same start or raises the same CheckpointError, also if they
+    found different checkpoints, as with a folder that is not shared.
+    """
+    places: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
+    dist.all_gather_object(places, start.place)
+    if len(set(places)) > 1:
+        raise CheckpointError(
+            f"the processes found checkpoints of different iterations ({sorted(set(places))}, -1 for "
+            f"none): --save and --load have to be on storage that all nodes share"
+        )
+    while start.folder is not None:
+        damage = find_damage(start.folder)
+        if damage is None:
+            on_first_rank(partial(_settle, inputs, start))
+            break
+        before = on_first_rank(partial(_start_before, inputs, start, damage, world_size))
+        start = replace(before, contents=start.contents, opt_outs=start.opt_outs)  # what it opened
+    return start
+
+
+def _start_before(inputs: Inputs, bad: Start, damage: str, world_size: int) -> Start:
+    """Plan another start, for the files of this one's checkpoint are damaged. CheckpointError if there is none."""
+    known = {one.folder: one.problem for one in bad.choice.broken} if bad.choice else {}
+    if bad.folder is not None:
+        known[bad.folder] = damage
+    if not _is_own(inputs, bad) or inputs.config.checkpoint.no_checkpoint_fallback:
+        raise CheckpointError(damage)
+    return plan_start(inputs, world_size, lambda folder: known.get(folder) or find_flaw(folder))
+
+
+def _settle(inputs: Inputs, start: Start) -> None:
+    """Say what is unusual about a start, and make the run's folder say it too. Rank 0 calls it."""
+    for line in describe_fallback(start):
+        logger.warning(line)
+    if start.choice is None or start.choice.problem is None or not _is_own(inputs, start):
+        return
+    for broken, aside in set_aside(start.choice.folder.parent, start.choice):
+        logger.warning(f"{broken.folder} is kept as {aside.name} and no longer counts")
+
+
+def _is_own(inputs: Inputs, start: Start) -> bool:
+    """Tell whether a start goes on with the run in --save."""
+    save = inputs.config.checkpoint.save
+    return save is not None and start.folder is not None and start.folder.parent == Path(save)
