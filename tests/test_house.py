@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"config", "options", "option_field", "layer_split", "cli", "errors", "logging", "transfer"},
     {"kernels", "tokenizer"},
-    {"parallel", "data"},
+    {"parallel", "data", "launching"},
     {"model"},
     {"checkpoint", "optimizer"},
     {"training", "inference", "evaluation", "convert", "planning"},

@@ -1,36 +1,52 @@
-"""torchrun with a short end: python tools/launch.py <torchrun's options> tools/pretrain_gpt.py <flags>.
+"""torchrun that knows what a restart is good for: python tools/launch.py <torchrun's options> tools/pretrain_gpt.py <flags>.
 
-torchrun ends every failed launch with a traceback of its own and exit code 1. Here a launch that was told to stop, that
-saved and left, or that a user's mistake ended, ends in silence with the exit code of its processes: they have said
-why. Anything else keeps torchrun's report of which rank failed first.
+torchrun ends every failed launch with a traceback of its own and exit code 1, restarts after any failure, and does not
+know SIGUSR1. Here a launch that was told to stop, that saved and left, or that a user's mistake ended, ends in silence
+with the exit code of its processes: they have said why. `--max-restarts` counts crashes, on all nodes alike. Anything
+else keeps torchrun's report of which rank failed first.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
+import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousTimeoutError,
+)
+from torch.distributed.launcher import api as launcher
+
+from megatron.cli import EXIT_FAILURE, EXIT_USER_ERROR
+from megatron.launching.agent import ASKING_SIGNALS, Agent, say
 
 EXAMPLES = """\
 examples:
-  two processes on this machine:
-    python tools/launch.py --standalone --nproc-per-node 2 tools/pretrain_gpt.py \\
+  two processes on this machine, restarted up to three times after a crash:
+    python tools/launch.py --standalone --nproc-per-node 2 --max-restarts 3 tools/pretrain_gpt.py \\
       --config examples/tiny.yaml --tensor-model-parallel-size 2 --save runs/a --load runs/a \\
       --data-path data/code_text_document --tokenizer-file data/tokenizer.json
   the same line on each of two nodes, of which node0 is one:
     python tools/launch.py --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id a \\
       --rdzv-endpoint node0:6000 tools/pretrain_gpt.py <the same flags>
 
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 ask the processes to save and leave; a second one ends them at once.
+exit codes: 0 finished; 75 left because it was asked to; 2 a user's mistake; 1 a crash, with no restart
+left; 128 + number: ended by a signal before everything was saved (docs/cluster.md)
+
 The options below are torchrun's; the flags of training are in python tools/pretrain_gpt.py --help.
 """
 
-EXIT_USER_ERROR = 2
-QUIET_CODES = {EXIT_USER_ERROR, 75}  # a user's mistake; saved and left when asked
 # They tell of every process that is stopped, and of a failed one what the report at the end says too.
 CHATTY = (
     "torch.distributed.elastic.agent.server.api",
@@ -52,7 +68,24 @@ def parse() -> argparse.Namespace:
     parser.description = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = fail  # type: ignore[method-assign]
-    return parser.parse_args()
+    args = parser.parse_args()
+    # The agent takes the others; this one, the terminal's Ctrl-\\, ends the launcher and its processes.
+    args.signals_to_handle = "SIGQUIT"
+    return args
+
+
+class Agents:
+    """Makes the agent that torchrun's launcher asks for, and keeps it for us."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self.agent: Agent | None = None
+        self._patience_seconds = patience_seconds
+
+    def __call__(self, **options: Any) -> Agent:
+        self.agent = Agent(
+            environment=os.environ, patience_seconds=self._patience_seconds, **options
+        )
+        return self.agent
 
 
 def main() -> int:
@@ -60,16 +93,63 @@ def main() -> int:
     args = parse()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    patience = vars(args).get("shutdown_timeout")  # torch 2.11 has the variable only
+    if patience is None:
+        patience = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    agents = Agents(float(patience))
+    # torchrun has no way to name another agent; the rest of it stays as it is.
+    launcher.LocalElasticAgent = agents  # type: ignore[assignment,misc]
     try:
         run.run(args)
     except SignalException as stop:
-        return 128 + stop.sigval.value
+        code = agents.agent.exit_code_when_asked if agents.agent else None
+        return 128 + stop.sigval.value if code is None else code
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        if first.exitcode not in QUIET_CODES:
-            raise
-        return first.exitcode
+        return after_failure(agents.agent, error)
+    except RendezvousError as error:
+        explain_meeting(args, error)
+    finally:
+        # It is decided how this ends: Slurm signals until the last process is gone.
+        for number in ASKING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     return 0
+
+
+def after_failure(agent: Agent | None, error: ChildFailedError) -> int:
+    """Give the exit code after processes failed; raise torchrun's report of a crash on this node."""
+    if agent is None or agent.end is None:
+        raise error
+    code = agent.exit_code_when_asked
+    if code is not None:
+        return code
+    if agent.end.is_quiet:
+        return agent.end.code
+    if agent.end.rank not in error.failures:
+        return EXIT_FAILURE  # the node where it happened has the report
+    raise error
+
+
+def explain_meeting(args: argparse.Namespace, error: RendezvousError) -> NoReturn:
+    """Leave with what kept the nodes from meeting, in a line."""
+    where = args.rdzv_endpoint
+    causes = f"{error} {error.__cause__}"
+    if re.search("EADDRINUSE|address already in use", causes, re.IGNORECASE):
+        fail(
+            f"port {where.rpartition(':')[2]} of this node is taken; give another one to all nodes "
+            f"(--rdzv-endpoint HOST:PORT; MASTER_PORT of the examples)"
+        )
+    if isinstance(error, RendezvousTimeoutError):
+        say(f"error: not all of --nnodes {args.nnodes} came to {where} in time; are all started?")
+    elif isinstance(error, RendezvousClosedError):
+        say("error: another node has left, and with it this launch; its log says why")
+    elif isinstance(error, RendezvousConnectionError):
+        say(
+            f"error: the launcher at {where} does not answer: is it started, is the name right and "
+            f"the same on all nodes, does a firewall close the port? ({causes.splitlines()[0]})"
+        )
+    else:
+        raise error
+    sys.exit(EXIT_FAILURE)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ is --save: the same command continues; 128 + signal at a signal before the first
 left at once without saving, what was saved before is whole; 2 an option, a file or a checkpoint is
 wrong; 1 anything else (docs/reliability.md)"""
 
+logger = logging.get_logger("megatron.pretrain_gpt")  # as a script, __name__ is no part of it
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check, and train or explain."""
@@ -68,6 +70,8 @@ def _start_and_train(config: Config, launch: Launch) -> int:
     try:
         inputs = open_inputs(config, launch.world_size)
         start = plan_start(inputs, launch.world_size)
+        if launch.restart is not None:
+            logger.info(f"{launch.restart}; goes on from {_described(start)}")
         _make_folder("--save", config.checkpoint.save)
         logging.configure(launch.rank, json_dir=_log_folder(config))
     except MegatronError:

@@ -17,6 +17,7 @@ class Launch:
     world_size: int = 1
     local_world_size: int = 1
     has_rendezvous: bool = False  # MASTER_ADDR and MASTER_PORT say where the others are
+    restart: str | None = None  # why this is not the first try
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -32,4 +33,5 @@ class Launch:
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             has_rendezvous={"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ),
+            restart=os.environ.get("LAUNCH_RESTART"),
         )

@@ -1,7 +1,11 @@
-"""tools/launch.py: how a launch ends, by what its processes ended with."""
+"""tools/launch.py: how a launch ends, by what its processes ended with, and by the signals it gets."""
 
+import signal
+import socket
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -9,27 +13,68 @@ import pytest
 from tests.world import launcher_environment
 
 TOOL = Path(__file__).parents[2] / "tools" / "launch.py"
+PATIENCE_SECONDS = 40
 
 
-def launch(script: Path, num_processes: int = 1) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TOOL, "--standalone", "--nproc-per-node", str(num_processes), script]
-    return subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
+def start(script: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), *options, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=launcher_environment() | {"OMP_NUM_THREADS": "1"},  # else torchrun tells of its choice
-        timeout=120,
     )
 
 
+def launch(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    process = start(script, "--standalone", *options)
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def write_script(folder: Path, body: str) -> Path:
+    """Write a script that knows its rank, and the try it belongs to; a try leaves a file for each process."""
+    path = folder / "script.py"
+    path.write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "rank, tried = int(os.environ['RANK']), int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        f"folder = Path({str(folder)!r})\n"
+        "def begin():\n"
+        "    (folder / f'try{tried}_rank{rank}').write_text(str(os.getpid()))\n"
+        + textwrap.dedent(body)
+    )
+    return path
+
+
+def tries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("try*"))
+
+
+def wait_for(folder: Path, pattern: str, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len([path for path in folder.glob(pattern) if path.read_text()]) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("code", [0, 2, 75])
-def test_an_expected_end_is_silent_and_keeps_its_code(tmp_path: Path, code: int) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"import sys\nprint('said why', file=sys.stderr)\nsys.exit({code})\n")
-    result = launch(script, num_processes=2)
+def test_an_expected_end_is_silent_keeps_its_code_and_restarts_nothing(
+    tmp_path: Path, code: int
+) -> None:
+    body = f"begin()\nprint('said why', file=sys.stderr)\nsys.exit({code})\n"
+    script = write_script(tmp_path, body)
+    result = launch(script, "--nproc-per-node", "2", "--max-restarts", "2")
     assert result.returncode == code
     assert result.stderr.count("said why") >= 1
     assert result.stderr.replace("said why", "").strip() == ""
+    assert {name[:4] for name in tries(tmp_path)} == {"try0"}
 
 
 def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,9 +91,148 @@ def test_help_begins_with_examples_and_a_mistake_is_one_line() -> None:
 
 
 def test_a_crash_keeps_the_report_of_who_failed_first(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text("raise RuntimeError('a bug')\n")
-    result = launch(script)
+    result = launch(write_script(tmp_path, "raise RuntimeError('a bug')"))
     assert result.returncode == 1
     assert "a bug" in result.stderr
     assert "Root Cause" in result.stderr
+
+
+def test_a_killed_process_is_restarted_and_the_new_ones_know_why(tmp_path: Path) -> None:
+    body = """
+        begin()
+        print(os.environ.get('LAUNCH_RESTART'))
+        if tried == 0 and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if tried == 0:
+            time.sleep(60)
+    """
+    result = launch(write_script(tmp_path, body), "--nproc-per-node", "2", "--max-restarts", "2")
+    assert result.returncode == 0, result.stderr
+    why = f"rank 1 on {socket.gethostname()} was killed by SIGKILL"
+    assert result.stderr == f"launch.py: {why}; restart 1 of 2\n"
+    assert result.stdout.split("\n").count(f"restart 1 of 2: {why}") == 2
+    assert len(tries(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_is_handed_on_once_and_nothing_is_restarted(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    handed_on = signal.SIGTERM if number == signal.SIGHUP else number
+    body = f"""
+        got = []
+        signal.signal({int(handed_on)}, lambda *_: got.append(1))
+        begin()
+        while not got:
+            time.sleep(0.05)
+        time.sleep(0.3)  # the launcher waits for who saves
+        print('signals:', len(got))
+        sys.exit(75)
+    """
+    process = start(
+        write_script(tmp_path, body),
+        *("--standalone", "--nproc-per-node", "2", "--max-restarts", "2"),
+    )
+    wait_for(tmp_path, "try0*", 2)
+    process.send_signal(number)
+    process.send_signal(number)  # as from a terminal and from the script above
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, stderr) == (75, "")
+    assert "signals: 1" in stdout and len(tries(tmp_path)) == 2
+
+
+def test_a_crash_while_asked_to_leave_is_told_and_restarts_nothing(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGTERM, lambda *_: os.abort())\nbegin()\ntime.sleep(60)\n"
+    process = start(write_script(tmp_path, body), "--standalone", "--max-restarts", "2")
+    wait_for(tmp_path, "try0*", 1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert "SIGABRT" in stderr and len(tries(tmp_path)) == 1
+
+
+def test_a_second_signal_ends_processes_that_do_not_leave(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(60)\n"
+    process = start(write_script(tmp_path, body), "--standalone", "--max-restarts", "2")
+    wait_for(tmp_path, "try0*", 1)
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(1) == 128 + signal.SIGTERM
+    assert not is_running(int((tmp_path / "try0_rank0").read_text()))
+    process.communicate()
+
+
+def test_processes_that_stay_too_long_are_killed(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(60)\n"
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(TOOL), "--standalone", str(write_script(tmp_path, body))],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=launcher_environment() | environment,
+    )
+    wait_for(tmp_path, "try0*", 1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert "did not leave in 1 s" in stderr and "SIGKILL" in stderr
+
+
+def test_a_taken_port_is_named_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(
+            write_script(tmp_path, "begin()"),
+            *("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a"),
+            *("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", "is_host=1"),
+        )
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"port {port} of this node is taken" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def nodes(folder: Path, script: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """Start two launchers that meet through a file, as on two nodes."""
+    meeting = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a")
+    where = ("--rdzv-endpoint", str(folder / "meeting"), "--rdzv-conf", "store_type=file")
+    return [start(script, *meeting, *where, *options) for _ in range(2)]
+
+
+def test_a_crash_on_one_node_restarts_and_counts_on_all(tmp_path: Path) -> None:
+    body = """
+        begin()
+        if rank == 1:
+            sys.exit(70 + tried)
+        time.sleep(60)
+    """
+    started = time.monotonic()
+    launchers = nodes(tmp_path, write_script(tmp_path, body), "--max-restarts", "1")
+    results = [process.communicate(timeout=PATIENCE_SECONDS) for process in launchers]
+    assert time.monotonic() - started < 50  # nobody waited for a process that sleeps
+    assert [process.returncode for process in launchers] == [1, 1]
+    assert len(tries(tmp_path)) == 4
+    for _, stderr in results:
+        assert f"rank 1 on {socket.gethostname()} ended with exit code 71; all restarts" in stderr
+    assert sum("Root Cause" in stderr for _, stderr in results) == 1
+
+
+@pytest.mark.parametrize("code", [2, 75])
+def test_a_quiet_end_on_one_node_ends_all_with_its_code(tmp_path: Path, code: int) -> None:
+    body = f"""
+        begin()
+        if rank == 1:
+            while len(list(folder.glob('try*'))) < 2:
+                time.sleep(0.05)
+            sys.exit({code})
+        time.sleep({0 if code == 75 else 60})
+        sys.exit({code})
+    """
+    launchers = nodes(tmp_path, write_script(tmp_path, body), "--max-restarts", "3")
+    results = [process.communicate(timeout=50) for process in launchers]
+    assert [process.returncode for process in launchers] == [code, code]
+    assert [stderr for _, stderr in results] == ["", ""]
+    assert len(tries(tmp_path)) == 2
