@@ -13,19 +13,23 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from megatron import logging
 from megatron.cli import (
     EXIT_FAILURE,
     EXIT_USER_ERROR,
     add_section,
+    exit_code,
     make_parser,
     parse_known,
     run_tool,
     section_from,
 )
 from megatron.data.verify_dataset import dataset_files, verify_dataset
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, MegatronError
 from megatron.options import TokenizerConfig
+from megatron.parallel.launch import Launch
 from megatron.tokenizer.tokenizer import build_tokenizer
+from megatron.training.replay_start import plan_replay
 from megatron.training.trace import RunRecord, RunTrace, describe, samples_of_step, to_json
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ EXAMPLES = """\
   the same for programs, and a sample of a validation set by number with its text
     python tools/verify.py sample --load runs/a --step 1200 --rank 3 --json
     python tools/verify.py sample --load runs/a --set valid --sample 17 --text
+  does this machine compute step 1200 as the run did, and twice alike? (as many processes as the run had)
+    python tools/launch.py --standalone --nproc-per-node 8 tools/verify.py replay --load runs/a --step 1200 --times 2
   what does the latest checkpoint of a run hold, and where do two first differ?
     python tools/verify.py checkpoint runs/a
     python tools/verify.py checkpoint runs/a/iter_0000200 --against runs/b/iter_0000200 --tensors 'model.*'"""
@@ -51,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_data(commands)
     _add_sample(commands)
+    _add_replay(commands)
     _add_checkpoint(commands)
     args = parse_known(parser, argv)
     return args.run(args)
@@ -146,6 +153,45 @@ def _sample(args: argparse.Namespace) -> None:
             print(*(f"  | {line}" for line in text.splitlines()), sep="\n")
     if not args.json:
         print(f"traced {len(numbers)}, with the options of {record.folder}")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="compute a step again and compare it with what the run recorded",
+        description="Compute a step again from the newest checkpoint before it, with the run's own options and as many "
+        "processes as it had, and compare loss and gradient norm with metrics.jsonl and, where the run saved after the "
+        "step, all weights and moments, bit by bit. Writes nothing. Exit code 0 if all is equal and 1 if not.",
+    )
+    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help="a run's --save")
+    parser.add_argument("--step", type=int, required=True, help="from 1, as logged")
+    parser.add_argument(
+        "--times", type=int, default=1, help="replays, compared with each other too (default: 1)"
+    )
+    parser.set_defaults(run=_replay)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    launch = Launch.from_environment()
+    logging.configure(launch.rank)
+    if args.times < 1:
+        raise ConfigError(f"--times {args.times}: at least 1")
+    try:
+        plan = plan_replay(args.load, args.step, launch.world_size)
+        # Imported here: it needs torch, which a user's mistake does not wait for.
+        from megatron.training.replay import replay_times
+
+        is_first = launch.rank == 0
+        total = plan.num_steps * args.times
+        with tqdm(total=total, unit="step", disable=None if is_first else True) as bar:
+            verdict = replay_times(plan, launch, args.times, on_step=bar.update)
+    except MegatronError as error:
+        if launch.local_rank == 0:
+            raise
+        return exit_code(error)  # the node's first process sees the same and says it
+    if is_first:
+        print(*verdict.lines, sep="\n")
+    return 0 if verdict.is_equal else EXIT_DIFFERENT
 
 
 def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

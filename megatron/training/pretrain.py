@@ -110,6 +110,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         validation=_validation(config, datasets.valid, context, resets, stages),
         test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
+        tensors=tensors,
         spikes=SpikeGuard(config.training, progress.spikes),
         saver=RunSaver(config, inputs.contents, tensors, last_saved=progress.iteration),
         replicas=_replica_check(config, context, tensors),
@@ -297,7 +298,7 @@ def _replica_check(config: Config, context: ParallelContext, tensors: RunTensors
     is_tied = not config.model.untie_embeddings_and_output_weights
     has_two_ends = context.pp_size > 1 and not config.parallel.has_stages_in_v
     return ReplicaCheck(
-        lambda: tensors.weights() | tensors.optimizer.tensors(),
+        tensors.all,
         context,
         interval=config.training.check_weight_hash_across_dp_replicas_interval,
         save_interval=config.checkpoint.save_interval,

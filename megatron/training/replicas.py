@@ -47,6 +47,12 @@ def checksum(tensor: Tensor) -> Tensor:
     return (columns * odd).sum() + (rest * odd[: len(rest)]).sum()
 
 
+def checksums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Give the checksums of this process's parts of DTensors. Synchronises the device."""
+    sums = torch.stack([checksum(_local(tensor)) for tensor in tensors.values()])
+    return dict(zip(tensors, sums.tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Replica:
     """What a process says of its part of a tensor."""
@@ -117,10 +123,9 @@ class ReplicaCheck:
     def _replicas(self) -> dict[str, Replica]:
         """Sum up this process's parts. Synchronises the device."""
         tensors = self._tensors()
-        sums = torch.stack([checksum(_local(tensor)) for tensor in tensors.values()]).tolist()
         return {
-            name: Replica(self._kind(name, tensor), value)
-            for (name, tensor), value in zip(tensors.items(), sums, strict=True)
+            name: Replica(self._kind(name, tensors[name]), value)
+            for name, value in checksums_of(tensors).items()
         }
 
     def _kind(self, name: str, tensor: Tensor) -> Kind:

@@ -61,6 +61,10 @@ class RunTensors:
     def weights(self) -> dict[str, Tensor]:
         return {f"model.{name}": parameter for name, parameter in self.parameters.items()}
 
+    def all(self) -> dict[str, Tensor]:
+        """Weights and moments."""
+        return self.weights() | self.optimizer.tensors()
+
 
 class RunSaver:
     """Writes checkpoints of one run under --save."""

@@ -105,6 +105,25 @@ class RunRecord:
             )
         return result
 
+    def require_same_files(self, opt_outs: tuple[str, ...], contents: Contents) -> None:
+        """Raise CheckpointError unless the files that were opened are those that the run read.
+
+        opt_outs: SHA-256 of the opt-out lists.
+        """
+        data = self.config.data
+        if opt_outs != data.exclude_documents_sha256:
+            raise CheckpointError(
+                f"{' '.join(data.exclude_documents)}: not the opt-out lists that the run read, by their "
+                f"SHA-256 in {self.folder / CONFIG_FILE}; samples are others with other lists. Give the files "
+                "their old content back"
+            )
+        difference = self.contents.difference(contents) if self.contents else None
+        if difference is not None:
+            raise CheckpointError(
+                f"{self.folder} {difference}: its samples cannot be told from other files. Give them their old "
+                "content back"
+            )
+
 
 def _read_options(folder: Path) -> Config:
     """Read the options of a checkpoint, or those that a run wrote beside its checkpoints, which have no hash."""
@@ -135,21 +154,10 @@ class RunTrace:
         config = record.config
         self.tokenizer: Tokenizer = build_tokenizer(config.tokenizer)
         datasets = build_datasets(config.data, self.tokenizer, seed=config.training.seed)
-        if datasets.excluded_sha256 != config.data.exclude_documents_sha256:
-            raise CheckpointError(
-                f"{' '.join(config.data.exclude_documents)}: not the opt-out lists that the run read, by their "
-                f"SHA-256 in {record.folder / CONFIG_FILE}; samples are others with other lists. Give the files "
-                "their old content back"
-            )
-        contents = Contents(
-            self.tokenizer.fingerprint(), datasets.train_content, datasets.eval_content
+        record.require_same_files(
+            datasets.excluded_sha256,
+            Contents(self.tokenizer.fingerprint(), datasets.train_content, datasets.eval_content),
         )
-        difference = record.contents.difference(contents) if record.contents else None
-        if difference is not None:
-            raise CheckpointError(
-                f"{record.folder} {difference}: its samples cannot be told from other files. Give them their old "
-                "content back"
-            )
         self._sets = {**datasets.valid, **datasets.logged_test, "train": datasets.train}
         self._tracers: dict[str, Tracer] = {}
 

@@ -15,13 +15,13 @@ from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
-from megatron.training.run_state import Progress, RunSaver
+from megatron.training.run_state import Progress, RunSaver, RunTensors
 from megatron.training.signals import StopRequest
 from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepParts, train_step
 from megatron.training.stop_vote import StopVote
 from megatron.training.throughput import Throughput
-from megatron.training.votes import Votes
+from megatron.training.votes import NO_VOTES, Votes
 
 logger = get_logger(__name__)
 
@@ -40,6 +40,7 @@ class Run:
     validation: Validation
     test: Validation  # read once, at the end
     progress: Progress
+    tensors: RunTensors
     spikes: SpikeGuard
     saver: RunSaver
     replicas: ReplicaCheck
@@ -90,7 +91,7 @@ def train(run: Run) -> Outcome:
         while not run.is_complete:
             size = run.batches.size(progress.consumed_samples)
             account.clock.start()
-            step = _step(run, size, Votes(stop=request.is_made))
+            step = queue_step(run, size, Votes(stop=request.is_made))
             progress.advance(size)
             account.add(step, size, size * run.parts.seq_length)
             account.read_earlier()
@@ -148,7 +149,7 @@ def _how_to_continue(config: Config) -> str:
     return "the same command continues"
 
 
-def _step(run: Run, size: int, votes: Votes) -> PendingStep:
+def queue_step(run: Run, size: int, votes: Votes = NO_VOTES) -> PendingStep:
     """Read a global batch of size samples and queue one step with it."""
     consumed = run.progress.consumed_samples
     return train_step(

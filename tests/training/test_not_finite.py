@@ -73,7 +73,7 @@ def _step(run: Run, number: int):
 
 
 def _bits(run: Run) -> dict[str, torch.Tensor]:
-    tensors = run.saver._tensors.weights() | run.parts.optimizer.tensors()
+    tensors = run.tensors.all()
     return {
         name: x.detach().to_local().reshape(-1).view(torch.uint8).clone()
         for name, x in tensors.items()
@@ -94,7 +94,7 @@ def lose_a_step(rank: int, flags: str, where: str) -> tuple[bool, bool, str]:
         loader = _PoisonedLoader(run.loader)
         poisoned = dataclasses.replace(run, loader=loader)
     elif is_poisoner and where == "a gradient that was reduced":
-        held = run.saver._tensors.parameters
+        held = run.tensors.parameters
         norm = next(p for name, p in held.items() if name.endswith("input_layernorm.weight"))
         parts = dataclasses.replace(run.parts, pipeline=Poisoned(run.parts.pipeline, norm))
         poisoned = dataclasses.replace(run, parts=parts)

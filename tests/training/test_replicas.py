@@ -80,7 +80,7 @@ def train_with_a_flipped_bit(rank: int, flags: str, name: str | None, flipper: i
     inputs = open_inputs(parse(flags), world_size)
     run = build_run(inputs, plan_start(inputs, world_size), grid_of(inputs.config.parallel))
     if rank == flipper and name is not None:
-        tensors = run.saver._tensors.weights() | run.parts.optimizer.tensors()
+        tensors = run.tensors.all()
         loader = _Flipping(run.loader, tensors[name], 3)
         run = type(run)(**{**vars(run), "loader": loader})
     try:
