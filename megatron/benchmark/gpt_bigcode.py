@@ -19,7 +19,7 @@ from megatron.benchmark.steps import take_step
 from megatron.config import Config
 from megatron.convert.hf_gpt_bigcode import GPT_BIGCODE
 from megatron.errors import ConfigError
-from megatron.training.train import Run
+from megatron.training.run import Run
 
 NUM_BATCHES = 8  # that the peer takes in turn
 

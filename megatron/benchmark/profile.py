@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from megatron.benchmark.steps import take_step
 from megatron.errors import ConfigError
 from megatron.logging import get_logger
-from megatron.training.train import Run
+from megatron.training.run import Run
 
 logger = get_logger(__name__)
 

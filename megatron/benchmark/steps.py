@@ -18,8 +18,8 @@ from torch import Tensor
 
 from megatron.benchmark.stopwatch import Stopwatch
 from megatron.parallel.pipeline import Batch, Pipeline
+from megatron.training.run import Run
 from megatron.training.step import PendingStep, StepParts, StepResult, train_step
-from megatron.training.train import Run
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from megatron.training.start import plan_start
 
 if TYPE_CHECKING:
     from megatron.parallel.context import ParallelContext
-    from megatron.training.train import Run
+    from megatron.training.run import Run
 
 EXAMPLES = """\
   StarCoder's 1B on a GPU, with its recipe's flags; documents of a sample do not see each other:

@@ -16,8 +16,8 @@ from megatron.benchmark.steps import PARTS, TimedSteps
 from megatron.model.flops import num_parameters
 from megatron.training.inputs import Inputs
 from megatron.training.pretrain import choose_run_kernels
+from megatron.training.run import Run
 from megatron.training.summary import summarize
-from megatron.training.train import Run
 
 Report = dict[str, Any]
 

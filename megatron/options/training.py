@@ -178,6 +178,12 @@ class TrainingConfig:
         "before every save too; a copy that differs ends the run",
         minimum=1,
     )
+    watchdog_timeout_in_secs: float | None = option(
+        None,
+        "seconds without a sign of life after which a run names who hangs and ends; ten times as many for starting, "
+        "loading, saving and first steps; 0: never (default: ten times the longest of recent steps, at least 120)",
+        minimum=0.0,
+    )
     seed: int = option(1234, "every random number derives from it")
 
     def check(self) -> None:

@@ -127,6 +127,10 @@ class MetricsWriter:
             )
             logger.info(f"read by step {iteration}: {text}")
 
+    def remark(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Write a line of its own about what was noticed by this step."""
+        self._write({"iteration": iteration, **values})
+
     def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is not None:
             with _going_on_without(METRICS_FILE):

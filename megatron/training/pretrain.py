@@ -29,16 +29,19 @@ from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
+from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
+from megatron.training.run import Outcome, Run
 from megatron.training.run_state import RunSaver, RunTensors, restore
 from megatron.training.spike import SpikeGuard
 from megatron.training.start import Start
 from megatron.training.step import StepParts
 from megatron.training.summary import summarize
 from megatron.training.throughput import Throughput, peak_flops
-from megatron.training.train import Outcome, Run, train
+from megatron.training.train import train
 from megatron.training.verified_start import verified_start
+from megatron.training.watch import Watch
 
 logger = get_logger(__name__)
 
@@ -49,20 +52,30 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
     """Train a model from its inputs to its last checkpoint. Every process of the launch calls it."""
     for line in summarize(inputs, launch.world_size):
         logger.info(line)
-    device = initialize_distributed(inputs.config.parallel, launch)
-    context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
-    run = build_run(inputs, start, context)
-    outcome = train(run)
-    run.close()
-    dist.barrier()  # nobody leaves while another still reads from it
-    # Not after an error: peers may wait in a collective, and ending the groups could wait for them.
-    dist.destroy_process_group()
+    marks = Marks()
+    with Watch(inputs.config, launch, marks) as watch:
+        device = initialize_distributed(inputs.config.parallel, launch)
+        context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
+        watch.connect(context)
+        run = build_run(inputs, start, context, marks)
+        watch.outcome = outcome = train(run)
+        marks.enter("leave")
+        run.close()
+        dist.barrier()  # nobody leaves while another still reads from it
+        # Not after an error: peers may wait in a collective, and ending the groups could wait for them.
+        dist.destroy_process_group()
     return outcome
 
 
-def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
-    """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective."""
-    config = inputs.config
+def build_run(
+    inputs: Inputs, start: Start, context: ParallelContext, marks: Marks | None = None
+) -> Run:
+    """Make model, data parallel shards, optimizer, pipeline, data and logs, in this order. Collective.
+
+    marks: those that a watch looks at.
+    """
+    config, marks = inputs.config, marks or Marks()
+    marks.enter("load")
     start = verified_start(inputs, start, context.world_size)
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
@@ -90,7 +103,9 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         LossScale.create(config.precision),
         start.schedule,
     )
+    marks.enter("load")
     progress = restore(start, tensors)
+    marks.enter("start", progress.iteration, progress.consumed_samples)
     if tied_embedding is not None:
         tied_embedding.copy_weight()
 
@@ -116,6 +131,7 @@ def build_run(inputs: Inputs, start: Start, context: ParallelContext) -> Run:
         replicas=_replica_check(config, context, tensors),
         throughput=_throughput(config, context),
         writer=writer,
+        marks=marks,
     )
 
 

@@ -24,7 +24,8 @@ from megatron.training.metrics import METRICS_FILE
 from megatron.training.pretrain import build_run
 from megatron.training.replay_start import ReplayPlan
 from megatron.training.replicas import checksums_of
-from megatron.training.train import Run, queue_step
+from megatron.training.run import Run
+from megatron.training.train import queue_step
 
 _MAX_NAMED = 3
 

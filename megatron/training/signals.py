@@ -66,10 +66,10 @@ def _heard_elsewhere(_number: int, _frame: FrameType | None) -> None:
 
 
 def leaving_at_once() -> SignalThread:
-    """While there is nothing to save yet, end the process at a signal, with 128 + its number."""
+    """While nothing is trained, end the process at a signal, with 128 + its number."""
 
     def leave(number: signal.Signals) -> None:
-        logger.info(f"{number.name} before the first step: left at once, nothing has changed")
+        logger.info(f"{number.name} outside of training: left at once; what was saved is whole")
         leave_at_once(EXIT_SIGNAL + number)
 
     return SignalThread(leave)

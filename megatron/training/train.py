@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from megatron.config import Config
 from megatron.data.consumption import consumption
-from megatron.data.gpt_dataset import Dataset
-from megatron.data.loader import BatchLoader
 from megatron.logging import get_logger
 from megatron.training.account import Account
-from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
-from megatron.training.metrics import MetricsWriter
-from megatron.training.replicas import ReplicaCheck
-from megatron.training.run_state import Progress, RunSaver, RunTensors
+from megatron.training.run import Outcome, Run
 from megatron.training.signals import StopRequest
-from megatron.training.spike import SpikeGuard
-from megatron.training.step import PendingStep, StepParts, train_step
+from megatron.training.step import PendingStep, train_step
 from megatron.training.stop_vote import StopVote
-from megatron.training.throughput import Throughput
 from megatron.training.votes import NO_VOTES, Votes
 
 logger = get_logger(__name__)
-
-Outcome = Literal["finished", "stopped"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a run consists of."""
-
-    config: Config
-    parts: StepParts
-    dataset: Dataset  # what loader reads
-    loader: BatchLoader
-    batches: BatchSchedule
-    validation: Validation
-    test: Validation  # read once, at the end
-    progress: Progress
-    tensors: RunTensors
-    spikes: SpikeGuard
-    saver: RunSaver
-    replicas: ReplicaCheck
-    throughput: Throughput
-    writer: MetricsWriter | None  # rank 0 only
-
-    def close(self) -> None:
-        """End loader processes and close the logs."""
-        self.loader.close()
-        self.validation.close()
-        self.test.close()
-        if self.writer is not None:
-            self.writer.close()
-
-    @property
-    def is_complete(self) -> bool:
-        training = self.config.training
-        if training.train_samples is not None:
-            return self.progress.consumed_samples >= training.train_samples
-        assert training.train_iters is not None
-        return self.progress.iteration >= training.train_iters
-
-    @property
-    def total_iterations(self) -> int:
-        """Steps of the whole run, an estimate while the batch still grows."""
-        training, progress = self.config.training, self.progress
-        if training.train_iters is not None:
-            return training.train_iters
-        assert training.train_samples is not None
-        remaining = max(0, training.train_samples - progress.consumed_samples)
-        return progress.iteration - (-remaining // self.batches.size(progress.consumed_samples))
 
 
 def train(run: Run) -> Outcome:
@@ -108,6 +50,7 @@ def train(run: Run) -> Outcome:
                 _validate(run, run.validation, vote)
             should_leave = should_leave or vote.is_agreed
             is_last = run.is_complete or should_leave
+            run.marks.enter("save")
             run.replicas.check_if_due(progress.iteration, is_last=is_last)
             if run.saver.save_if_due(progress, is_last=is_last):
                 should_leave = vote.ask() or should_leave  # not a step later, with another save
@@ -152,6 +95,7 @@ def _how_to_continue(config: Config) -> str:
 def queue_step(run: Run, size: int, votes: Votes = NO_VOTES) -> PendingStep:
     """Read a global batch of size samples and queue one step with it."""
     consumed = run.progress.consumed_samples
+    run.marks.enter("step", run.progress.iteration + 1, consumed)
     return train_step(
         run.parts,
         run.loader.batch(consumed, size),
@@ -164,7 +108,12 @@ def queue_step(run: Run, size: int, votes: Votes = NO_VOTES) -> PendingStep:
 
 def _validate(run: Run, validation: Validation, vote: StopVote) -> None:
     """Validate and log, unless a process is asked to leave: then the vote is that they do."""
-    losses = validation.run(run.parts.pipeline, run.parts.context, vote.ask_ahead)
+
+    def should_stop() -> bool:
+        run.marks.enter("validate")
+        return vote.ask_ahead()
+
+    losses = validation.run(run.parts.pipeline, run.parts.context, should_stop)
     vote.ask()
     if losses is None:
         logger.info(f"validation at step {run.progress.iteration} was cut short")
@@ -185,20 +134,22 @@ def _log(run: Run, account: Account) -> None:
     progress, result, clock = run.progress, account.last, account.clock
     interval = progress.interval
     clock.pause()
+    run.marks.enter("log")
     account.begin_interval()
     if run.writer is None:
         return
-    run.writer.training(
-        {
-            "iteration": progress.iteration,
-            "consumed_samples": progress.consumed_samples,
-            "consumed_tokens": progress.consumed_samples * run.parts.seq_length,
-            "lm_loss": interval.mean_loss,
-            "grad_norm": result.gradient_norm,
-            "learning_rate": result.learning_rate,
-            "step_time_s": clock.seconds / clock.num_steps,
-            **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
-            "skipped": interval.num_skipped,
-        },
-        total_iterations=run.total_iterations,
-    )
+    values = {
+        "iteration": progress.iteration,
+        "consumed_samples": progress.consumed_samples,
+        "consumed_tokens": progress.consumed_samples * run.parts.seq_length,
+        "lm_loss": interval.mean_loss,
+        "grad_norm": result.gradient_norm,
+        "learning_rate": result.learning_rate,
+        "step_time_s": clock.seconds / clock.num_steps,
+        **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
+        "skipped": interval.num_skipped,
+    }
+    run.writer.training(values, total_iterations=run.total_iterations)
+    run.marks.metrics = values
+    while run.marks.remarks:
+        run.writer.remark(progress.iteration, run.marks.remarks.popleft())

@@ -25,9 +25,9 @@ from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
+from megatron.training.run import Run
 from megatron.training.start import plan_start
 from megatron.training.step import train_step
-from megatron.training.train import Run
 from tests.grid import grid_of
 from tests.training.corpus import VOCAB_SIZE, Corpus
 from tests.training.runs import parse

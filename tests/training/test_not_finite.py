@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
+from megatron.training.run import Run
 from megatron.training.start import plan_start
 from megatron.training.step import train_step
-from megatron.training.train import Run
 from tests.grid import grid_of
 from tests.training.runs import flags_of, parse
 

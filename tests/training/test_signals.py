@@ -122,7 +122,7 @@ def test_a_signal_before_training_ends_a_process_that_waits_in_c_code(number):
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 128 + number
     (line,) = stderr.splitlines()
-    assert f"{number.name} before the first step: left at once" in line
+    assert f"{number.name} outside of training: left at once" in line
 
 
 def test_a_second_signal_ends_a_process_that_waits_in_c_code():

@@ -13,9 +13,9 @@ from megatron.data.loader import Batch, sample_numbers
 from megatron.optimizer.loss_scale import LossScale
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
+from megatron.training.run import Run
 from megatron.training.start import plan_start
 from megatron.training.step import StepParts, train_step
-from megatron.training.train import Run
 from tests.grid import grid_of
 from tests.model.test_transformers import to_bigcode
 from tests.training.corpus import VOCAB_SIZE

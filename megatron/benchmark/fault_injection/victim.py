@@ -79,7 +79,7 @@ def _compare_in_place_of_training(pristine: Path, tripwire: Tripwire) -> None:
     from megatron.benchmark.fault_injection.judge import Snapshot, whole
     from megatron.checkpoint.layout import checkpoint_folder
     from megatron.training import pretrain
-    from megatron.training.train import Run
+    from megatron.training.run import Run
 
     def compare(run: Run) -> str:
         progress, tensors = run.progress, run.saver._tensors

@@ -1,0 +1,19 @@
+"""What NCCL did last, as torch's flight recorder remembers it. Not run on more than one GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def write_flight_record(path: Path) -> None:
+    """Write the last collectives of this process as JSON, if it uses GPUs and torch recorded any."""
+    if not torch.cuda.is_available():
+        return
+    dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
+    if dump is None:
+        return
+    record = dump(includeCollectives=True, onlyActive=False)
+    if record:
+        path.write_bytes(record)
