@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import reprlib
 import sys
 import types
 import typing
@@ -93,11 +94,14 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse argv; an unknown flag is a ConfigError that names what to use or the nearest flag."""
     known = _flags_of(parser)
+    argv = sys.argv[1:] if argv is None else argv
+    for word in argv:
+        _check_text("an argument", word)
     try:
         args, unknown = parser.parse_known_args(argv)
     except ConfigError:
         # What is missing or wrong may be what a misspelled flag was meant to give.
-        given = [arg.split("=", 1)[0] for arg in (sys.argv[1:] if argv is None else argv)]
+        given = [arg.split("=", 1)[0] for arg in argv]
         unknown = [flag for flag in given if flag.startswith("--") and flag not in known]
         if not unknown:
             raise
@@ -111,6 +115,18 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     near = _nearest(first.lstrip("-"), [name.lstrip("-") for name in known])
     hint = f"; did you mean --{near}?" if near else "; see --help"
     raise ConfigError(f"{first} is not an option{hint}")
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raise ConfigError for what no file name can hold, or no configuration can be saved with."""
+    try:
+        is_text = "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text:
+        raise ConfigError(
+            f"{name} is {text[:80]!r}, which is not UTF-8 or has a NUL character in it"
+        )
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -211,25 +227,32 @@ def section_from(
 
 def _coerce(name: str, value: Any, value_type: Any) -> Any:
     """Turn a YAML value into a field's type, or raise ConfigError. YAML reads 3e-4 as a string."""
+    shown = reprlib.repr(value)  # what aliases make may be longer than all memory
     origin = typing.get_origin(value_type)
     if origin is Literal:
         allowed = typing.get_args(value_type)
-        if value not in allowed:
-            raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+        if not isinstance(value, str) or value not in allowed:
+            raise ConfigError(f"{name} is {shown}; allowed: {', '.join(map(str, allowed))}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_coerce(name, item, typing.get_args(value_type)[0]) for item in items)
     if value_type is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; allowed: true, false")
+            raise ConfigError(f"{name} is {shown}; allowed: true, false")
         return value
     try:
+        if isinstance(value, (list, dict, set)):
+            raise TypeError
+        if value_type is str:
+            _check_text(name, str(value))
         if isinstance(value, bool) or (value_type is int and float(value) != int(float(value))):
             raise ValueError
+        if value_type is int and isinstance(value, int):
+            return value
         return value_type(float(value)) if value_type is int else value_type(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} is {value!r}; expected {value_type.__name__}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} is {shown}; expected {value_type.__name__}") from None
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
@@ -243,7 +266,7 @@ def read_defaults(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} holds no options; write lines such as 'num-layers: 24'")
@@ -268,7 +291,9 @@ def read_defaults(path: Path) -> dict[str, Any]:
         field, value_type = options[name]
         if field.metadata["parse"]:
             try:
-                value = field.metadata["parse"](str(value))
+                if isinstance(value, list) and all(type(item) is int for item in value):
+                    value = ",".join(map(str, value))
+                value = field.metadata["parse"](_coerce(f"--config {path}: {key}", value, str))
             except ConfigError as error:
                 raise ConfigError(f"--config {path}: {key}: {error}") from None
         result[name] = _coerce(f"--config {path}: {key}", value, value_type)
@@ -312,13 +337,19 @@ def exit_code(error: MegatronError) -> int:
     return EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USER_ERROR
 
 
+def one_line(text: str) -> str:
+    """Give a message as one line: names and libraries' messages may hold ends of lines and control characters."""
+    joined = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a tool's main and leave with its exit code; a user's mistake is one line and code 2."""
     name = Path(sys.argv[0]).name
     try:
         code = main() or 0
     except MegatronError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
         code = exit_code(error)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -55,7 +55,7 @@ def check_bounds(section: Any) -> None:
         if not bounds or value is None:
             continue
         holds = (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and value >= bounds.get("from", -math.inf)
             and value > bounds.get("above", -math.inf)
             and value <= bounds.get("up to", math.inf)

@@ -446,3 +446,51 @@ def test_saved_configuration_of_another_type_is_refused(section, key, value):
     values[section][key] = value
     with pytest.raises(ConfigError, match=key):
         from_json(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: " + "1" * 5000, "is not YAML"),
+        ("lr: " + "[" * 1200, "is not YAML"),
+        ("train-iters: 1" + "0" * 400, "expected int"),
+        ("train-iters: .inf", "expected int"),
+        ("lr: [1, 2]", r"lr is \[1, 2\]; expected float"),
+        ("save: {a: 1}", "save is .*; expected str"),
+        ('save: "a\\0b"', "NUL character"),
+        ('save: "a\\uD800b"', "not UTF-8|not YAML"),
+        ("lr-decay-style: [linear]", r"lr-decay-style is \['linear'\]; allowed"),
+        ("window-size: [[1]]", "expected str"),
+        # each of them ten of the one before: written out, longer than all memory
+        ("\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 20)).replace("*a0", "x")
+         + "\nsave: *a19", "is not an option"),
+        ("save: &a0 [x]\nlr: &a1 [*a0, *a0]\nload: [*a1, *a1]", "expected str"),
+    ],
+)  # fmt: skip
+def test_a_preset_that_is_meant_to_harm_is_an_error(text, message, tmp_path):
+    (tmp_path / "preset.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse(f"--config {tmp_path / 'preset.yaml'}")
+
+
+def test_a_window_of_two_numbers_may_be_a_list_in_a_preset(tmp_path):
+    (tmp_path / "preset.yaml").write_text("window-size: [4095, 0]\n")
+    assert parse(f"--config {tmp_path / 'preset.yaml'}").model.window_size == 4096
+
+
+@pytest.mark.parametrize("word", ["a\0b", "a\udcffb"])
+def test_what_no_file_can_be_called_is_refused(word):
+    parser = cli.make_parser("", "")
+    cli.add_config(parser)
+    with pytest.raises(ConfigError, match="not UTF-8 or has a NUL"):
+        cli.parse_known(parser, ["--save", word])
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "4000000000"])
+def test_sizes_beyond_all_machines_are_refused(number):
+    with pytest.raises(ConfigError, match=r"--hidden-size is .*up to 1e.06"):
+        parse(f"{SMALL} --hidden-size {number}").check(1)
+
+
+def test_an_error_is_one_line_whatever_is_in_it():
+    assert cli.one_line("a\n\n  b\r\nc\x00d\u2028e\x1b[0m") == "a b c\\x00d e\\x1b[0m"

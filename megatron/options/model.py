@@ -38,6 +38,10 @@ def read_window(text: str) -> int:
     )
 
 
+# Beyond these no machine holds the model, and sizes in bytes no longer fit the numbers that libraries count them in.
+MAX_LAYERS = 100_000
+MAX_WIDTH = 1_000_000
+MAX_POSITIONS = 1_000_000_000
 RECOMPUTABLE = ("core_attn", "layernorm", "mlp_act")
 
 
@@ -45,14 +49,14 @@ RECOMPUTABLE = ("core_attn", "layernorm", "mlp_act")
 class ModelConfig:
     """The shape of the network. Defaults are Megatron's."""
 
-    num_layers: int = option(0, "transformer layers", minimum=1)
-    hidden_size: int = option(0, "width of the residual stream", minimum=1)
+    num_layers: int = option(0, "transformer layers", minimum=1, maximum=MAX_LAYERS)
+    hidden_size: int = option(0, "width of the residual stream", minimum=1, maximum=MAX_WIDTH)
     ffn_hidden_size: int | None = option(
-        None, "width of the MLP (default 4 x hidden size)", minimum=1
+        None, "width of the MLP (default 4 x hidden size)", minimum=1, maximum=16 * MAX_WIDTH
     )
-    num_attention_heads: int = option(0, "query heads", minimum=1)
+    num_attention_heads: int = option(0, "query heads", minimum=1, maximum=MAX_WIDTH)
     kv_channels: int | None = option(
-        None, "width of a head (default hidden size / heads)", minimum=1
+        None, "width of a head (default hidden size / heads)", minimum=1, maximum=MAX_WIDTH
     )
     attention_head_type: Literal["multihead", "multiquery"] = option(
         "multihead", "one key/value head for each query head, or one for all of them"
@@ -70,7 +74,10 @@ class ModelConfig:
         parse=read_position_embedding_type,
     )
     max_position_embeddings: int = option(
-        0, "positions, learned or rotary; at least the sequence length", minimum=1
+        0,
+        "positions, learned or rotary; at least the sequence length",
+        minimum=1,
+        maximum=MAX_POSITIONS,
     )
     rotary_base: float = option(
         10000.0, "with rope: the longest wavelength is about 2 pi times this", above=1.0
@@ -132,7 +139,10 @@ class ModelConfig:
         minimum=1,
     )
     make_vocab_size_divisible_by: int = option(
-        128, "vocabulary is padded to this times the tensor parallel size", minimum=1
+        128,
+        "vocabulary is padded to this times the tensor parallel size",
+        minimum=1,
+        maximum=MAX_WIDTH,
     )
     vocab_size: int = derived(0)  # tokens of the tokenizer; set by whoever loads it
     padded_vocab_size: int = derived(0)  # rows of the embedding; pad_vocab_size()

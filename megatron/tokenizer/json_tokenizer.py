@@ -28,6 +28,7 @@ from megatron.tokenizer.byte_pair import (
     UnsupportedError,
     make_encoder,
 )
+from megatron.tokenizer.definition_check import check_definition
 from megatron.tokenizer.interface import EncodedBatch, Tokenizer
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
@@ -172,16 +173,18 @@ def read_definition(path: Path) -> Json:
     model = definition.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise DataError(f"{path} is not a tokenizer.json: it has no model with a vocab")
-    kind = model.get("type", "BPE" if "merges" in model else "unknown")
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise DataError(
             f"{path} holds a {kind} model; only BPE is supported here. For SentencePiece take its .model file "
             "with --tokenizer-type SentencePieceTokenizer"
         )
-    model["merges"] = [
-        merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
-    ]
+    if isinstance(model.get("merges"), list):
+        model["merges"] = [
+            merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
+        ]
     definition["added_tokens"] = definition.get("added_tokens") or []
+    check_definition(definition, path)
     if _is_byte_level(definition):
         missing = [char for char in BYTE_OF_CHAR if char not in model["vocab"]]
     elif model.get("byte_fallback") and not model.get("ignore_merges"):
@@ -205,7 +208,7 @@ def read_json(path: Path) -> Json:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"tokenizer file {path} is not JSON (cut short?): {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"tokenizer file {path} holds {type(content).__name__}, not an object")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
+from megatron.tokenizer.definition_check import check_definition
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.json_tokenizer import (
     JsonTokenizer,
@@ -117,7 +118,9 @@ def _from_folder(name: str, folder: Path) -> Tokenizer:
     config_path = folder / "tokenizer_config.json"
     if config_path.is_file():
         declared = read_json(config_path).get("eos_token")
-        eod = (declared["content"] if isinstance(declared, dict) else declared) or EOD
+        eod = (declared.get("content") if isinstance(declared, dict) else declared) or EOD
+        if not isinstance(eod, str):
+            raise DataError(f"{config_path} has an eos_token that is no text; name the token there")
     known = [token["content"] for token in definition["added_tokens"]]
     if eod not in known and eod not in definition["model"]["vocab"]:
         raise DataError(
@@ -139,5 +142,6 @@ def _from_vocab_and_merges(name: str, vocab: Path, merges: Path, *, with_fim: bo
     if not all(len(pair) == 2 for pair in pairs):
         raise DataError(f"{merges} is not a merges.txt: it holds lines that are not two tokens")
     definition = byte_pair_definition(entries, pairs)
+    check_definition(definition, vocab)
     add_special_tokens(definition, [EOD, *FIM_TOKENS] if with_fim else [EOD])
     return JsonTokenizer(name, definition, eod=EOD)
