@@ -12,6 +12,7 @@ import pytest
 
 from megatron.config import to_json
 from megatron.optimizer.schedule import Schedule
+from megatron.training.fingerprint import FINGERPRINT
 from megatron.training.inputs import open_inputs
 from tests.checkpoint.seal import seal
 from tests.training.corpus import Corpus
@@ -123,7 +124,7 @@ def _save_without_weights(flags: str, run: Path) -> None:
     folder.mkdir(parents=True)
     schedule = Schedule.create(inputs.config.optimizer, inputs.config.training, 8)
     state = {"iteration": 1, "consumed_samples": 8, "world_size": 1}
-    state["schedule"] = dataclasses.asdict(schedule)
+    state |= {"schedule": dataclasses.asdict(schedule), FINGERPRINT: inputs.contents.to_json()}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "config.json").write_text(json.dumps(to_json(inputs.config)))
     seal(folder)
