@@ -66,14 +66,13 @@ def save_checkpoint(
     CheckpointError and nothing changes.
     """
     planned = plan or plan_save(tensors)
+    values = encode_values(state, config)
     side = open_side_folder(root, iteration)
     is_published = False
     try:
-        values = [(value,) for value in part_values(planned, tensors)]
-        written = gather_on_first(lambda: write_part(side, planned, values))
-        folder = on_first_rank(
-            lambda: publish(side, planned, written, encode_values(state, config))
-        )
+        parts = [(part,) for part in part_values(planned, tensors)]
+        written = gather_on_first(lambda: write_part(side, planned, parts))
+        folder = on_first_rank(lambda: publish(side, planned, written, values))
         is_published = True
     finally:
         if not is_published:

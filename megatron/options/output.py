@@ -46,11 +46,22 @@ class CheckpointConfig:
         False, "an empty --load is an error rather than a fresh start"
     )
 
+    async_save: bool = option(
+        False,
+        "training waits only until the tensors are copied to host memory, which has to hold them; threads write them",
+    )
+    exit_on_failed_save: bool = option(
+        False, "a save that fails ends the run, rather than being tried again at the next interval"
+    )
     no_checkpoint_fallback: bool = option(
         False, "a damaged latest checkpoint is an error rather than an older one taken in its place"
     )
 
     def check(self) -> None:
+        require(
+            self.save is not None or not self.async_save,
+            "--async-save needs --save, the folder to write to",
+        )
         require(
             self.save_interval is None or self.save is not None,
             "--save-interval needs --save, the folder to write to",

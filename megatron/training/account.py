@@ -7,6 +7,7 @@ did. Every process reads the same results at the same steps. Knows nothing of ho
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron.errors import TrainingError
@@ -16,6 +17,7 @@ from megatron.training.run_state import Progress
 from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepResult
 from megatron.training.throughput import Clock
+from megatron.training.votes import Votes
 
 logger = get_logger(__name__)
 
@@ -35,14 +37,23 @@ class Entry:
 class Account:
     """Takes the results of steps into the progress of a run."""
 
-    def __init__(self, progress: Progress, spikes: SpikeGuard, *, save: str | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        spikes: SpikeGuard,
+        *,
+        save: str | None = None,
+        on_votes: Callable[[int, Votes], None] = lambda iteration, votes: None,
+    ) -> None:
         """Keep progress.interval, which holds the steps that were read and no others, and tell spikes of them.
 
-        save: the run's folder, which messages name for who looks a step's samples up.
+        save: the run's folder, which messages name for who looks a step's samples up. on_votes hears the votes of
+        each step that is read.
         """
         self.clock = Clock()
         self.should_stop = False  # some process was asked to, in a step that was read
         self._progress, self._spikes, self._save = progress, spikes, save
+        self._on_votes = on_votes
         self._pending: deque[Entry] = deque()
         self._last: StepResult | None = None
         self._num_lost = 0  # in a row
@@ -81,6 +92,7 @@ class Account:
         result = entry.step.read()
         self._last = result
         self.should_stop = self.should_stop or result.votes.stop > 0
+        self._on_votes(entry.iteration, result.votes)
         self.clock.count(entry.num_tokens, result.attention_share)
         self._progress.interval.add(result.loss, result.is_skipped)
         self._spikes.add(entry.iteration, result.loss, result.gradient_norm)

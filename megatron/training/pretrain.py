@@ -14,7 +14,7 @@ from megatron.checkpoint.layout import CONFIG_FILE
 from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, TrainingError
 from megatron.kernels.registry import Choice, Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
@@ -33,7 +33,8 @@ from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
 from megatron.training.run import Outcome, Run
-from megatron.training.run_state import RunSaver, RunTensors, restore
+from megatron.training.run_state import RunTensors, restore
+from megatron.training.saver import RunSaver
 from megatron.training.spike import SpikeGuard
 from megatron.training.start import Start
 from megatron.training.step import StepParts
@@ -58,7 +59,11 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
         context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
         watch.connect(context)
         run = build_run(inputs, start, context, marks)
-        watch.outcome = outcome = train(run)
+        try:
+            watch.outcome = outcome = train(run)
+        except TrainingError:  # which every process raises
+            run.saver.finish()
+            raise
         marks.enter("leave")
         run.close()
         dist.barrier()  # nobody leaves while another still reads from it

@@ -13,7 +13,8 @@ from megatron.training.evaluate import Validation
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
-from megatron.training.run_state import Progress, RunSaver, RunTensors
+from megatron.training.run_state import Progress, RunTensors
+from megatron.training.saver import RunSaver
 from megatron.training.spike import SpikeGuard
 from megatron.training.step import StepParts
 from megatron.training.throughput import Throughput

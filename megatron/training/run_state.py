@@ -10,15 +10,12 @@ import hashlib
 import socket
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.checkpoint.load import load_checkpoint
-from megatron.checkpoint.save import save_checkpoint
-from megatron.config import Config, to_json
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
@@ -66,52 +63,19 @@ class RunTensors:
         return self.weights() | self.optimizer.tensors()
 
 
-class RunSaver:
-    """Writes checkpoints of one run under --save."""
-
-    def __init__(
-        self, config: Config, contents: Contents, tensors: RunTensors, *, last_saved: int
-    ) -> None:
-        self._config = config
-        self._contents = contents.to_json()
-        self._tensors = tensors
-        self._last_saved = last_saved
-
-    def save_if_due(self, progress: Progress, *, is_last: bool) -> bool:
-        """Save at a multiple of --save-interval and at the end, and say so. Collective over the world when it saves."""
-        checkpoint = self._config.checkpoint
-        is_due = (
-            checkpoint.save_interval is not None
-            and progress.iteration % checkpoint.save_interval == 0
-        )
-        if checkpoint.save is None or not (is_due or is_last):
-            return False
-        if progress.iteration == self._last_saved:
-            return False
-        tensors = self._tensors.weights()
-        if not checkpoint.no_save_optim:
-            tensors |= self._tensors.optimizer.tensors()
-        state: dict[str, Any] = {
-            "iteration": progress.iteration,
-            "consumed_samples": progress.consumed_samples,
-            "world_size": dist.get_world_size(),  # for people, and to trace samples to ranks
-            "optimizer_steps": self._tensors.optimizer.num_steps,
-            "loss_scale": self._tensors.loss_scale.state(),
-            "schedule": dataclasses.asdict(self._tensors.schedule),
-            "interval": dataclasses.asdict(progress.interval),
-            "spikes": dataclasses.asdict(progress.spikes),
-            FINGERPRINT: self._contents,
-        }
-        path = save_checkpoint(
-            Path(checkpoint.save),
-            progress.iteration,
-            tensors,
-            state=state,
-            config=to_json(self._config),
-        )
-        self._last_saved = progress.iteration
-        logger.info(f"saved {path}")
-        return True
+def state_of(progress: Progress, tensors: RunTensors, contents: Contents) -> dict[str, Any]:
+    """Give all of a run that is no tensor, as JSON values. Synchronises the device."""
+    return {
+        "iteration": progress.iteration,
+        "consumed_samples": progress.consumed_samples,
+        "world_size": dist.get_world_size(),  # for people, and to trace samples to ranks
+        "optimizer_steps": tensors.optimizer.num_steps,
+        "loss_scale": tensors.loss_scale.state(),
+        "schedule": dataclasses.asdict(tensors.schedule),
+        "interval": dataclasses.asdict(progress.interval),
+        "spikes": dataclasses.asdict(progress.spikes),
+        FINGERPRINT: contents.to_json(),
+    }
 
 
 def restore(start: Start, tensors: RunTensors) -> Progress:

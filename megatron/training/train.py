@@ -23,7 +23,9 @@ def train(run: Run) -> Outcome:
     step late, or at once where something needs them.
     """
     training, progress = run.config.training, run.progress
-    account = Account(progress, run.spikes, save=run.config.checkpoint.save)
+    account = Account(
+        progress, run.spikes, save=run.config.checkpoint.save, on_votes=run.saver.hear
+    )
     with StopRequest(training.exit_duration_in_mins) as request:
         vote = StopVote(lambda: request.is_made)
         if progress.iteration == 0:
@@ -33,10 +35,11 @@ def train(run: Run) -> Outcome:
         while not run.is_complete:
             size = run.batches.size(progress.consumed_samples)
             account.clock.start()
-            step = queue_step(run, size, Votes(stop=request.is_made))
+            step = queue_step(run, size, run.saver.vote(Votes(stop=request.is_made)))
             progress.advance(size)
             account.add(step, size, size * run.parts.seq_length)
             account.read_earlier()
+            run.saver.proceed()
             is_exit = _is_multiple(progress.iteration, training.exit_interval)
             if not (is_exit or account.should_stop or _needs_result(run)):
                 continue
@@ -57,6 +60,7 @@ def train(run: Run) -> Outcome:
             if run.is_complete:
                 _validate(run, run.test, vote)
             elif should_leave:
+                run.saver.finish()
                 return _left(run)
     return "finished"
 
