@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.kernels.attention import AttentionDropout
+from megatron.kernels.attention import AttentionDropout, AttentionFunction
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import site_keys
 from megatron.kernels.linear_product import Product
@@ -54,6 +55,20 @@ class QueryChunk:
     documents: Documents | None  # None: a token attends to all before it in its sample
 
 
+class Cache(Protocol):
+    """The keys and values of tokens that came before, so that only those of new tokens are computed."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: AttentionFunction
+    ) -> Tensor:
+        """Keep a layer's keys and values of the new tokens, and attend with their queries to all so far.
+
+        query [s, b, n/t, d], key and value [s, b, g/t, d] -> [s, b, h/t]. layer: its number in the model. attention:
+        the layer's own, for whole runs of tokens.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What layers know of the tokens of a micro-batch besides their hidden states; the same for every layer."""
@@ -61,6 +76,9 @@ class MicroBatch:
     chunks: tuple[QueryChunk, ...]
     keys: DropoutKeys | None = None  # None: no dropout
     rotation: Rotation | None = None  # None: positions are in the embedding
+    cache: Cache | None = (
+        None  # what decides who attends to whom in place of chunks, without gradients
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,12 @@ class HeadShare:
         )
 
     @property
+    def num_cached_heads(self) -> int:
+        """How many key/value heads attention is given, and a cache keeps."""
+        repeats = self.repeats
+        return self.num_groups if repeats is None else sum(repeats)
+
+    @property
     def repeats(self) -> tuple[int, ...] | None:
         """How often to repeat each group's heads so that all serve equally many; None: they do already."""
         common = math.gcd(*self.heads_per_group)
@@ -102,13 +126,17 @@ class SelfAttention(nn.Module):
         region: TensorParallelRegion,
         kernels: Kernels,
         cp: ContextParallelRegion,
+        *,
+        layer: int,
     ) -> None:
+        """layer: its number in the model."""
         super().__init__()
         has_bias = not config.disable_bias_linear
         initial = Normal(config.init_method_std)
         projection_size = config.num_attention_heads * config.head_dim
         self.region = region
         self.cp = cp
+        self.layer = layer
         self.head_dim = config.head_dim
         self.share = HeadShare.create(config, region.size, region.rank)
         self.attend = kernels.attention
@@ -126,6 +154,8 @@ class SelfAttention(nn.Module):
         self.key_value = self._make_key_value(
             config, parameters.scope("key_value"), kernels.product
         )
+        # in a model that only predicts: query and key_value as one product
+        self.joined: Callable[[Tensor], Tensor] | None = None
         self.dense = RowParallelLinear(
             projection_size,
             config.hidden_size,
@@ -174,7 +204,7 @@ class SelfAttention(nn.Module):
         """
         x = self.region.enter(x)  # [s, b, h]
         s, b, _ = x.shape
-        queries, keys_values = self.query(x), self.key_value(x)
+        queries, keys_values = self._project(x)
         if compute_x is not None:
             recompute_in_backward(x, lambda: self.region.enter(compute_x()), (queries, keys_values))
         query = queries.view(s, b, self.share.num_heads, self.head_dim)
@@ -186,6 +216,8 @@ class SelfAttention(nn.Module):
             key, value = self.cp.gather(torch.stack([key, value], dim=2)).unbind(dim=2)
         if self.share.repeats is not None:
             key, value = self._repeat(key), self._repeat(value)
+        if batch.cache is not None:
+            return self.dense(batch.cache.attend(self.layer, query, key, value, self.attend))
         if len(batch.chunks) == 1:
             return self.dense(self._attend(query, key, value, batch.chunks[0], batch.keys))
         contexts = [
@@ -199,6 +231,14 @@ class SelfAttention(nn.Module):
             for chunk in batch.chunks
         ]
         return self.dense(torch.cat(contexts))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give queries [s, b, n/t * d], and keys and values [s, b, g/t * 2d]."""
+        if self.joined is None:
+            return self.query(x), self.key_value(x)
+        num_queries = self.share.num_heads * self.head_dim
+        both = self.joined(x)
+        return both[..., :num_queries], both[..., num_queries:]
 
     def _repeat(self, x: Tensor) -> Tensor:
         """Repeat key or value heads, [s, b, g, d], so that all serve equally many query heads."""

@@ -20,7 +20,7 @@ from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.flash_attention import find_flash_library
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.kernels.rotary import Rotation
-from megatron.model.attention import DropoutKeys, MicroBatch, QueryChunk
+from megatron.model.attention import Cache, DropoutKeys, MicroBatch, QueryChunk
 from megatron.model.embedding import Embedding
 from megatron.model.transformer import LayerNorm, TransformerLayer, recompute_chunks, run_layers
 from megatron.options import ModelConfig
@@ -108,7 +108,12 @@ class GPTModel(nn.Module):
         self.layers = nn.ModuleDict(
             {
                 str(number): TransformerLayer(
-                    config, parameters.scope(f"layers.{number}"), self.region, kernels, self.cp
+                    config,
+                    parameters.scope(f"layers.{number}"),
+                    self.region,
+                    kernels,
+                    self.cp,
+                    number=number,
                 )
                 for number in layers
             }
@@ -126,6 +131,7 @@ class GPTModel(nn.Module):
                 has_bias=False,
             )
         self.cross_entropy = kernels.cross_entropy
+        self.output_product = kernels.product
         self.chunks = recompute_chunks(config, len(layers))
 
     def forward(
@@ -170,6 +176,26 @@ class GPTModel(nn.Module):
         losses = self._losses(x, labels.t())
         # [s, b] -> [b, s]; never a view, as contiguous() gives for b = 1: fully_shard loses its hook on one
         return losses.t().clone(memory_format=torch.contiguous_format)
+
+    def predict(
+        self, x: Tensor, cache: Cache, position_ids: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """Run the stage on tokens that follow those of a cache, which keeps theirs. Without gradients. Collective over tp.
+
+        x: ids int64 [b, s] on the first stage, else hidden states [s, b, h]. position_ids: int64 [b, s].
+        rows: int64 [r], the tokens, counted through [s, b], after which the next one is wanted; None: all.
+        Returns hidden states [s, b, h]; on the last stage logits [r, v/t].
+        """
+        batch = MicroBatch((), rotation=self._rotation(position_ids), cache=cache)
+        if self.is_first:
+            x = self.embedding(x, position_ids)
+        x = run_layers(list(self.layers.values()), x, batch, self.chunks)
+        if not self.is_last:
+            return x
+        x = x.flatten(0, 1)  # [s, b, h] -> [s*b, h]
+        if rows is not None:
+            x = x[rows]
+        return self.output_product(self.final_layernorm(x), self._output_weight(), None, None)
 
     def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """x [s, b, h] inside the region, labels [s, b] -> losses fp32 [s, b]. Collective over tp."""

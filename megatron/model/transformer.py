@@ -65,7 +65,10 @@ class TransformerLayer(nn.Module):
         region: TensorParallelRegion,
         kernels: Kernels,
         cp: ContextParallelRegion,
+        *,
+        number: int,
     ) -> None:
+        """number: of the layer in the model."""
         super().__init__()
         self.hidden_dropout = config.hidden_dropout
         self.attention_site = derive_key(parameters.seed, parameters.prefix, "attention output")
@@ -76,7 +79,7 @@ class TransformerLayer(nn.Module):
             config, parameters.scope("input_layernorm"), region, kernels
         )
         self.self_attention = SelfAttention(
-            config, parameters.scope("self_attention"), region, kernels, cp
+            config, parameters.scope("self_attention"), region, kernels, cp, layer=number
         )
         self.post_attention_layernorm = LayerNorm(
             config, parameters.scope("post_attention_layernorm"), region, kernels

@@ -1,0 +1,63 @@
+"""Where a model to predict with comes from: a checkpoint of ours, of any layout, or a folder of transformers.
+
+Both are read as whole tensors by rows, under our names. Nothing is loaded here yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron.checkpoint.files import read_json_object
+from megatron.checkpoint.layout import METADATA_FILE, TRACKER
+from megatron.checkpoint.reader import CheckpointReader
+from megatron.convert.hf_import import open_hf
+from megatron.convert.import_source import ImportSource
+from megatron.convert.source import Source
+from megatron.errors import CheckpointError
+from megatron.options import ModelConfig
+from megatron.tokenizer.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model on disk. tokenizer: None where the folder has none."""
+
+    path: Path
+    model: ModelConfig
+    tensors: CheckpointReader | ImportSource
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype  # that it was trained or stored in
+
+    @classmethod
+    def open(
+        cls, path: Path, iteration: int | None = None, *, accepts_exact_gelu: bool = False
+    ) -> ModelSource:
+        """Open a run's folder, one of its checkpoints, or a folder of GPTBigCode or Starcoder2.
+
+        Raises CheckpointError for what is neither or damaged, DataError for a broken tokenizer.
+        """
+        if not _is_transformers(path):
+            source = Source.open(path, iteration)
+            dtype = getattr(torch, source.config.precision.compute_dtype)
+            return cls(path, source.config.model, source.reader, source.tokenizer, dtype)
+        if iteration is not None:
+            raise CheckpointError(
+                f"{path} is a folder of transformers, which has no iterations; leave --iteration out"
+            )
+        imported = open_hf(path, accepts_exact_gelu=accepts_exact_gelu)
+        dtype = getattr(torch, imported.config.precision.compute_dtype)
+        tensors = ImportSource(imported, path)
+        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype)
+
+
+def _is_transformers(path: Path) -> bool:
+    if (path / TRACKER).exists() or (path / METADATA_FILE).exists():
+        return False
+    config = path / "config.json"
+    content: Mapping[str, Any] = read_json_object(config) if config.is_file() else {}
+    return "model_type" in content

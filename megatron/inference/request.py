@@ -1,0 +1,57 @@
+"""What an engine is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron.inference.sampling import SamplingOptions
+
+FinishReason = Literal["end_of_text", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue."""
+
+    name: str  # tells it from others in work
+    prompt: tuple[int, ...]
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    num_samples: int = 1
+    end_ids: frozenset[int] = frozenset()  # tokens that end a completion besides the end of text
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token's log-probability by the model, and the likeliest tokens in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sample of a request."""
+
+    request: str
+    sample: int
+    text: str
+    token_ids: tuple[
+        int, ...
+    ]  # all that were chosen, those of the stop text and the end of text included
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    scores: tuple[TokenScore, ...] = ()  # of token_ids
+    prompt_scores: tuple[TokenScore, ...] = ()  # of the prompt from its second token on
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step added to a sample."""
+
+    request: str
+    sample: int
+    text: str  # that cannot change any more: no end that may become a stop text
+    token: int | None  # None: it ended before its first
+    completion: Completion | None = None  # when it is finished
