@@ -23,6 +23,8 @@
 #   GPUS_PER_NODE   processes of a node                            (default: its GPUs; tiny on a CPU: 2)
 #   TRAIN_PYTHON    a Python that has everything, as in a container (default: .venv's, which is made if missing)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT                    (default: Slurm's, or one node)
+#   MAX_RESTARTS    crashes that a launch survives                 (default: 3; tiny: 0)
+#   PREFLIGHT       1: check nodes, network, disks and data first  (docs/cluster.md)
 set -euo pipefail
 
 usage() { sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
@@ -33,273 +35,13 @@ run_dir=${RUN_DIR:-$root/runs/starcoder-$model}
 save=${SAVE:-$run_dir/checkpoints}
 data_path=${DATA_PATH:-}
 tokenizer_file=${TOKENIZER_FILE:-}
-num_nodes=${NNODES:-${SLURM_NNODES:-1}}
-node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
 python=${TRAIN_PYTHON:-$root/.venv/bin/python}
-
-die() {
-    printf 'pretrain_starcoder.sh: error: %s\n' "$1" >&2
-    exit 2
-}
-has_flag() { # has_flag PATTERN ARGUMENTS...
-    local pattern=$1 argument
-    shift
-    for argument in "$@"; do
-        # shellcheck disable=SC2053  # the right side is a pattern
-        [[ ${argument%%=*} != $pattern ]] || return 0
-    done
-    return 1
-}
-
-check_number() { # check_number NAME VALUE LEAST
-    [[ -z $2 ]] && return
-    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && (($2 >= $3)) && return
-    die "$1 is '$2'; give a whole number from $3 on, or leave it out"
-}
-check_variables() {
-    declare -F "recipe_$model" >/dev/null ||
-        die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"
-    check_number GPUS_PER_NODE "${GPUS_PER_NODE:-}" 1
-    check_number NNODES "${NNODES:-}" 1
-    check_number NODE_RANK "${NODE_RANK:-}" 0
-    check_number MASTER_PORT "${MASTER_PORT:-}" 1
-    [[ -z ${NODE_RANK:-} ]] || ((NODE_RANK < num_nodes)) ||
-        die "NODE_RANK is $NODE_RANK and NNODES $num_nodes; give 0 to $((num_nodes - 1))"
-}
-check_train_python() { # .venv is what make_env.sh makes; another Python may lack anything
-    local missing
-    missing=$("$python" - 2>/dev/null <<'END'
-import importlib.util, sys
-assert sys.version_info >= (3, 10)
-names = "torch numpy tokenizers safetensors pyarrow orjson zstandard tqdm tensorboard yaml transformers matplotlib megatron"
-print(*(name for name in names.split() if importlib.util.find_spec(name) is None))
-END
-    ) || die "TRAIN_PYTHON is '$python', which runs no Python >= 3.10; name one, or leave it out for .venv"
-    [[ -z $missing ]] ||
-        die "TRAIN_PYTHON is '$python' and lacks $missing; there: pip install -r requirements.txt -e ., or leave it out"
-}
-
-# ---------------------------------------------------------------------------------------------- recipes
-# Numbers marked § stand in the StarCoder paper; the others in BigCode's launch file of that size, which
-# used A100 GPUs with 80 GB. recipe_gpus (how many) and recipe_vocabulary serve --dry-run.
-
-starcoder_recipe() { # what 1b, 3b, 7b and 15b share
-    recipe_vocabulary=49152 # §5.3
-    recipe=(
-        --attention-head-type multiquery # §5.4 one key/value head
-        --seq-length 8192                # §5.4
-        --max-position-embeddings 8192   # §5.4 learned absolute positions
-        --attention-dropout 0.1
-        --hidden-dropout 0.1
-        --micro-batch-size 1      # §5.6
-        --adam-beta1 0.9          # §5.5
-        --adam-beta2 0.95         # §5.5
-        --adam-eps 1e-8           # §5.5
-        --weight-decay 0.1        # §5.5
-        --clip-grad 1.0
-        --lr-decay-style cosine   # §5.5
-        --lr-warmup-iters 2000    # §5.5
-        --bf16                    # §5.6 10 % slower than fp16 was, taken for its stability
-        --use-flash-attn          # §5.4
-        --fim-rate 0.5            # §5.4
-        --eval-iters 2
-        --log-interval 10
-        --valid-num-workers 0
-        --structured-logs
-    )
-}
-
-recipe_15b() { # StarCoderBase: 15.5 B parameters (§5.4), 1 T tokens (§5.5), 24 days
-    recipe_gpus=512                          # §5.6 64 nodes of 8
-    starcoder_recipe
-    recipe+=(
-        --num-layers 40                      # §5.4
-        --hidden-size 6144                   # §5.4
-        --num-attention-heads 48             # §5.4
-        --init-method-std 0.01275            # 1 / sqrt(hidden size), as in 1b, 3b and 7b
-        --tensor-model-parallel-size 4       # §5.6
-        --pipeline-model-parallel-size 4     # §5.6 a replica on two nodes
-        --sequence-parallel
-        --use-distributed-optimizer
-        --global-batch-size 512              # §5.6 4 M tokens: 32 replicas x 16 micro-batches
-        --lr 3e-4                            # §5.5
-        --min-lr 3e-5                        # §5.5
-        --train-iters 250000                 # §5.5
-        --lr-decay-iters 250000              # §5.5
-        --save-interval 2500
-        --eval-interval 2500
-    )
-}
-
-recipe_7b() { # 7.3 B parameters, 1 T tokens
-    recipe_gpus=512
-    starcoder_recipe
-    recipe+=(
-        --num-layers 42
-        --hidden-size 4096
-        --num-attention-heads 32
-        --init-method-std 0.015625
-        --tensor-model-parallel-size 2
-        --use-distributed-optimizer
-        --global-batch-size 512              # 4 M tokens
-        --lr 3e-4
-        --min-lr 3e-5
-        --train-iters 250000
-        --lr-decay-iters 250000
-        --save-interval 2500
-        --eval-interval 2500
-    )
-}
-
-recipe_3b() { # 3.0 B parameters, 1 T tokens
-    recipe_gpus=256
-    starcoder_recipe
-    recipe+=(
-        --num-layers 36
-        --hidden-size 2816
-        --num-attention-heads 22
-        --init-method-std 0.01884
-        --use-distributed-optimizer
-        --global-batch-size 256              # 2 M tokens
-        --lr 5e-4
-        --min-lr 5e-5
-        --train-iters 500000
-        --lr-decay-iters 500000
-        --save-interval 5000
-        --eval-interval 5000
-    )
-}
-
-recipe_1b() { # 1.1 B parameters, 1 T tokens
-    recipe_gpus=128
-    starcoder_recipe
-    recipe+=(
-        --num-layers 24
-        --hidden-size 2048
-        --num-attention-heads 16
-        --init-method-std 0.02209
-        --global-batch-size 128              # 1 M tokens
-        --lr 4e-4
-        --min-lr 4e-5
-        --train-iters 1000000
-        --lr-decay-iters 1000000
-        --save-interval 10000
-        --eval-interval 10000
-    )
-}
-
-recipe_santacoder() { # SantaCoder (arXiv 2301.03988): 1.1 B parameters, 118 B tokens, 6.2 days on V100s
-    recipe_gpus=96
-    recipe_vocabulary=49280
-    recipe=(
-        --num-layers 24 --hidden-size 2048 --num-attention-heads 16
-        --attention-head-type multiquery
-        --init-method-std 0.022
-        --seq-length 2048 --max-position-embeddings 2048
-        --attention-dropout 0.1 --hidden-dropout 0.1
-        --micro-batch-size 2 --global-batch-size 192
-        --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
-        --lr 2e-4 --lr-decay-style cosine --lr-warmup-fraction 0.02
-        --train-iters 300000 --lr-decay-iters 600000 # the decay was planned for twice the run
-        --fp16 --initial-loss-scale 65536
-        --recompute-activations
-        --fim-rate 0.5
-        --save-interval 4000 --eval-interval 200 --eval-iters 10 --log-interval 10
-    )
-}
-
-recipe_tiny() { # 3.8 M parameters, 0.5 M tokens: StarCoder's shape at a size that two cores train in minutes
-    choose_tiny_layout
-    recipe_gpus=$num_processes
-    recipe_vocabulary=4096
-    recipe=(
-        --num-layers 4
-        --hidden-size 256
-        --num-attention-heads 8
-        --attention-head-type multiquery
-        --init-method-std 0.0625   # 1 / sqrt(hidden size), as in the published sizes
-        --seq-length 256
-        --max-position-embeddings 256
-        --attention-dropout 0.0    # it sees a small part of its corpus once: nothing to overfit
-        --hidden-dropout 0.0
-        --micro-batch-size "$tiny_micro_batch"
-        --global-batch-size 4      # 1,024 tokens: so early in training, more steps beat larger ones
-        --tensor-model-parallel-size "$tiny_tensor_parallel"
-        --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
-        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-fraction 0.0625
-        --train-iters 480
-        --fim-rate 0.5
-        --log-interval 20 --save-interval 80 --eval-interval 160 --eval-iters 12
-        --num-workers 0            # one core a process: a loader of its own would only take turns with it
-    )
-    ((num_gpus == 0)) || recipe+=(--bf16)
-}
-
-# ---------------------------------------------------------------------------------------------- machine
-
-count_gpus() {
-    if command -v nvidia-smi >/dev/null; then
-        nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
-    else
-        echo 0
-    fi
-}
-
-choose_tiny_layout() { # a power of two up to 8: pairs share the 8 heads, and pairs share 4 sequences
-    local wanted=$num_processes
-    num_processes=1
-    while ((num_processes * 2 <= wanted && num_processes < 8)); do
-        num_processes=$((num_processes * 2))
-    done
-    tiny_tensor_parallel=$((num_processes > 1 ? 2 : 1))
-    tiny_micro_batch=$((4 * tiny_tensor_parallel / num_processes))
-}
-
-head_node() { # the address of the allocation's first node; its name need not resolve
-    local first address
-    read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    address=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2 || true)
-    printf '%s\n' "${address:-$first}"
-}
-
-make_launcher() {
-    launcher=("$python" "$root"/tools/launch.py --nproc-per-node "$num_processes")
-    if ((num_nodes == 1)); then
-        launcher+=(--standalone)
-        return
-    fi
-    local address=${MASTER_ADDR:-}
-    [[ -n $node_rank ]] || die "NNODES is $num_nodes and NODE_RANK is not set; give 0 to $((num_nodes - 1))"
-    [[ -n $address || -n ${SLURM_JOB_NODELIST:-} ]] ||
-        die "NNODES is $num_nodes and MASTER_ADDR is not set; give the address of node 0"
-    launcher+=(
-        --nnodes "$num_nodes" --rdzv-backend c10d --rdzv-id "${SLURM_JOB_ID:-starcoder}"
-        --rdzv-endpoint "${address:-$(head_node)}:${MASTER_PORT:-6000}"
-        --rdzv-conf "is_host=$((node_rank == 0))"
-    )
-}
-
-# Training saves and leaves when it is asked to. As a child in the background it can be asked at once: bash
-# would hold a signal back until a child in the foreground ends.
-child=0
-stop() {
-    trap - INT TERM
-    ((child == 0)) || { kill -TERM "$child" 2>/dev/null && wait "$child" || true; }
-    printf '\npretrain_starcoder.sh: stopped; the same command continues\n' >&2
-    exit "$1"
-}
-run() {
-    "$@" &
-    child=$!
-    local code=0
-    wait "$child" || code=$?
-    child=0
-    return "$code"
-}
+# shellcheck source=examples/launcher.sh
+source "$root"/examples/launcher.sh
+# shellcheck source=examples/recipes.sh
+source "$root"/examples/recipes.sh
 
 # ------------------------------------------------------------------------------------------------- tiny
-
-say() { printf '\n== %s\n' "$*"; }
 
 prepare_tiny_data() { # each stage is skipped where its finished output lies
     local languages=() language part
@@ -412,18 +154,18 @@ if has_flag --help "$@" || has_flag -h "$@"; then
     usage
     exit
 fi
-check_variables
-# The batch script of an allocation runs on its first node only: start this one on each.
-if ((num_nodes > 1)) && [[ -n ${SLURM_JOB_ID:-} && -z ${SLURM_STEP_ID:-} ]]; then
-    exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL bash "${BASH_SOURCE[0]}" "$@"
+declare -F "recipe_$model" >/dev/null ||
+    die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"
+check_node_variables
+[[ $model != tiny ]] || max_restarts=${MAX_RESTARTS:-0}
+if is_batch_script && ! has_flag --dry-run "$@"; then
+    run_on_nodes "${BASH_SOURCE[0]}" "$@"
 fi
-if [[ -n ${TRAIN_PYTHON:-} ]]; then check_train_python; else bash "$root"/tools/make_env.sh; fi
-trap 'stop 130' INT # from here on: make_env.sh has its own word for it
-trap 'stop 143' TERM
+keep_node_log
+prepare_python
+catch_signals # from here on: make_env.sh has its own word for them
 
-num_cores=$(getconf _NPROCESSORS_ONLN)
-num_gpus=$(count_gpus)
-num_processes=${GPUS_PER_NODE:-$num_gpus}
+count_processors
 if [[ $model == tiny ]] && ((num_processes == 0)); then
     num_processes=$((num_cores > 1 ? 2 : 1))
 fi
@@ -464,12 +206,14 @@ fi
 say "training MODEL=$model: $num_nodes node(s) of $num_processes process(es)"
 # Most mistakes show here, in a line, instead of once a process in torchrun's report.
 messages=$(dry_run "$@" 2>&1) || { code=$? && printf '%s\n' "$messages" >&2 && exit "$code"; }
+prepare_launch
+check_cluster "${recipe[@]}" "$@"
 make_launcher
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > num_processes ? num_cores / num_processes : 1))}
-# torchrun's patience with processes that save because they were told to leave; its own default is 30 s.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}
 if [[ $model != tiny ]]; then
     exec "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@"
 fi
-run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@"
+code=0
+run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
+((code != LEFT)) || printf '\npretrain_starcoder.sh: stopped; the same command continues\n' >&2
+((code == 0)) || exit "$code"
 [[ ${node_rank:-0} != 0 ]] || finish_tiny

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from megatron.cli import EXIT_FAILURE, EXIT_USER_ERROR
 
 EXIT_STOPPED = 75  # left early because it was asked to, having saved
+EXIT_LOST_PEER = 76  # another process failed
 EXIT_SIGNAL = 128  # plus the signal: left at once, having saved nothing
 # Nothing a restart would change: the process has said what is wrong, or did as it was told.
 QUIET_CODES = (EXIT_USER_ERROR, EXIT_STOPPED)
@@ -48,13 +49,15 @@ def cause(ends: Iterable[End]) -> End:
 
 def _follows(code: int) -> int:
     """Rank how likely an end follows from another one's."""
-    if code in (-signal.SIGTERM, EXIT_SIGNAL + signal.SIGTERM):  # how a launcher ends the others
-        return 4
-    if code < 0:
-        return 0
-    if code == EXIT_STOPPED:
-        return 3
-    return {EXIT_USER_ERROR: 1, EXIT_FAILURE: 2}.get(code, 0)
+    order = (
+        EXIT_USER_ERROR,
+        EXIT_FAILURE,
+        EXIT_LOST_PEER,
+        EXIT_STOPPED,
+        EXIT_SIGNAL + signal.SIGTERM,  # how a launcher ends the others
+        -signal.SIGTERM,
+    )
+    return order.index(code) + 1 if code in order else 0
 
 
 def _signal_name(number: int) -> str:

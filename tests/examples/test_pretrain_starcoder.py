@@ -79,7 +79,12 @@ def test_presets_are_whole_and_say_what_the_script_does(tmp_path: Path) -> None:
         flags = ["--config", str(path), "--data-path", "a", "--save", "b"]
         config = cli.config_from(cli.parse_known(parser, flags))
         config.check(1)
-        recipe = SCRIPT.read_text().split(f"recipe_{path.stem}()")[1].split("\n}")[0]
+        recipe = (
+            (SCRIPT.parent / "recipes.sh")
+            .read_text()
+            .split(f"recipe_{path.stem}()")[1]
+            .split("\n}")[0]
+        )
         for name in ("num-layers", "hidden-size", "seq-length", "global-batch-size", "train-iters"):
             (value,) = re.findall(rf"--{name} (\d+)", recipe)
             assert f"  {name}: {value}\n" in path.read_text()

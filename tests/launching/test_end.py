@@ -9,7 +9,8 @@ from megatron.launching.end import End, cause
     ("codes", "expected"),
     [
         ([1, -9, 1, -15], -9),  # peers of a killed process fail, and the launcher ends the last
-        ([1, 70, 1], 70),
+        ([1, 124, 1], 124),
+        ([76, 1, 76], 1),
         ([1, 2, 1], 2),  # one says what is wrong, the others lose it
         ([75, -15, 75], 75),
         ([143, 1], 1),
