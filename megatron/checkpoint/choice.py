@@ -72,7 +72,7 @@ def choose_checkpoint(root: Path, judge: Judge) -> Choice | None:
     broken: list[Broken] = []
     for iteration in reversed([one for one in iterations if tracked is None or one <= tracked]):
         folder = checkpoint_folder(root, iteration)
-        flaw = judge(folder)
+        flaw = judge(folder) or _misplaced(folder, iteration)
         if flaw is None:
             note = _note(root, iterations, tracked)
             return Choice(folder, iteration, tuple(broken), problem, note)
@@ -81,6 +81,12 @@ def choose_checkpoint(root: Path, judge: Judge) -> Choice | None:
         f"{root} holds no checkpoint that is whole: {'; '.join(one.problem for one in broken[:3])}. Copy one there "
         f"again, or give another folder to start afresh"
     )
+
+
+def _misplaced(folder: Path, iteration: int) -> str | None:
+    """Notice a whole checkpoint under the name of another's."""
+    saved = read_state(folder).get("iteration")
+    return None if saved == iteration else f"{folder} holds the checkpoint of iteration {saved}"
 
 
 def _note(root: Path, iterations: list[int], tracked: int | None) -> str | None:

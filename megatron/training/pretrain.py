@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from megatron.checkpoint.agreement import on_first_rank
 from megatron.checkpoint.files import encode_json, replace_durably, writing
 from megatron.checkpoint.layout import CONFIG_FILE
+from megatron.checkpoint.lock import FolderLock
 from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
@@ -58,18 +61,32 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
         device = initialize_distributed(inputs.config.parallel, launch)
         context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
         watch.connect(context)
-        run = build_run(inputs, start, context, marks)
-        try:
-            watch.outcome = outcome = train(run)
-        except TrainingError:  # which every process raises
-            run.saver.finish()
-            raise
-        marks.enter("leave")
-        run.close()
-        dist.barrier()  # nobody leaves while another still reads from it
-        # Not after an error: peers may wait in a collective, and ending the groups could wait for them.
-        dist.destroy_process_group()
+        with _holding_folder(inputs.config.checkpoint.save):
+            run = build_run(inputs, start, context, marks)
+            try:
+                watch.outcome = outcome = train(run)
+            except TrainingError:  # which every process raises
+                run.saver.finish()
+                raise
+            marks.enter("leave")
+            run.close()
+            dist.barrier()  # nobody leaves while another still reads from it
+            # Not after an error: peers may wait in a collective, and ending the groups could wait for them.
+            dist.destroy_process_group()
     return outcome
+
+
+@contextmanager
+def _holding_folder(save: str | None) -> Iterator[None]:
+    """Keep other runs from writing to --save. Collective over the world: the first process locks it for all."""
+    locks: list[FolderLock] = []
+    if save is not None:
+        on_first_rank(lambda: locks.append(FolderLock(Path(save))))
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def build_run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron.checkpoint.agreement import on_first_rank
-from megatron.checkpoint.choice import find_flaw, set_aside
+from megatron.checkpoint.choice import choose_checkpoint, find_flaw, set_aside
 from megatron.checkpoint.verify import find_damage
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
@@ -35,6 +35,7 @@ def verified_start(inputs: Inputs, start: Start, world_size: int) -> Start:
             f"the processes found checkpoints of different iterations ({sorted(set(places))}, -1 for "
             f"none): --save and --load have to be on storage that all nodes share"
         )
+    on_first_rank(partial(_check_unchanged, inputs, start))
     while start.folder is not None:
         damage = find_damage(start.folder)
         if damage is None:
@@ -43,6 +44,21 @@ def verified_start(inputs: Inputs, start: Start, world_size: int) -> Start:
         before = on_first_rank(partial(_start_before, inputs, start, damage, world_size))
         start = replace(before, contents=start.contents, opt_outs=start.opt_outs)  # what it opened
     return start
+
+
+def _check_unchanged(inputs: Inputs, start: Start) -> None:
+    """Raise CheckpointError if the start was planned while another run still wrote to --save. Rank 0 calls it."""
+    save = inputs.config.checkpoint.save
+    if save is None:
+        return
+    now = choose_checkpoint(Path(save), find_flaw)
+    planned = start.choice if _is_own(inputs, start) else None
+    found = [choice.iteration if choice is not None else None for choice in (planned, now)]
+    if found[0] != found[1]:
+        raise CheckpointError(
+            f"--save {save} changed while this run was starting (latest checkpoint: {found[0]}, then {found[1]}): "
+            f"another run wrote to it; start again"
+        )
 
 
 def _start_before(inputs: Inputs, bad: Start, damage: str, world_size: int) -> Start:

@@ -2,6 +2,7 @@
 
 import resource
 import threading
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -142,7 +143,7 @@ def test_memory_is_used_again_and_blocks_may_cut_a_tensor(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_job_gives_its_result_or_raises_what_it_raised():
     assert Job(lambda: 3).result() == 3
-    missing = Job(lambda: open("/nowhere"))
+    missing = Job(lambda: Path("/nowhere").stat())
     with pytest.raises(FileNotFoundError):
         missing.result()
     bug = Job(lambda: [][1])

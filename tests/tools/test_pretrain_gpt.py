@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron.checkpoint.lock import FolderLock
 from megatron.config import to_json
 from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import FINGERPRINT
@@ -115,6 +117,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path):
     extra = "--structured-logs --structured-logs-dir /proc/x/y"
     result = _run(*flags_of(corpus, tmp_path / "run", extra).split())
     _assert_one_line(result, "--structured-logs-dir /proc/x/y cannot be made")
+
+
+def test_a_folder_that_another_run_writes_to_is_one_line(corpus, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lock = FolderLock(run)
+    result = _run(*flags_of(corpus, run).split())
+    lock.release()
+    _assert_one_line(result, f"run is being written by process {os.getpid()} on ")
+    assert [path.name for path in run.iterdir()] == ["writer.lock"]
 
 
 def _save_without_weights(flags: str, run: Path) -> None:

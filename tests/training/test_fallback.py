@@ -102,6 +102,30 @@ def test_the_run_that_fell_back_ends_as_the_one_that_did_not(world, corpus, trai
     assert (run / "iter_0000006.broken-2").is_dir()
 
 
+def test_a_checkpoint_under_the_name_of_another_is_not_taken(corpus, run):
+    shutil.rmtree(run / "iter_0000006")
+    shutil.copytree(run / "iter_0000002", run / "iter_0000006")
+    start = start_of(flags(corpus, run))
+    assert start.folder == run / "iter_0000004"
+    assert "iter_0000006 holds the checkpoint of iteration 2" in describe_fallback(start)[0]
+
+
+def start_while_another_saves(rank: int, flags: str, run: str) -> str:
+    """Plan a start, and let another run's checkpoint appear before it is settled."""
+    inputs = open_inputs(parse(flags), 1)
+    start = plan_start(inputs, 1)
+    (Path(run) / TRACKER).write_text("6\n")
+    with pytest.raises(CheckpointError) as error:
+        verified_start(inputs, start, 1)
+    return str(error.value)
+
+
+def test_a_start_that_was_planned_while_another_run_saved_is_refused(world, corpus, run):
+    (run / TRACKER).write_text("4\n")
+    (message,) = world(1).run(start_while_another_saves, flags(corpus, run), str(run))
+    assert "changed while this run was starting (latest checkpoint: 4, then 6)" in message
+
+
 def test_no_checkpoint_fallback_makes_it_an_error_and_changes_nothing(world, corpus, run):
     flip(run / "iter_0000006" / "rank_00001.safetensors")
     extra = "--no-checkpoint-fallback"
