@@ -45,7 +45,7 @@ def parse_chunk(chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = ()) -
     A record counts only if it has a string under each key.
     """
     records = Records({key: [] for key in keys}, {name: [] for name in fields})
-    rows = _arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
+    rows = arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
     columns = [(records.texts[key], key) for key in keys]
     field_columns = [(records.fields[name], name) for name in fields]
     for row in rows:
@@ -76,16 +76,23 @@ def _json_rows(data: bytes | bytearray | memoryview) -> Iterator[dict[str, Any] 
         is_last = end < 0
         line = view[start:] if is_last else view[start:end]
         start = size if is_last else end + 1
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            yield _read_leniently(bytes(line), is_last)
-            continue
-        yield value if isinstance(value, dict) else NOT_AN_OBJECT
+        yield parse_line(line, is_last)
+
+
+def parse_line(line: bytes | memoryview, is_unended: bool) -> dict[str, Any] | str | None:
+    """Give a line's value: a dict, None for a blank line, or a string that says what is wrong.
+
+    is_unended: whether the file ends in it, without an end of line.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _read_leniently(bytes(line), is_unended)
+    return value if isinstance(value, dict) else NOT_AN_OBJECT
 
 
 def _read_leniently(line: bytes, is_unended: bool) -> dict[str, Any] | str | None:
-    """Read what Python's json writes and the standard lacks: NaN, a mark of byte order. Results as of _json_rows."""
+    """Read what Python's json writes and the standard lacks: NaN, a mark of byte order. Results as of parse_line."""
     if not line.strip():
         return None
     try:
@@ -102,7 +109,8 @@ def _read_leniently(line: bytes, is_unended: bool) -> dict[str, Any] | str | Non
     return value if isinstance(value, dict) else NOT_AN_OBJECT
 
 
-def _arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:
+def arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:
+    """Give each row's values, or a string that says what is wrong."""
     import pyarrow
 
     batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(chunk.data)).read_next_batch()
