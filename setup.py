@@ -21,6 +21,7 @@ except ImportError:
     raise SystemExit("setup.py needs pybind11: pip install pybind11, or run: make env") from None
 
 EXTENSIONS = {
+    "megatron.curation._minhash": "csrc/minhash.cpp",
     "megatron.data._helpers": "csrc/data_helpers.cpp",
     "megatron.tokenizer._byte_pair": "csrc/byte_pair_encoder.cpp",
 }

@@ -1,0 +1,247 @@
+"""A whole run: stages grouped into passes over the data, the output folder, and its files that say what was done.
+
+Stages over single documents share a pass; a stage that compares documents (dedup) begins a new one, which reads what
+the pass before wrote. Knows nothing of command lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron.curation.document import Stage
+from megatron.curation.options import RunOptions
+from megatron.curation.record_io import Source, plan_sources
+from megatron.curation.runner import PassLayout, StagesOf, read_stage, run_pass, same_for_all
+from megatron.curation.totals import Totals
+from megatron.data.publish import open_locked, publish, sync
+from megatron.errors import DataError
+from megatron.logging import get_logger
+
+logger = get_logger(__name__)
+
+OnBytes = Callable[[int], object]
+# Shows the progress of a step: its name and the bytes it will read; gives what is told of bytes as they are done.
+Progress = Callable[[str, int], AbstractContextManager[OnBytes]]
+
+
+def no_progress(name: str, total: int) -> AbstractContextManager[OnBytes]:
+    """Show nothing."""
+    return nullcontext(lambda size: None)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a comparing stage reads, where it may write, and with what."""
+
+    sources: Sequence[Source]
+    work: Path
+    workers: int
+    max_document_bytes: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stage that compares documents with each other. `decide` reads all of them and gives each shard its stage."""
+
+    name: str
+    decide: Callable[[Corpus], Callable[[int], Stage]]
+    settings: Mapping[str, Any]
+    rehearse: Callable[[Sequence[str]], object]  # does the work of some texts, to be timed
+    finish: Callable[[Corpus], None] = lambda corpus: None  # when the output is written
+
+
+Step = Stage | Comparison
+
+
+@dataclass(frozen=True)
+class _Pass:
+    comparison: Comparison | None
+    stages: tuple[Stage, ...]
+
+
+def group(steps: Sequence[Step]) -> list[_Pass]:
+    """Put steps into passes: a comparison begins one, single-document stages join the pass before them."""
+    passes: list[_Pass] = []
+    for step in steps:
+        if isinstance(step, Comparison):
+            passes.append(_Pass(step, ()))
+        elif passes:
+            passes[-1] = _Pass(passes[-1].comparison, (*passes[-1].stages, step))
+        else:
+            passes.append(_Pass(None, (step,)))
+    return passes or [_Pass(None, ())]
+
+
+def run_steps(
+    steps: Sequence[Step],
+    options: RunOptions,
+    *,
+    sources: Sequence[Source] | None = None,
+    command: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> Totals:
+    """Run all steps into the output folder and give what became of every document. Forks.
+
+    sources: read instead of the input's files. A run that was interrupted is continued; one that is complete is only
+    summed up. Raises DataError if the folder holds something else, or the disk is full.
+    """
+    first: Sequence[Source] = plan(options) if sources is None else sources
+    if not first:
+        raise DataError(f"nothing to read in {', '.join(options.input)}")
+    output = options.folder
+    output.mkdir(parents=True, exist_ok=True)
+    with open_locked(output / ".lock"):
+        complete = _completed(output, steps, first, options)
+        if complete is not None:
+            return complete
+        fingerprint = _claim(output, steps, first, options, command)
+        totals = _run_passes(group(steps), first, options, progress)
+        _write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})
+        if not options.keep_intermediate:
+            for leftover in output.glob(".pass-*"):
+                shutil.rmtree(leftover)
+    (output / ".lock").unlink(missing_ok=True)
+    return totals
+
+
+def plan(options: RunOptions) -> list[Source]:
+    """Cut the input into shards."""
+    paths = [Path(path) for path in options.input]
+    return [
+        *plan_sources(
+            paths,
+            shard_bytes=options.shard_bytes,
+            text_key=options.text_key,
+            id_key=options.id_key,
+        )
+    ]
+
+
+def _run_passes(
+    passes: Sequence[_Pass], sources: Sequence[Source], options: RunOptions, progress: Progress
+) -> Totals:
+    output = options.folder
+    whole = Totals()
+    for number, one in enumerate(passes):
+        is_last = number == len(passes) - 1
+        records = output if is_last else output / f".pass-{number}" / "records"
+        layout = PassLayout(output, records, number, options.format if is_last else "jsonl.zst")
+        corpus = Corpus(
+            sources,
+            output / f".pass-{number}" / "work",
+            options.workers,
+            options.max_document_bytes,
+            progress,
+        )
+        stages = one.stages if number else (read_stage(options.max_document_bytes), *one.stages)
+        stages_of: StagesOf = same_for_all(stages)
+        if one.comparison is not None:
+            corpus.work.mkdir(parents=True, exist_ok=True)
+            stages_of = _in_front(one.comparison.decide(corpus), stages)
+        name = " ".join(stage.name for stage in stages_of(0))
+        with progress(name, sum(source.num_bytes for source in sources)) as on_bytes:
+            totals = run_pass(
+                sources,
+                stages_of,
+                layout,
+                workers=options.workers,
+                strict=options.strict,
+                on_shard=on_bytes,
+            )
+        if one.comparison is not None:
+            one.comparison.finish(corpus)
+        if number:
+            whole.follow(totals)
+        else:
+            whole = totals
+        if not is_last:
+            sources = plan_sources(
+                sorted(records.glob("*.jsonl.zst")),
+                shard_bytes=options.shard_bytes,
+                text_key="text",
+                id_key="id",
+            )
+    return whole
+
+
+def _in_front(stage_of: Callable[[int], Stage], stages: Sequence[Stage]) -> StagesOf:
+    return lambda shard: (stage_of(shard), *stages)
+
+
+def _fingerprint(steps: Sequence[Step], sources: Sequence[Source], options: RunOptions) -> str:
+    described = [[step.name, dict(step.settings)] for step in steps]
+    content = [described, [source.fingerprint() for source in sources], options.format]
+    dumped = orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=list)
+    return hashlib.sha256(dumped).hexdigest()
+
+
+def _completed(
+    output: Path, steps: Sequence[Step], sources: Sequence[Source], options: RunOptions
+) -> Totals | None:
+    """Give the counts of a run that has ended, if it is this one."""
+    try:
+        content = orjson.loads((output / "totals.json").read_bytes())
+        if content["fingerprint"] != _fingerprint(steps, sources, options):
+            return None
+        logger.info("%s is complete already", output)
+        return Totals.from_json(content)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _claim(
+    output: Path,
+    steps: Sequence[Step],
+    sources: Sequence[Source],
+    options: RunOptions,
+    command: Sequence[str],
+) -> str:
+    """Make the folder this run's, or find that it is. Raises DataError if it holds anything else."""
+    fingerprint = _fingerprint(steps, sources, options)
+    path = output / "run.json"
+    (output / "totals.json").unlink(missing_ok=True)
+    others = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
+    try:
+        older = orjson.loads(path.read_bytes())["fingerprint"]
+    except FileNotFoundError:
+        older = None
+        if others:
+            raise DataError(
+                f"--output {output} holds {sorted(others)[0]}, which no run of curate.py wrote; name another folder"
+            ) from None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        older = "damaged"
+    if older not in (None, fingerprint):
+        if not options.overwrite:
+            raise DataError(
+                f"--output {output} holds what another command, other settings or other input wrote; name another "
+                "folder, or add --overwrite"
+            )
+        for name in others:
+            entry = output / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    run = {
+        "fingerprint": fingerprint,
+        "command": list(command),
+        "inputs": [str(Path(path).resolve()) for path in options.input],
+        "steps": [{"stage": step.name, "settings": dict(step.settings)} for step in steps],
+    }
+    _write_json(path, run)
+    return fingerprint
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2, default=list))
+        sync(file)
+    publish([(temporary, path)])

@@ -1,0 +1,206 @@
+"""One pass over shards: read, send every document through the stages, write what is left and the ledger.
+
+A shard is worked on by one process and depends on nothing but its input and the stages: so the files are the same for
+any number of workers. They appear whole, the counts last; a run that was interrupted goes on with the shards that
+have none. Knows nothing of what the stages do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron.curation import ledger
+from megatron.curation.document import (
+    READ,
+    Document,
+    Drop,
+    Keep,
+    Stage,
+    Verdict,
+    apply_stages,
+    num_bytes,
+)
+from megatron.curation.record_io import BadRecord, Format, RecordWriter, Source
+from megatron.curation.totals import Totals
+from megatron.data.ordered_map import Workers
+from megatron.data.publish import publish, sync
+from megatron.errors import DataError
+from megatron.logging import get_logger
+
+logger = get_logger(__name__)
+
+VERSION = 1  # of what the stages decide: a shard of another version is not continued
+NUM_NAMED = 5  # bad records that are named; the others are in the quarantine
+
+OnShard = Callable[[int], object]  # is told the bytes of input of a shard that is done
+StagesOf = Callable[[int], Sequence[Stage]]  # the stages of a shard, by its number
+
+
+@dataclass(frozen=True)
+class PassLayout:
+    """Where a pass writes: its records, and in the output folder its ledger, counts and quarantine."""
+
+    output: Path
+    records: Path  # the output folder, or one inside it that the next pass reads
+    number: int = 0
+    format: Format = "jsonl.zst"
+
+    def name(self, shard: int) -> str:
+        """Name the side files of a shard: those of the first pass come first."""
+        return f"{self.number}-{shard:05d}"
+
+    def records_path(self, shard: int) -> Path:
+        return self.records / f"{shard:05d}.{self.format}"
+
+    def side_path(self, kind: str, shard: int) -> Path:
+        """Give the path of a side file: ledger, quarantine or shards."""
+        suffix = {"ledger": "parquet", "quarantine": "jsonl", "shards": "json"}[kind]
+        return self.output / kind / f"{self.name(shard)}.{suffix}"
+
+    def make_folders(self) -> None:
+        for folder in ("ledger", "quarantine", "shards"):
+            (self.output / folder).mkdir(parents=True, exist_ok=True)
+        self.records.mkdir(parents=True, exist_ok=True)
+
+
+def read_stage(max_document_bytes: int) -> Stage:
+    """Give the stage that every run begins with: no empty documents, none above the hard cap."""
+
+    def apply(document: Document) -> Verdict:
+        size = num_bytes(document.text)
+        if size == 0:
+            return Drop("empty")
+        return Drop("too-large", size) if size > max_document_bytes else Keep(document)
+
+    return Stage(READ, apply, {"max_document_bytes": max_document_bytes})
+
+
+def same_for_all(stages: Sequence[Stage]) -> StagesOf:
+    """Give every shard the same stages."""
+    return lambda shard: stages
+
+
+class _ShardWorker:
+    """Does one shard; runs in a worker."""
+
+    def __init__(self, stages_of: StagesOf, layout: PassLayout, *, strict: bool) -> None:
+        self._stages_of = stages_of
+        self._layout = layout
+        self._strict = strict
+
+    def __call__(self, task: tuple[int, Source, str]) -> tuple[Totals, list[str]]:
+        number, source, fingerprint = task
+        try:
+            return self._run(number, source, fingerprint)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or self._layout.output}: {error.strerror or error}; finished shards are kept: make "
+                "room, and run the same command again"
+            ) from error
+
+    def _run(self, number: int, source: Source, fingerprint: str) -> tuple[Totals, list[str]]:
+        layout, totals = self._layout, Totals()
+        kinds = ("ledger", "quarantine", "shards")
+        finals = [layout.side_path(kind, number) for kind in kinds]
+        finals.insert(2, layout.records_path(number))
+        temporary = [path.with_name(f".{path.name}.tmp") for path in finals]
+        entries = ledger.LedgerWriter(temporary[0])
+        records = RecordWriter(temporary[2], layout.format)
+        named: list[str] = []
+
+        def note(entry: ledger.Entry) -> None:
+            totals.note(entry)
+            entries.add(entry)
+
+        stages = self._stages_of(number)
+        with temporary[1].open("wb") as quarantine:
+            for document in source.read():
+                if isinstance(document, BadRecord):
+                    self._set_aside(document, quarantine.write, named)
+                    totals.bad[document.reason] += 1
+                    continue
+                totals.num_read += 1
+                totals.bytes_read += num_bytes(document.text)
+                left = apply_stages(document, stages, note)
+                if left is not None:
+                    records.write(left)
+            sync(quarantine)
+        entries.close()
+        records.close()
+        totals.bytes_written = temporary[2].stat().st_size
+        with temporary[3].open("wb") as file:
+            file.write(orjson.dumps({"fingerprint": fingerprint, **totals.to_json()}))
+            sync(file)
+        for pair in zip(temporary, finals, strict=True):
+            publish([pair])
+        if not named:
+            finals[1].unlink()
+        return totals, named
+
+    def _set_aside(self, bad: BadRecord, write: Callable[[bytes], Any], named: list[str]) -> None:
+        place = f"{bad.place}: {bad.reason}"
+        if self._strict:
+            raise DataError(f"{place}; fix it, or leave out --strict to set such records aside")
+        if len(named) < NUM_NAMED:
+            named.append(place)
+        line = {"place": bad.place, "reason": bad.reason, "raw": bad.raw}
+        write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def run_pass(
+    sources: Sequence[Source],
+    stages_of: StagesOf,
+    layout: PassLayout,
+    *,
+    workers: int,
+    strict: bool = False,
+    on_shard: OnShard = lambda size: None,
+) -> Totals:
+    """Do all shards that are not done, and give the counts of all. Forks."""
+    layout.make_folders()
+    totals, tasks, num_named = Totals(), [], 0
+    for number, source in enumerate(sources):
+        fingerprint = _fingerprint(source, stages_of(number), layout)
+        done = _done(layout, number, fingerprint)
+        if done is None:
+            tasks.append((number, source, fingerprint))
+        else:
+            totals.add(done)
+            on_shard(source.num_bytes)
+    if len(tasks) < len(sources):
+        logger.info("continuing: %d of %d shards are done", len(sources) - len(tasks), len(sources))
+    if tasks:
+        worker = _ShardWorker(stages_of, layout, strict=strict)
+        with Workers(worker, min(workers, len(tasks))) as pool:
+            for task, (counts, named) in zip(tasks, pool.map(tasks), strict=True):
+                for place in named[: max(NUM_NAMED - num_named, 0)]:
+                    logger.warning("set aside %s", place)
+                num_named += len(named)
+                totals.add(counts)
+                on_shard(task[1].num_bytes)
+    assert totals.adds_up(), "every document ends in one line of the ledger"
+    return totals
+
+
+def _fingerprint(source: Source, stages: Sequence[Stage], layout: PassLayout) -> str:
+    described = [[stage.name, dict(stage.settings)] for stage in stages]
+    content = [VERSION, source.fingerprint(), described, layout.format]
+    dumped = orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=list)
+    return hashlib.sha256(dumped).hexdigest()
+
+
+def _done(layout: PassLayout, number: int, fingerprint: str) -> Totals | None:
+    """Give the counts of a shard that is done, None if there are none of this input and these stages."""
+    try:
+        content = orjson.loads(layout.side_path("shards", number).read_bytes())
+        if content["fingerprint"] != fingerprint or not layout.records_path(number).exists():
+            return None
+        return Totals.from_json(content)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None

@@ -1,0 +1,37 @@
+"""Every stage by its name: its options, what it does, and how it is made. A new stage is one line here.
+
+`pii`, `decontaminate`, `format`, … take part in `curate.py NAME` and in pipelines as soon as they stand in STAGES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.curation.dedup import DedupConfig, dedup_comparison
+from megatron.curation.filters import FilterConfig, filter_stage
+from megatron.curation.passes import Step
+from megatron.curation.select import SelectConfig, select_stage
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """How a stage is made from its options, a frozen dataclass of `option` fields with a method `check`."""
+
+    help: str
+    config: type[Any]
+    make: Callable[[Any], Step]
+
+
+STAGES: dict[str, StageKind] = {
+    "select": StageKind(
+        "languages, licences, opt-outs: which files may be used", SelectConfig, select_stage
+    ),
+    "filter": StageKind(
+        "drop files by their shape: long lines, few letters, XML, data", FilterConfig, filter_stage
+    ),
+    "dedup": StageKind(
+        "drop exact and near duplicates, the best of each kept", DedupConfig, dedup_comparison
+    ),
+}

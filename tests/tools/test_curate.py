@@ -1,0 +1,141 @@
+"""tools/curate.py: from folders to clean text in single stages and in one pipeline, and what it says of mistakes."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
+
+
+@pytest.fixture
+def curate(capsys):
+    main = runpy.run_path(str(ROOT / "tools/curate.py"))["main"]
+
+    def run(*words):
+        main(list(map(str, words)))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def repositories(tmp_path):
+    code = "".join(f"def function_{i}(value):\n    return value + {i}\n\n" for i in range(20))
+    files = {
+        "one/package.json": json.dumps(
+            {"license": "MIT", "description": "functions that add a number"}
+        ),
+        "one/a.py": code,
+        "one/b.py": code + "\n# the same again\n",
+        "one/long.py": "x = '" + "a" * 2000 + "'\n",
+        "two/LICENSE": "GNU GENERAL PUBLIC LICENSE\nVersion 2",
+        "two/c.py": "import this\n",
+        "three/setup.py": "setup(license='MIT')\n",
+        "three/d.py": "print('three')\n",
+    }
+    root = tmp_path / "repositories"
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "optout.txt").write_text("three\n")
+    return root
+
+
+def kept_ids(folder):
+    lines = [
+        line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    return sorted(json.loads(line)["id"] for line in lines)
+
+
+def test_stages_one_by_one_and_a_pipeline_keep_the_same_files(curate, repositories, tmp_path):
+    out = curate("collect", repositories, "--output", tmp_path / "all")
+    assert "8 records = 8 kept + 0 dropped + 0 bad" in out
+    curate(
+        "select",
+        "--input",
+        tmp_path / "all",
+        "--output",
+        tmp_path / "sel",
+        "--opt-out",
+        tmp_path / "optout.txt",
+    )
+    curate("filter", "--input", tmp_path / "sel", "--output", tmp_path / "fil")
+    out = curate(
+        "dedup", "--input", tmp_path / "fil", "--output", tmp_path / "uni", "--format", "jsonl"
+    )
+    assert "1 dropped (1 dedup: near-duplicate)" in out
+    (tmp_path / "p.yaml").write_text(
+        f"input: {tmp_path / 'all'}\noutput: {tmp_path / 'piped'}\nformat: jsonl\n"
+        f"stages:\n  - select: {{opt_out: [{tmp_path / 'optout.txt'}]}}\n  - filter\n  - dedup: {{threshold: 0.7}}\n"
+    )
+    assert "time: about" in curate("run", tmp_path / "p.yaml", "--dry-run")
+    assert not (tmp_path / "piped").exists()
+    out = curate("run", tmp_path / "p.yaml", "--workers", 2)
+    assert "8 records = 2 kept + 6 dropped" in out
+    assert kept_ids(tmp_path / "piped") == kept_ids(tmp_path / "uni")
+    assert "one:package.json" in kept_ids(tmp_path / "uni")
+    ids = ("one:a.py", "one:b.py", "one:long.py", "two:c.py", "three:d.py")
+    told = {id: curate("why", "--output", tmp_path / "piped", id) for id in ids}
+    assert "dedup: near-duplicate" in told["one:a.py"] + told["one:b.py"]
+    assert "filter: long-line = 2006" in told["one:long.py"]
+    assert "select: license (GPL-2.0-or-later (repository))" in told["two:c.py"]
+    assert "select: opt-out (three in optout.txt)" in told["three:d.py"]
+    card = (tmp_path / "piped/README.md").read_text()
+    assert "8 documents were read" in card and "| dedup: near-duplicate | 1 |" in card
+    assert not list((tmp_path / "piped").glob(".pass-*"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        ("stages: []", "has no stages"),
+        ("stages: [polish]", "'polish' is no stage; known are select, filter, dedup"),
+        ("stages: [{filter: {max-lime: 3}}]", "filter: max-lime is not an option"),
+        (
+            "stages: [{filter: {max-line: many}}]",
+            "filter: argument --max-line: invalid int value: 'many'",
+        ),
+        ("stages: [filter]\ninptu: a", "the file: inptu is not an option"),
+        ("stages: [filter]\ninput: 'no/*.jsonl'", r"no file is named no/\*\.jsonl"),
+        ("stages: [filter]", "no --input"),
+        ("- a", "holds no options"),
+        ("stages: [", "is not YAML"),
+    ],
+)
+def test_pipeline_that_cannot_run_says_what_is_wrong(curate, tmp_path, pipeline, message):
+    path = tmp_path / "p.yaml"
+    path.write_text(pipeline)
+    with pytest.raises(ConfigError, match=message):
+        curate("run", path)
+
+
+def test_document_that_the_ledger_lacks_is_an_error(curate, repositories, tmp_path):
+    curate("collect", repositories, "--output", tmp_path / "all")
+    with pytest.raises(DataError, match="has no document 'none'"):
+        curate("why", "--output", tmp_path / "all", "none")
+
+
+def test_mistake_is_one_line_and_exit_code_2(tmp_path):
+    command = [
+        sys.executable,
+        "tools/curate.py",
+        "filter",
+        "--input",
+        "missing.jsonl",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "curate.py: error: input missing.jsonl does not exist (files only; nothing is downloaded)\n"
+    )

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Turn repositories and raw records into training text, with a ledger of what became of every file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import megatron.logging
+from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
+from megatron.curation import data_card, estimate, ledger
+from megatron.curation.collect import CollectConfig, plan_folders
+from megatron.curation.options import RunOptions
+from megatron.curation.passes import OnBytes, Step, run_steps
+from megatron.curation.pipeline import read_pipeline
+from megatron.curation.record_io import Source
+from megatron.curation.stages import STAGES
+from megatron.errors import DataError
+
+EXAMPLES = """\
+  from folders of repositories to clean files, one stage after the other:
+    python tools/curate.py collect ~/repositories --output curated/all --workers 8
+    python tools/curate.py select --input curated/all --output curated/selected --opt-out optout.txt
+    python tools/curate.py filter --input curated/selected --output curated/filtered
+    python tools/curate.py dedup --input curated/filtered --output curated/unique
+  the same in one command, and what it would do:
+    python tools/curate.py run pipeline.yaml
+    python tools/curate.py run pipeline.yaml --dry-run
+  why a file is, or is not, in the data:
+    python tools/curate.py why --output curated/unique octocat/hello:src/a.py"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(__doc__ or "", EXAMPLES)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_stages(commands)
+    collect = _add(commands, "collect", "walk folders of repositories or packages into records")
+    collect.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="folders to walk")
+    add_section(collect, RunOptions, title="output")
+    add_section(collect, CollectConfig, title="collect")
+    run = _add(commands, "run", "run the stages of a YAML file")
+    run.add_argument("pipeline", type=Path, help="YAML: input, output, stages (docs/curation.md)")
+    add_section(run, RunOptions, title="input and output, which the file states too")
+    why = _add(commands, "why", "say what became of a document, and by which rule")
+    why.add_argument("id", help="its id, as the records and the ledger have it")
+    why.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
+    card = _add(commands, "card", "write the data card of a folder again")
+    card.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
+    args = parse_known(parser, given)
+    megatron.logging.configure()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
+    if args.command == "why":
+        explain(args.output, args.id)
+    elif args.command == "card":
+        print(f"wrote {data_card.write_card(args.output)}")
+    else:
+        curate(args, given)
+
+
+def _add(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help, allow_abbrev=False
+    )
+    return parser
+
+
+def _add_stages(commands: Any) -> None:
+    for name, kind in STAGES.items():
+        parser = _add(commands, name, kind.help)
+        add_section(parser, RunOptions, title="input and output")
+        add_section(parser, kind.config, title=name)
+
+
+def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
+    """Run the stages that the command names."""
+    steps: list[Step] = []
+    sources: list[Source] | None = None
+    if args.command == "run":
+        options, steps = read_pipeline(args.pipeline, args)
+    elif args.command == "collect":
+        args.input = [str(root) for root in args.roots]
+        options = section_from(args, RunOptions)
+    else:
+        options = section_from(args, RunOptions)
+        kind = STAGES[args.command]
+        steps = [kind.make(section_from(args, kind.config))]
+    options.check()
+    if args.command == "collect":
+        plan = plan_folders(
+            args.roots,
+            section_from(args, CollectConfig),
+            shard_bytes=options.shard_bytes,
+            max_document_bytes=options.max_document_bytes,
+        )
+        sources = list(plan)
+        if not sources:
+            raise DataError(f"no file below {', '.join(options.input)}")
+    if options.dry_run:
+        print(estimate.estimate(steps, options, sources=sources).describe())
+        return
+    start = time.monotonic()
+    with logging_redirect_tqdm([megatron.logging.get_logger("megatron")]):
+        totals = run_steps(steps, options, sources=sources, command=given, progress=show)
+    seconds = time.monotonic() - start
+    data_card.write_card(options.folder)
+    speed = totals.bytes_read / 1e6 / max(seconds, 1e-9)
+    print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s ({speed:,.1f} MB/s)")
+
+
+@contextlib.contextmanager
+def show(name: str, total: int) -> Iterator[OnBytes]:
+    """Show a step as a bar."""
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=name) as bar:
+        yield bar.update
+
+
+def explain(output: Path, id: str) -> None:
+    """Print every decision about a document."""
+    answers = ledger.why(output, id)
+    if not answers:
+        raise DataError(
+            f"the ledger of {output} has no document {id!r}; an id is what the records have, as in the ledger's first "
+            "column"
+        )
+    for folder, entry in answers:
+        print(f"{folder}: {ledger.describe(entry)}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
