@@ -57,6 +57,7 @@ class Config:
         self._check_documents()
         self._check_batches(dp_size)
         self._check_schedule()
+        self._check_spikes()
 
     def _check_layers(self) -> None:
         model, parallel = self.model, self.parallel
@@ -190,6 +191,15 @@ class Config:
                 not is_wrong,
                 f"{flag} clashes with {unit[0]}: count both in {unit[1]}",
             )
+
+    def _check_spikes(self) -> None:
+        checkpoint = self.checkpoint
+        require(
+            self.training.loss_spike_policy != "rollback"
+            or (checkpoint.save_interval is not None and not checkpoint.no_save_optim),
+            "--loss-spike-policy rollback goes back to a checkpoint of the run, with its moments: give --save and "
+            "--save-interval, without --no-save-optim, or use --loss-spike-policy skip",
+        )
 
     def global_batch_size(self, dp_size: int) -> int:
         """Sequences a step, after any ramp-up."""

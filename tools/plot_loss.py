@@ -40,8 +40,8 @@ def read_curves(path: Path) -> Curves:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            if "source" in record:
-                continue  # what was read of it
+            if "source" in record or "rollback_from" in record:
+                continue  # what was read of it, or that steps come again
             iteration, loss = record["iteration"], record["lm_loss"]
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):

@@ -110,6 +110,11 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--step", type=int, help="training samples of this step, from 1 as logged")
     which.add_argument("--sample", type=int, nargs="+", metavar="N", help="samples by number")
+    which.add_argument(
+        "--skipped",
+        action="store_true",
+        help="training samples that the run left out when it went back to a checkpoint",
+    )
     parser.add_argument(
         "--rank",
         type=int,
@@ -130,17 +135,20 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _sample(args: argparse.Namespace) -> None:
-    if args.step is not None and args.set != "train":
+    if args.sample is None and args.set != "train":
         raise ConfigError(
-            f"--step counts steps of training, and a validation of {args.set} reads its samples from 0 on every "
+            f"--step and --skipped are of training, and a validation of {args.set} reads its samples from 0 on every "
             "time; give --sample"
         )
     if args.rank is not None and args.step is None:
         raise ConfigError("--rank says who read the samples of a --step; leave it out")
     record = RunRecord.open(args.load, args.step)
-    numbers = args.sample or samples_of_step(
-        record, args.step, rank=args.rank, world_size=args.world_size
-    )
+    if args.skipped:
+        numbers = [number for one in record.skipped for number in range(one.start, one.stop)]
+    else:
+        numbers = args.sample or samples_of_step(
+            record, args.step, rank=args.rank, world_size=args.world_size
+        )
     run = RunTrace(record)
     for number in numbers:
         traced = run.trace(args.set, number)

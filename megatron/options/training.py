@@ -161,16 +161,23 @@ class TrainingConfig:
     exit_signal_handler: bool = option(
         False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"
     )
-    loss_spike_policy: Literal["none", "skip"] = option(
+    loss_spike_policy: Literal["none", "skip", "rollback"] = option(
         "none",
         "what becomes of a step whose loss or gradient norm is above the limit that recent steps set: none trains on "
-        "it, skip leaves the weights as they were",
+        "it, skip leaves the weights as they were, rollback does too and, when such steps do not end, goes back to a "
+        "checkpoint and skips the samples from there on",
     )
     loss_spike_threshold: float = option(
         6.0, "how many robust standard deviations above their median the limit lies", above=0.0
     )
     loss_spike_window: int = option(
         128, "recent steps that set the limit; there is none before half as many", minimum=4
+    )
+    loss_spike_patience: int = option(
+        10,
+        "steps lost in a row, as spikes or not finite, after which rollback goes back",
+        minimum=1,
+        maximum=15,
     )
     check_weight_hash_across_dp_replicas_interval: int | None = option(
         None,
@@ -190,6 +197,12 @@ class TrainingConfig:
         require(
             (self.train_iters is None) != (self.train_samples is None),
             "give the length of the run once: --train-iters or --train-samples",
+        )
+        require(
+            self.loss_spike_policy != "rollback"
+            or 2 * self.loss_spike_patience < self.loss_spike_window,
+            f"--loss-spike-patience {self.loss_spike_patience} has to be below half of --loss-spike-window "
+            f"{self.loss_spike_window}: spikes that are half of the window set its limit",
         )
         if self.rampup_batch_size is not None:
             require(

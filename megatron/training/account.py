@@ -88,6 +88,12 @@ class Account:
         self._progress.interval, self.clock = Interval(), Clock()
         self.clock.start()
 
+    def restart(self) -> None:
+        """Go on from another step than the last one read."""
+        assert not self._pending
+        self._num_lost, self.clock = 0, Clock()
+        self.clock.start()
+
     def _read(self, entry: Entry) -> None:
         result = entry.step.read()
         self._last = result
@@ -95,7 +101,10 @@ class Account:
         self._on_votes(entry.iteration, result.votes)
         self.clock.count(entry.num_tokens, result.attention_share)
         self._progress.interval.add(result.loss, result.is_skipped)
-        self._spikes.add(entry.iteration, result.loss, result.gradient_norm)
+        lost_sample = entry.samples.start if result.is_lost else None
+        self._spikes.add(
+            entry.iteration, result.loss, result.gradient_norm, lost_sample=lost_sample
+        )
         if result.is_skipped:
             logger.info(
                 f"step {entry.iteration}: {_reason(result)}; weights unchanged, "

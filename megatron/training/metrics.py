@@ -76,12 +76,11 @@ class MetricsWriter:
     def __init__(self, config: Config, *, start_iteration: int) -> None:
         """Open the files. A fresh run starts them anew, a resumed one continues after its checkpoint's step."""
         save = Path(config.checkpoint.save) if config.checkpoint.save else None
-        self._file = None
-        if save is not None:
-            save.mkdir(parents=True, exist_ok=True)
-            path = save / METRICS_FILE
-            truncate_metrics(path, start_iteration if start_iteration > 0 else -1)
-            self._file = path.open("a", encoding="utf-8")
+        self._file, self._path = None, save / METRICS_FILE if save is not None else None
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            truncate_metrics(self._path, start_iteration if start_iteration > 0 else -1)
+            self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _open_tensorboard(config, save, start_iteration)
         self._wandb = _open_wandb(config, save)
 
@@ -130,6 +129,15 @@ class MetricsWriter:
     def remark(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Write a line of its own about what was noticed by this step."""
         self._write({"iteration": iteration, **values})
+
+    def rollback(self, values: Mapping[str, Any]) -> None:
+        """Forget the lines of steps after `iteration`, which come again with other samples, and write one line."""
+        if self._file is not None and self._path is not None:
+            with _going_on_without(METRICS_FILE):
+                self._file.close()
+                truncate_metrics(self._path, values["iteration"])
+                self._file = self._path.open("a", encoding="utf-8")
+        self._write(values)
 
     def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is not None:

@@ -35,6 +35,7 @@ from megatron.training.inputs import Inputs
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
+from megatron.training.rollback import Rollback
 from megatron.training.run import Outcome, Run
 from megatron.training.run_state import RunTensors, restore
 from megatron.training.saver import RunSaver
@@ -138,6 +139,8 @@ def build_run(
         writer = MetricsWriter(config, start_iteration=progress.iteration)
     pipeline = _pipeline(config, context, stages, modules)
     datasets, resets = inputs.datasets, _document_resets(inputs)
+    spikes = SpikeGuard(config.training, progress.spikes)
+    saver = RunSaver(config, inputs.contents, tensors, last_saved=progress.iteration)
     return Run(
         config=config,
         parts=_step_parts(config, pipeline, context, tensors, tied_embedding),
@@ -148,8 +151,19 @@ def build_run(
         test=_validation(config, datasets.logged_test, context, resets, stages),
         progress=progress,
         tensors=tensors,
-        spikes=SpikeGuard(config.training, progress.spikes),
-        saver=RunSaver(config, inputs.contents, tensors, last_saved=progress.iteration),
+        spikes=spikes,
+        rollback=Rollback(
+            config,
+            start,
+            tensors,
+            tied_embedding,
+            spikes,
+            saver,
+            datasets.train,
+            writer,
+            marks,
+        ),
+        saver=saver,
         replicas=_replica_check(config, context, tensors),
         throughput=_throughput(config, context),
         writer=writer,

@@ -69,8 +69,10 @@ def plan_replay(path: Path, step: int, world_size: int) -> ReplayPlan:
 
 def _without_outputs(config: Config) -> Config:
     """Leave out all that writes, checks or ends, and does not touch the numbers of a step."""
+    policy = config.training.loss_spike_policy
     training = replace(
         config.training,
+        loss_spike_policy="skip" if policy == "rollback" else policy,
         eval_iters=0,
         exit_interval=None,
         exit_duration_in_mins=None,

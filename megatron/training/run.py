@@ -13,6 +13,7 @@ from megatron.training.evaluate import Validation
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
+from megatron.training.rollback import Rollback
 from megatron.training.run_state import Progress, RunTensors
 from megatron.training.saver import RunSaver
 from megatron.training.spike import SpikeGuard
@@ -36,6 +37,7 @@ class Run:
     progress: Progress
     tensors: RunTensors
     spikes: SpikeGuard
+    rollback: Rollback
     saver: RunSaver
     replicas: ReplicaCheck
     throughput: Throughput

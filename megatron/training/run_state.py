@@ -23,6 +23,7 @@ from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import BY_CHECKSUM, FINGERPRINT, Contents, list_files
 from megatron.training.metrics import Interval
+from megatron.training.skipped import SkippedSamples, skipped_in
 from megatron.training.spike import SpikeHistory
 from megatron.training.start import Start
 
@@ -39,6 +40,8 @@ class Progress:
     consumed_samples: int = 0
     interval: Interval = field(default_factory=Interval)  # of the steps that were read (Account)
     spikes: SpikeHistory = field(default_factory=SpikeHistory)  # the same
+    skipped: tuple[SkippedSamples, ...] = ()  # in order; consumed_samples counts them, too
+    num_rollbacks: int = 0
 
     def advance(self, num_samples: int) -> None:
         """Account for one step."""
@@ -74,6 +77,8 @@ def state_of(progress: Progress, tensors: RunTensors, contents: Contents) -> dic
         "schedule": dataclasses.asdict(tensors.schedule),
         "interval": dataclasses.asdict(progress.interval),
         "spikes": dataclasses.asdict(progress.spikes),
+        "skipped": [dataclasses.asdict(one) for one in progress.skipped],
+        "rollbacks": progress.num_rollbacks,
         FINGERPRINT: contents.to_json(),
     }
 
@@ -102,6 +107,8 @@ def restore(start: Start, tensors: RunTensors) -> Progress:
         start.state["consumed_samples"],
         Interval(**start.state["interval"]),
         SpikeHistory(**start.state.get("spikes", {})),  # older checkpoints have none
+        skipped_in(start.state),
+        start.state.get("rollbacks", 0),
     )
 
 

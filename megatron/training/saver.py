@@ -76,6 +76,17 @@ class RunSaver:
         while self._pending is not None:
             self._advance(is_last=True)
 
+    def settle(self) -> None:
+        """Wait for a save under way, whose failure is as in `save_if_due`. Collective over the world."""
+        while self._pending is not None:
+            self._advance(is_last=False)
+
+    def rewind(self, iteration: int) -> None:
+        """Go on from an earlier checkpoint: what was saved after it is saved again. No save is under way."""
+        assert self._pending is None
+        self._last_begun = self._last_saved = self._last_vote = self._last_stale = iteration
+        self._heard = NO_VOTES
+
     def save_if_due(self, progress: Progress, *, is_last: bool) -> bool:
         """Save at a multiple of --save-interval and at the end. Collective over the world when it saves, and at the end.
 
@@ -90,8 +101,7 @@ class RunSaver:
         if checkpoint.save is None or not (is_due or is_last):
             return False
         has_work = self._pending is not None or progress.iteration != self._last_begun
-        while self._pending is not None:  # its memory is needed, and two would fight for the disk
-            self._advance(is_last=False)
+        self.settle()  # its memory is needed, and two would fight for the disk
         if progress.iteration != self._last_begun:
             self._save(progress, Path(checkpoint.save), is_last=is_last)
         return has_work

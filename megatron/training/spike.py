@@ -35,11 +35,22 @@ class SpikeLimits:
 NO_LIMITS = SpikeLimits()
 
 
+@dataclass(frozen=True)
+class Streak:
+    """Steps that were lost one after another."""
+
+    first_step: int
+    first_sample: int
+
+
 @dataclass
 class SpikeHistory:
     """What recent steps were like. Saved with a checkpoint, so that a resumed run knows the same limits."""
 
     steps: list[list[float]] = field(default_factory=list)  # [iteration, loss, gradient norm]
+    lost: list[list[int]] = field(
+        default_factory=list
+    )  # [iteration, first sample], weights unchanged
 
 
 class SpikeGuard:
@@ -49,6 +60,7 @@ class SpikeGuard:
         """Keep history, which grows with every result."""
         self._window, self._threshold = config.loss_spike_window, config.loss_spike_threshold
         self._is_on = config.loss_spike_policy != "none"
+        self._patience = config.loss_spike_patience
         self._history = history
 
     def limits(self, iteration: int) -> SpikeLimits:
@@ -66,11 +78,35 @@ class SpikeGuard:
             math.exp(robust_limit(logarithms, self._threshold)) if logarithms else math.inf,
         )
 
-    def add(self, iteration: int, loss: float, gradient_norm: float) -> None:
-        """Take the result of a step, of one that was a spike too: a level that stays becomes the usual one."""
+    def add(
+        self, iteration: int, loss: float, gradient_norm: float, *, lost_sample: int | None = None
+    ) -> None:
+        """Take the result of a step, of one that was a spike too: a level that stays becomes the usual one.
+
+        lost_sample: the first of a step that was lost.
+        """
+        history = self._history
         if self._is_on and math.isfinite(loss) and math.isfinite(gradient_norm):
-            self._history.steps.append([iteration, loss, gradient_norm])
-            del self._history.steps[: -(self._window + LAG - 1)]
+            history.steps.append([iteration, loss, gradient_norm])
+            del history.steps[: -(self._window + LAG - 1)]
+        if self._is_on and lost_sample is not None:
+            history.lost.append([iteration, lost_sample])
+            del history.lost[: -(self._patience + LAG)]
+
+    def streak(self, iteration: int) -> Streak | None:
+        """Give the steps lost up to the one before this, when they have just become as many as patience lasts.
+
+        A function of steps before this one alone, as `limits`, whenever its own result is read.
+        """
+        lost = {entry[0]: entry[1] for entry in self._history.lost}
+        first = iteration - self._patience
+        if first - 1 in lost or not all(step in lost for step in range(first, iteration)):
+            return None
+        return Streak(first, lost[first])
+
+    def restore(self, history: SpikeHistory) -> None:
+        """Go on from an earlier step's history."""
+        self._history.steps, self._history.lost = history.steps, history.lost
 
 
 def robust_limit(values: list[float], threshold: float) -> float:

@@ -30,6 +30,12 @@ from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.fingerprint import Contents, read_fingerprint
+from megatron.training.skipped import (
+    SkippedSamples,
+    first_sample,
+    is_of_same_past,
+    skipped_in,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class RunRecord:
     saved: tuple[
         tuple[int, int], ...
     ]  # (iteration, consumed samples) of every checkpoint, ascending
+    skipped: tuple[SkippedSamples, ...] = ()
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> RunRecord:
@@ -67,9 +74,16 @@ class RunRecord:
         folder = path if is_one else checkpoint_folder(root, min(later, default=latest or 0))
         state = read_state(folder)
         states = [read_state(checkpoint_folder(root, number)) for number in iterations]
-        saved = tuple((one["iteration"], one["consumed_samples"]) for one in states)
+        skipped = skipped_in(
+            state if latest is None else read_state(checkpoint_folder(root, latest))
+        )
+        saved = tuple(
+            (one["iteration"], one["consumed_samples"])
+            for one in states
+            if is_of_same_past(one["iteration"], one, skipped)
+        )
         contents = read_fingerprint(folder).contents
-        return cls(folder, _read_options(folder), state.get("world_size"), contents, saved)
+        return cls(folder, _read_options(folder), state.get("world_size"), contents, saved, skipped)
 
     def data_parallel_size(self, world_size: int | None) -> int:
         """Give the number of data-parallel ranks. Raises ConfigError if the run did not record its size."""
@@ -91,12 +105,18 @@ class RunRecord:
         batches = BatchSchedule.create(self.config.training, self.config.global_batch_size(dp_size))
         iteration, consumed = max((one for one in self.saved if one[0] < step), default=(0, 0))
         start = iteration
+
+        def after(iteration: int, consumed: int) -> tuple[int, int]:
+            first = first_sample(iteration, consumed, self.skipped)
+            return iteration + 1, first + batches.size(first)
+
         while iteration < step - 1:
-            iteration, consumed = iteration + 1, consumed + batches.size(consumed)
-        result = (consumed, batches.size(consumed))
+            iteration, consumed = after(iteration, consumed)
+        first = first_sample(iteration, consumed, self.skipped)
+        result = (first, batches.size(first))
         following = min((one for one in self.saved if one[0] >= step), default=None)
         while following is not None and iteration < following[0]:
-            iteration, consumed = iteration + 1, consumed + batches.size(consumed)
+            iteration, consumed = after(iteration, consumed)
         if following is not None and consumed != following[1]:
             raise CheckpointError(
                 f"{self.folder}: from step {start} to {following[0]} the run consumed samples up to {following[1]}, "

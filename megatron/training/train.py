@@ -39,6 +39,8 @@ def train(run: Run) -> Outcome:
             progress.advance(size)
             account.add(step, size, size * run.parts.seq_length)
             account.read_earlier()
+            if run.rollback.go_back_if_due(progress, account):
+                continue
             run.saver.proceed()
             is_exit = _is_multiple(progress.iteration, training.exit_interval)
             if not (is_exit or account.should_stop or _needs_result(run)):

@@ -1,6 +1,7 @@
 """tools/verify.py sample: a step is traced to its documents, for people and for programs, without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -53,6 +54,18 @@ def test_step_of_a_process_for_programs(run):
         assert sample["documents"][-1]["tokens"][1] == 33
 
 
+def test_samples_that_a_run_left_out(run, tmp_path):
+    root = shutil.copytree(run, tmp_path / "run")
+    state = json.loads((root / "iter_0000002" / "state.json").read_text())
+    state["skipped"] = [{"after": 1, "start": 8, "stop": 11}]
+    (root / "iter_0000002" / "state.json").write_text(json.dumps(state))
+    seal(root / "iter_0000002")
+    result = verify("--load", root, "--skipped", "--json")
+    assert result.returncode == 0, result.stderr
+    samples = [json.loads(line)["sample"] for line in result.stdout.splitlines()]
+    assert samples == [8, 9, 10]
+
+
 def test_sample_for_people(run):
     result = verify("--load", run / "iter_0000002", "--set", "valid", "--sample", 5, 6)
     assert result.returncode == 0, result.stderr
@@ -67,7 +80,7 @@ def test_sample_for_people(run):
         (["--step", 1, "--set", "valid"], "give --sample"),
         (["--sample", 1, "--rank", 0], "--rank says who read the samples of a --step"),
         (["--step", 1, "--rank", 2], "the run had processes 0 to 1"),
-        ([], "one of the arguments --step --sample is required"),
+        ([], "one of the arguments --step --sample --skipped is required"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, message):
