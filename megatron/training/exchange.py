@@ -5,7 +5,6 @@ Apart from the thread that decides: the store may not answer.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from megatron.training.board import Alarm, Board, Report
 
 MOST_PROCESSES = 1000  # that may talk once a second: about what a store does without effort
 SURVEY_BEATS = 4  # reads of the board after an alarm: who posted nothing meanwhile is silent
+CALM_BEATS = 5  # between the first rank's looks at a run that moves: decoding hundreds of reports takes its GIL
 STORE_SECONDS = 20.0  # until a store that does not answer is given up
 
 
@@ -51,7 +51,7 @@ class Exchange:
         self._is_surveyed = Event()
         self._is_spoken = Event()
         self._wakes = Event()
-        self._is_closed = False
+        self._is_closed = self._is_lost = False
         board.post(report(0))  # before anybody reads: all take part in a collective after this
         self._thread = Thread(target=self._run, name="exchange", daemon=True)
         self._thread.start()
@@ -73,7 +73,8 @@ class Exchange:
     def survey(self) -> Survey | None:
         """Wait until it is known who still answers after an alarm; None if the store does not."""
         self._wakes.set()
-        return self.survey_now() if self._is_surveyed.wait(self._patience) else None
+        is_answered = self._is_surveyed.wait(self._patience) and not self._is_lost
+        return self.survey_now() if is_answered else None
 
     def say_spoken(self) -> None:
         """Let the others know that the alarm was explained."""
@@ -100,19 +101,26 @@ class Exchange:
 
     def _run(self) -> None:
         while not self._is_closed:
-            # The store may be gone: whoever asks waits in vain, and says so.
-            with contextlib.suppress(RuntimeError, OSError, ValueError):
+            try:
                 self._talk()
+            except (RuntimeError, OSError):
+                self._is_lost = True  # with the store: whoever asks is told that it does not answer
+                self._is_surveyed.set()
+                return
             self._wakes.wait(self._beat_seconds)
             self._wakes.clear()
 
     def _talk(self) -> None:
         self._beat += 1
-        self._board.post(self._make_report(self._beat))
+        report = self._make_report(self._beat)
+        self._board.post(report)
         if self._own_alarm is not None and self.alarm is None:
             self._board.raise_alarm(self._own_alarm)
         self.alarm = self.alarm or self._board.alarm()
-        if self._rank == 0 or self.alarm is not None:
+        is_calm = self.alarm is None and report.age < CALM_BEATS * self._beat_seconds
+        if self.alarm is not None or (
+            self._rank == 0 and (not is_calm or self._beat % CALM_BEATS == 0)
+        ):
             self._read()
         if self.alarm is not None:
             self._num_reads_alarmed += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import socket
 import sys
@@ -108,8 +109,8 @@ class Watch:
         if self._exchange is not None and is_lost_peer(error):
             for number in STOP_SIGNALS:  # the launcher wants to end what is about to end
                 signal.signal(number, signal.SIG_IGN)
-            first_line = str(error).partition("\n")[0]
-            self._own_alarm = Alarm("lost", launch.rank, f"a connection broke ({first_line})")
+            text = f"in {phase} a connection broke ({shortened(error)})"
+            self._own_alarm = Alarm("lost", launch.rank, text)
             while True:
                 time.sleep(1.0)  # the observer ends this process
         self._is_closed.set()
@@ -145,7 +146,8 @@ class Watch:
 
     def _check(self) -> None:
         if self._launch.has_rendezvous and os.getppid() != self._launch.parent_pid:
-            logger.warning("the launcher of this process is gone: left at once")
+            if self._launch.local_rank == 0:
+                logger.warning("the launcher of these processes is gone: left at once")
             leave_at_once(EXIT_LOST_PEER)
         alarm = self._own_alarm or (self._exchange.alarm if self._exchange else None)
         age, limit = self._patience.age, self._patience.limit
@@ -207,8 +209,8 @@ class Watch:
     def _speak(self, alarm: Alarm, survey: Survey | None, code: int) -> None:
         """Say what happened, if no other process does: the first one that is alive speaks."""
         if survey is None or self._exchange is None:
-            if self._launch.local_rank == 0:
-                logger.warning(self._last_words(alarm, self._alone(), code))
+            if self._launch.local_rank == 0 or self._launch.rank == 1:  # rank 0 may be the one
+                logger.warning(self._last_words(alarm, self._alone(alarm), code))
             return
         if survey.first_alive != self._launch.rank and self._exchange.wait_until_spoken():
             return
@@ -216,11 +218,13 @@ class Watch:
         logger.warning(self._last_words(alarm, blame, code))
         self._exchange.say_spoken()
 
-    def _alone(self) -> str:
+    def _alone(self, alarm: Alarm) -> str:
         """Say where this process stands, the others being out of reach."""
         frame = main_frame()
-        waits = f", waiting in {collective(frame)}" if is_waiting(frame) else ""
-        text = f"rank {self._launch.rank} ({self._host}, pid {os.getpid()}) is at {place(frame)}{waits}"
+        text = f"said by rank {self._launch.rank} ({self._host}, pid {os.getpid()})"
+        if alarm.kind == "hung":
+            waits = f", waiting in {collective(frame)}" if is_waiting(frame) else ""
+            text += f" at {place(frame)}{waits}"
         if self._launch.world_size > 1:
             text += (
                 "; the other processes cannot be asked: the one that holds the rendezvous (the launcher of the first "
@@ -270,6 +274,12 @@ def within(seconds: float, action: Callable[[], None]) -> None:
     thread = Thread(target=action, daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+def shortened(error: BaseException) -> str:
+    """Give what an error of a collective says, without the file of the library and its advice."""
+    line = str(error).partition("\n")[0].partition(". This is typically")[0]
+    return re.sub(r"^\[\S+\] ", "", line)
 
 
 def is_lost_peer(error: BaseException | None) -> bool:

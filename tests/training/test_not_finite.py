@@ -68,7 +68,6 @@ def _step(run: Run, number: int):
         run.loader.batch(BATCH * number, BATCH),
         consumed_samples=BATCH * number,
         global_batch_size=BATCH,
-        wants_stop=False,
     ).read()
 
 
