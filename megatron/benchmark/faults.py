@@ -36,11 +36,19 @@ exit code 1 where a run did not go on bitwise from its last checkpoint; its fold
 VOCAB_SIZE = 512
 MEGABYTES = 0.3  # of text
 FORMAT = 1  # of --out
+FAULTS_A_LAUNCH = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench.py faults`."""
     parser.add_argument("--kills", type=int, default=500, metavar="N", help="faults (default: 500)")
+    parser.add_argument(
+        "--launched",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first, runs under tools/launch.py, which restarts them by itself after each of 4 faults (default: 0)",
+    )
     parser.add_argument(
         "--mutations",
         type=int,
@@ -61,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Play lives until there were enough faults, and print what came out. TrainingError on any violation."""
-    if min(args.kills, args.mutations) < 0 or args.kills + args.mutations == 0:
-        raise ConfigError("--kills and --mutations must be 0 or more, and one of them above 0")
+    counts = (args.kills, args.launched, args.mutations)
+    if min(counts) < 0 or sum(counts) == 0:
+        raise ConfigError("--kills, --launched and --mutations must be 0 or more, and one above 0")
     if args.life is not None and not _is_life(args.life):
         raise ConfigError(f"--life {args.life}: give a seed and a number, such as 1/17")
     folder = args.folder or Path(tempfile.mkdtemp(prefix="faults_"))
@@ -75,7 +84,10 @@ def run(args: argparse.Namespace) -> None:
 
     with Nursery() as nursery:
         stage = Stage(nursery, data_flags, folder.absolute())
-        lives = _play(args, stage) if args.kills else []
+        lives = _play_launched(args, stage) if args.launched and args.life is None else []
+        if args.kills:
+            lives += _play(args, stage)
+        _print_lives(lives)
         results = _damage(args, stage) if args.mutations and args.life is None else []
     _write_out(args, lives, results)
     failed = [life for life in lives if not life.is_right]
@@ -99,34 +111,66 @@ def _is_life(text: str) -> bool:
 
 
 def _play(args: argparse.Namespace, stage: Stage) -> list[Life]:
-    """Play lives, case after case, until there were enough faults; say how each went, and print their table."""
+    """Play lives, case after case, until there were enough faults, and say how each went."""
     from megatron.benchmark.fault_injection.life import draw_faults, live
-    from megatron.benchmark.fault_injection.report import describe, to_markdown
 
     lives: list[Life] = []
-    num_faults, start = 0, time.monotonic()
+    num_faults = 0
     seeds = [args.life] if args.life else (f"{args.seed}/{number}" for number in range(args.kills))
     for seed in seeds:
         case = list(CASES.values())[int(seed.split("/")[1]) % len(CASES)]
         faults = draw_faults(stage.moments(case), seed)
         life = live(stage, case, f"life-{seed.replace('/', '-')}", faults, seed=seed)
         lives.append(life)
-        fired = sum(attempt.has_fired for attempt in life.attempts)
-        num_faults += fired
-        outcome = "bitwise" if life.is_right else "WRONG"
-        _say(f"{num_faults:>6} faults | life {seed} | {case.name}: {fired} faults, {outcome}")
-        for attempt in life.attempts:
-            if attempt.problems:
-                _say(f"    {describe(attempt)}")
-        for problem in life.problems:
-            _say(f"    {problem}")
-        if life.is_right and args.folder is None:
-            shutil.rmtree(Path(life.save).parent)
+        num_faults += life.num_faults
+        _end_life(args, life, num_faults)
         if num_faults >= args.kills:
             break
-    print(to_markdown(lives))
-    print(f"\n{len(lives)} runs of {len(CASES)} cases, {time.monotonic() - start:.0f} s")
     return lives
+
+
+def _play_launched(args: argparse.Namespace, stage: Stage) -> list[Life]:
+    """Play lives under the launcher."""
+    from megatron.benchmark.fault_injection.fault import DEADLY
+    from megatron.benchmark.fault_injection.launched import live_launched
+    from megatron.benchmark.fault_injection.life import draw_faults
+
+    cases = [case for case in CASES.values() if case.world_size > 1]
+    actions = (*DEADLY, "error", "memory")
+    lives: list[Life] = []
+    for number in range(args.launched):
+        case, seed = cases[number % len(cases)], f"{args.seed}/launched-{number}"
+        drawn = draw_faults(stage.moments(case), seed, actions)
+        faults = list(itertools.islice(drawn, FAULTS_A_LAUNCH))
+        lives.append(live_launched(stage, case, seed.replace("/", "-"), faults, seed=seed))
+        _end_life(args, lives[-1], sum(life.num_faults for life in lives))
+    return lives
+
+
+def _end_life(args: argparse.Namespace, life: Life, num_faults: int) -> None:
+    """Say how a life went, and remove what it wrote if it went well."""
+    from megatron.benchmark.fault_injection.report import describe
+
+    outcome = "bitwise" if life.is_right else "WRONG"
+    _say(
+        f"{num_faults:>6} faults | life {life.seed} | {life.case}: {life.num_faults} faults, {outcome}"
+    )
+    for attempt in life.attempts:
+        if attempt.problems:
+            _say(f"    {describe(attempt)}")
+    for problem in life.problems:
+        _say(f"    {problem}")
+    if life.is_right and args.folder is None:
+        shutil.rmtree(Path(life.save).parent)
+
+
+def _print_lives(lives: list[Life]) -> None:
+    from megatron.benchmark.fault_injection.report import to_markdown
+
+    if lives:
+        num_cases = len({life.case for life in lives})
+        print(to_markdown(lives))
+        print(f"\n{len(lives)} runs of {num_cases} cases\n")
 
 
 def _damage(args: argparse.Namespace, stage: Stage) -> list[Result]:

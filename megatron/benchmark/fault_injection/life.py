@@ -161,6 +161,11 @@ class Life:
     save: str
     attempts: list[Attempt] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # of the complete run
+    is_launched: bool = False  # by the launcher, which started it again by itself
+
+    @property
+    def num_faults(self) -> int:
+        return sum(attempt.has_fired for attempt in self.attempts)
 
     @property
     def is_right(self) -> bool:

@@ -62,7 +62,8 @@ def rows(lives: Iterable[Life]) -> dict[tuple[str, str], Row]:
         for attempt, following in zip(life.attempts, [*life.attempts[1:], None], strict=True):
             if attempt.fault is None or not attempt.has_fired:
                 continue
-            row = table[attempt.fault.action, phase(attempt.fault.moment)]
+            when = "under torchrun" if life.is_launched else phase(attempt.fault.moment)
+            row = table[attempt.fault.action, when]
             row.faults += 1
             row.bitwise += life.is_right
             row.hangs += len(attempt.hung)
