@@ -1,4 +1,4 @@
-"""Damaged checkpoints: a run that is started on one says so, or has read every bit as it was."""
+"""Damaged checkpoints: a run that is started on one takes an older one, or has read every bit as it was."""
 
 import itertools
 import shutil
@@ -28,7 +28,7 @@ def damage(nursery, corpus, tmp_path_factory) -> Damage:
     return Damage(Stage(nursery, flags, tmp_path_factory.mktemp("damage")))
 
 
-def test_damage_shows_or_is_none(damage):
+def test_an_older_checkpoint_is_taken_or_damage_is_none(damage):
     cuts = list(all_cuts(damage.target))
     drawn = draw_mutations(damage.target, "1")
     mutations = [*cuts[::5], *itertools.islice(drawn, 12), cuts[-1]]
@@ -38,7 +38,7 @@ def test_damage_shows_or_is_none(damage):
     wrong = [result for result in results if result.outcome in WRONG]
     assert not wrong, wrong
     outcomes = Counter(result.outcome for result in results)
-    assert outcomes["refused"] + outcomes["another taken"] > 0.7 * len(mutations)
+    assert outcomes["another taken"] > 0.7 * len(mutations)
     assert to_markdown(results).count("\n") > 2
 
 

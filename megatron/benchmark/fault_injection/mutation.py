@@ -33,9 +33,10 @@ Kind = Literal[
     "of another checkpoint",
 ]
 Outcome = Literal[
-    "another taken", "refused", "harmless", "as the tracker says", "SILENT", "CRASHED", "HUNG"
+    "another taken", "harmless", "as the tracker says", "REFUSED", "SILENT", "CRASHED", "HUNG"
 ]
-WRONG: tuple[Outcome, ...] = ("SILENT", "CRASHED", "HUNG")
+# REFUSED: with an error of the user, though there is an older checkpoint that is whole.
+WRONG: tuple[Outcome, ...] = ("REFUSED", "SILENT", "CRASHED", "HUNG")
 ITERATIONS = (6, 8, 10)  # of the folder; the last is the one that is damaged
 WRITERS = CASES["DP 2, sharded optimizer"]  # so that there are files of two ranks
 READER = Case("one process", 1, "--use-distributed-optimizer --num-workers 0")
@@ -179,7 +180,7 @@ def _outcome(mutation: Mutation, root: Path, code: int | None) -> tuple[Outcome,
     if code is None:
         return "HUNG", last
     if code == EXIT_USER_ERROR and "Traceback" not in output:
-        return "refused", last
+        return "REFUSED", last
     loaded = next(
         (n for n in read_journal(root.parent / "journal.jsonl") if n["kind"] == "loaded"), None
     )
