@@ -11,6 +11,7 @@ import dataclasses
 import faulthandler
 import functools
 import json
+import os
 import runpy
 import signal
 import sys
@@ -65,7 +66,10 @@ def be_rank(values: dict[str, Any]) -> None:
     moments.install(tripwire)
     if me.pristine is not None:
         _compare_in_place_of_training(Path(me.pristine), tripwire)
-    launch = Launch(me.rank, me.rank, me.world_size, me.world_size, me.world_size > 1)
+    launch = Launch(
+        *(me.rank, me.rank, me.world_size, me.world_size, me.world_size > 1),
+        parent_pid=os.getppid(),
+    )
     Launch.from_environment = classmethod(lambda cls: launch)  # type: ignore[method-assign, assignment]
     if me.world_size > 1:
         meet = f"file://{me.rendezvous}"
@@ -82,7 +86,7 @@ def _compare_in_place_of_training(pristine: Path, tripwire: Tripwire) -> None:
     from megatron.training.run import Run
 
     def compare(run: Run) -> str:
-        progress, tensors = run.progress, run.saver._tensors
+        progress, tensors = run.progress, run.tensors
         found: dict[str, Any] = {
             "iteration": progress.iteration,
             "consumed_samples": progress.consumed_samples,
@@ -93,7 +97,7 @@ def _compare_in_place_of_training(pristine: Path, tripwire: Tripwire) -> None:
         difference: str | None = "nothing was loaded"
         if progress.iteration > 0:
             wanted = Snapshot.read(checkpoint_folder(pristine, progress.iteration))
-            loaded = tensors.weights() | tensors.optimizer.tensors()
+            loaded = tensors.all()
             wanted_state = {name: wanted.state.get(name) for name in found}
             difference = Snapshot(
                 found, {name: whole(loaded[name]) for name in sorted(loaded)}
