@@ -36,15 +36,19 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("one process, bf16, loader worker", 1, "--bf16 --num-workers 1"),
+        Case("one process, bf16, async save", 1, "--bf16 --num-workers 1 --async-save"),
         Case("one process", 1, "--num-workers 0"),
-        Case("TP 2", 2, "--tensor-model-parallel-size 2 --num-workers 0"),
+        Case("TP 2", 2, "--tensor-model-parallel-size 2 --num-workers 0 --exit-on-failed-save"),
         Case(
-            "TP 2, sequence parallel, bf16",
+            "TP 2, sequence parallel, bf16, async save",
             2,
-            "--tensor-model-parallel-size 2 --sequence-parallel --bf16 --num-workers 0",
+            "--tensor-model-parallel-size 2 --sequence-parallel --bf16 --num-workers 0 --async-save",
         ),
         Case("DP 2, sharded optimizer", 2, "--use-distributed-optimizer --num-workers 1"),
-        Case("PP 2, bf16", 2, "--pipeline-model-parallel-size 2 --bf16 --num-workers 0"),
+        Case(
+            "PP 2, bf16, async save",
+            2,
+            "--pipeline-model-parallel-size 2 --bf16 --num-workers 0 --async-save",
+        ),
     )
 }

@@ -22,9 +22,9 @@ from megatron.benchmark.fault_injection.nursery import Brood, Ends, Nursery
 from megatron.benchmark.fault_injection.victim import Rank
 
 SCRIPT = Path(megatron.__file__).parents[1] / "tools/pretrain_gpt.py"
-HANG_SECONDS = 60.0
-TIMEOUT_MINUTES = 0.2  # of collectives: what peers wait for a process that died before it joined
-SHORT_TIMEOUT_MINUTES = 0.1  # the same where one is to hang
+HANG_SECONDS = 120.0
+TIMEOUT_MINUTES = 0.5  # of collectives: what peers wait for a process that died before it joined
+SHORT_TIMEOUT_MINUTES = 0.15  # the same where one is to hang
 EXIT_CODES_OF_STOPPED = (75, 0)  # left when asked; or complete already
 EXIT_CODES_OF_ENDED = {-15, 143}  # by SIGTERM, where there was nothing to save
 EXIT_USER_ERROR = 2
@@ -236,6 +236,8 @@ def possible_actions(moment: str, world_size: int) -> list[Action]:
             actions += ["broken"] if word in ("rename", "remove", "rmdir") else ["full", "broken"]
         if word in ("write", "fsync"):
             actions.append("tear")
+        if word == "write":  # with --async-save in a thread
+            actions += ["memory", "error"]
     else:
         actions += ["memory", "error"]
     return actions
