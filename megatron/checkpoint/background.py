@@ -48,6 +48,11 @@ class Job(Generic[T]):
     def has_failed(self) -> bool:
         return self.is_done and not self._results
 
+    def wait(self, seconds: float | None) -> bool:
+        """Wait, but not longer than a number of seconds; say whether it is done."""
+        self._thread.join(seconds)
+        return self.is_done
+
     def result(self) -> T:
         """Wait for the result. Raises what the action raised if a user can cause it, else RuntimeError."""
         self._thread.join()

@@ -6,6 +6,7 @@ A flipped bit in SHA256SUMS itself makes it name another hash or file, or no lon
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,12 @@ def hash_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> st
     except OSError as error:
         raise unreadable(path, error) from None
     return sha256.hexdigest()
+
+
+def forget_cached(path: Path) -> None:
+    """Have the system read a file that is on disk from there the next time, where it can."""
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

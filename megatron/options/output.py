@@ -53,6 +53,16 @@ class CheckpointConfig:
     exit_on_failed_save: bool = option(
         False, "a save that fails ends the run, rather than being tried again at the next interval"
     )
+    keep_last: int | None = option(
+        None,
+        "keep this many checkpoints, deleting older ones once a newer one was read back whole (default: all)",
+        minimum=1,
+    )
+    save_retain_interval: int | None = option(
+        None,
+        "keep checkpoints of multiples of this many steps, besides the last or --keep-last",
+        minimum=1,
+    )
     no_checkpoint_fallback: bool = option(
         False, "a damaged latest checkpoint is an error rather than an older one taken in its place"
     )
@@ -61,6 +71,10 @@ class CheckpointConfig:
         require(
             self.save is not None or not self.async_save,
             "--async-save needs --save, the folder to write to",
+        )
+        require(
+            self.save is not None or self.keep_last is self.save_retain_interval is None,
+            "--keep-last and --save-retain-interval need --save, the folder to delete from",
         )
         require(
             self.save_interval is None or self.save is not None,

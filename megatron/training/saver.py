@@ -13,17 +13,22 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron.checkpoint.background import BackgroundSave, begin_save
+from megatron.checkpoint.retention import Retention, RetentionPolicy
 from megatron.checkpoint.save import save_checkpoint
 from megatron.checkpoint.save_plan import PlannedSave, plan_save
 from megatron.checkpoint.snapshot import HostMemory
 from megatron.config import Config, to_json
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
+from megatron.options import CheckpointConfig
 from megatron.training.fingerprint import Contents
 from megatron.training.run_state import Progress, RunTensors, state_of
 from megatron.training.votes import NO_VOTES, Votes
 
 logger = get_logger(__name__)
+
+
+DELETION_SECONDS = 60.0  # at the end of a run; the other processes wait for rank 0
 
 
 class RunSaver:
@@ -38,6 +43,7 @@ class RunSaver:
         self._last_begun = self._last_saved = last_saved
         self._plan: PlannedSave | None = None  # the layout of a run stays
         self._memory = HostMemory()
+        self._retention = _retention(config.checkpoint) if dist.get_rank() == 0 else None
         self._pending: BackgroundSave | None = None
         self._began = self._waited = (
             0.0  # of the pending save: when, and how long training stood still for it
@@ -77,15 +83,21 @@ class RunSaver:
             self._advance(is_last=True)
 
     def settle(self) -> None:
-        """Wait for a save under way, whose failure is as in `save_if_due`. Collective over the world."""
-        while self._pending is not None:
-            self._advance(is_last=False)
+        """Wait for a save under way, whose failure is as in `save_if_due`, and for deletions. Collective over the world."""
+        self._make_way()
+        if self._retention is not None:
+            self._retention.wait(None)
 
     def rewind(self, iteration: int) -> None:
         """Go on from an earlier checkpoint: what was saved after it is saved again. No save is under way."""
         assert self._pending is None
         self._last_begun = self._last_saved = self._last_vote = self._last_stale = iteration
         self._heard = NO_VOTES
+
+    def wait_for_deletions(self) -> None:
+        """Wait a while for --keep-last and --save-retain-interval to be carried out."""
+        if self._retention is not None and not self._retention.wait(DELETION_SECONDS):
+            logger.info("left before older checkpoints could be deleted: another run here does it")
 
     def save_if_due(self, progress: Progress, *, is_last: bool) -> bool:
         """Save at a multiple of --save-interval and at the end. Collective over the world when it saves, and at the end.
@@ -101,10 +113,15 @@ class RunSaver:
         if checkpoint.save is None or not (is_due or is_last):
             return False
         has_work = self._pending is not None or progress.iteration != self._last_begun
-        self.settle()  # its memory is needed, and two would fight for the disk
+        self._make_way()  # its memory is needed, and two would fight for the disk
         if progress.iteration != self._last_begun:
             self._save(progress, Path(checkpoint.save), is_last=is_last)
         return has_work
+
+    def _make_way(self) -> None:
+        """Wait for a save under way."""
+        while self._pending is not None:
+            self._advance(is_last=False)
 
     def _save(self, progress: Progress, root: Path, *, is_last: bool) -> None:
         self._last_begun, started = progress.iteration, time.monotonic()
@@ -158,6 +175,8 @@ class RunSaver:
     def _succeeded(self, folder: Path, how: str) -> None:
         self._last_saved = self._last_begun
         logger.info(f"saved {folder} {how}")
+        if self._retention is not None:
+            self._retention.published(self._last_saved)
 
     def _failed(self, error: CheckpointError, *, is_last: bool) -> None:
         """Say that there is no checkpoint of a step, or raise."""
@@ -170,3 +189,11 @@ class RunSaver:
                 f"NOT SAVED: iteration {self._last_begun}: {error}. Training goes on and is saved again after "
                 f"{checkpoint.save_interval} steps; the newest whole checkpoint is {before}"
             )
+
+
+def _retention(options: CheckpointConfig) -> Retention | None:
+    """Prepare what deletes checkpoints of a run, if anything is to be."""
+    if options.save is None or options.keep_last is options.save_retain_interval is None:
+        return None
+    policy = RetentionPolicy(options.keep_last or 1, options.save_retain_interval)
+    return Retention(Path(options.save), policy)

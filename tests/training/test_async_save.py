@@ -96,3 +96,14 @@ def test_the_last_save_and_any_if_asked_for_end_every_process_alike(
     assert [outcome for outcome, _, _ in results] == ["no space; make room"] * 2
     assert results[0][2] == left
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == f"{left[-1]}\n"
+
+
+@pytest.mark.parametrize("extra", ["", "--async-save"])
+def test_a_run_keeps_its_last_checkpoints_and_those_at_an_interval(world, corpus, tmp_path, extra):
+    policy = "--keep-last 2 --save-retain-interval 3"
+    flags = flags_of(
+        corpus, tmp_path, f"--train-iters 8 --save-interval 1 --eval-iters 0 {extra} {policy}"
+    )
+    assert world(2).run(train_here, flags) == ["finished"] * 2
+    names = sorted(path.name for path in tmp_path.glob("iter_*"))
+    assert names == [f"iter_000000{number}" for number in (3, 6, 7, 8)]
