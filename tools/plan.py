@@ -6,13 +6,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron import cli
 from megatron.config import Config
 from megatron.errors import ConfigError
 from megatron.planning.hardware import read_hardware
 from megatron.planning.options import complete, fill_in
+
+if TYPE_CHECKING:
+    from megatron.planning.goodput import Failures
 
 EXAMPLES = """\
   StarCoder on 512 GPUs, with the flags of its training:
@@ -49,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron.planning.report import ranking_to_json, ranking_to_table, to_json, to_table
 
     question = Question(
-        args.world_size, hardware, args.document_length, args.pue, args.carbon_intensity
+        args.world_size,
+        hardware,
+        args.document_length,
+        args.pue,
+        args.carbon_intensity,
+        _failures(args),
     )
     if args.rank_layouts is not None:
         ranking = rank_layouts(config, question, args.rank_layouts)
@@ -100,6 +108,7 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --reset-attention-mask: tokens of a document, on average",
     )
+    _add_failures(parser)
     parser.add_argument(
         "--calibrate",
         type=Path,
@@ -114,6 +123,39 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_failures(parser: argparse.ArgumentParser) -> None:
+    """Add what the time is planned by that failures and checkpoints take; the defaults are Failures'."""
+    parser.add_argument(
+        "--device-mtbf-hours",
+        type=float,
+        metavar="H",
+        help="hours that a device runs between two failures (default: 50,677, Llama 3's on 16,384 GPUs)",
+    )
+    parser.add_argument(
+        "--restart-minutes",
+        type=float,
+        metavar="M",
+        help="from a failure to the first new step (default: 10)",
+    )
+    parser.add_argument(
+        "--storage-gb-per-second",
+        type=float,
+        metavar="GB",
+        help="what all processes together write to --save (default: 20)",
+    )
+
+
+def _failures(args: argparse.Namespace) -> Failures:
+    given = {
+        "device_mtbf_hours": args.device_mtbf_hours,
+        "restart_minutes": args.restart_minutes,
+        "storage_bandwidth": args.storage_gb_per_second and 1e9 * args.storage_gb_per_second,
+    }
+    from megatron.planning.goodput import Failures
+
+    return Failures(**{name: value for name, value in given.items() if value is not None})
+
+
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2)
 
@@ -126,6 +168,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--world-size is missing: how many processes the run will have")
     if args.rank_layouts is not None and args.rank_layouts < 1:
         raise ConfigError("--rank-layouts shows 1 layout at least")
+    for name in ("device_mtbf_hours", "restart_minutes", "storage_gb_per_second"):
+        value = getattr(args, name)
+        if value is not None and not 0.0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
     if args.calibrate_seconds <= 0.0:
         raise ConfigError("--calibrate-seconds must be above 0")
     if args.document_length is not None and args.document_length < 1:

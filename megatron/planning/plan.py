@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.config import Config
 from megatron.errors import ConfigError
+from megatron.planning.goodput import Failures, Goodput, Steps, plan_goodput
 from megatron.planning.hardware import Hardware
 from megatron.planning.memory import RankPlan, plan_ranks
 from megatron.planning.stage import Counts
@@ -36,7 +37,8 @@ class Plan:
     hardware: Hardware
     ranks: Sequence[RankPlan]
     step: StepPlan
-    run: RunCost
+    run: RunCost  # without failures and saves
+    goodput: Goodput
 
     @property
     def fullest(self) -> RankPlan:
@@ -63,6 +65,7 @@ class Question:
     )
     pue: float = 1.0
     carbon_intensity: float = 0.0
+    failures: Failures = field(default_factory=Failures)
 
 
 def make_plan(config: Config, question: Question, counts: Counts | None = None) -> Plan:
@@ -73,7 +76,8 @@ def make_plan(config: Config, question: Question, counts: Counts | None = None) 
     run = plan_run(
         config, step, hardware, pue=question.pue, carbon_intensity=question.carbon_intensity
     )
-    return Plan(config, world_size, hardware, ranks, step, run)
+    goodput = plan_goodput(config, Steps(world_size, step.seconds, run.days), question.failures)
+    return Plan(config, world_size, hardware, ranks, step, run, goodput)
 
 
 def check_fits(plan: Plan) -> None:

@@ -39,6 +39,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "traffic": [dataclasses.asdict(one) for one in step.traffic],
         },
         "run": dataclasses.asdict(run),
+        "goodput": dataclasses.asdict(plan.goodput),
     }
 
 
@@ -114,6 +115,19 @@ def _run_lines(plan: Plan) -> list[str]:
     return [
         f"run (modelled)   {run.tokens:,} tokens in {run.steps:,.0f} steps: {run.days:.1f} days, "
         f"{run.device_hours:,.0f} device-hours, {energy}",
+        *_goodput_lines(plan),
+    ]
+
+
+def _goodput_lines(plan: Plan) -> list[str]:
+    goodput, options = plan.goodput, plan.config.checkpoint
+    chosen = "" if options.save_interval else " (the best)"
+    more = "" if options.async_save else "; less with --async-save"
+    return [
+        f"with failures    {goodput.share:.1%} of the time is work that counts: {goodput.days:.1f} days. Some device "
+        f"fails every {goodput.mtbf_hours:,.1f} h",
+        f"checkpoints      --save-interval {goodput.save_interval:,}{chosen}: {goodput.checkpoint_bytes / GB:,.0f} GB "
+        f"every {goodput.interval_seconds / 60:,.1f} min, training stands still for {goodput.stall_seconds:.2f} s{more}",
     ]
 
 
