@@ -97,6 +97,9 @@ def main() -> int:
     if patience is None:
         patience = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
     agents = Agents(float(patience))
+    # Shared, the store that processes meet in outlives a restart, and with it the addresses of those that are gone: the
+    # new ones then connect to nobody, or wait for them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # torchrun has no way to name another agent; the rest of it stays as it is.
     launcher.LocalElasticAgent = agents  # type: ignore[assignment,misc]
     try:

@@ -77,6 +77,18 @@ def test_an_expected_end_is_silent_keeps_its_code_and_restarts_nothing(
     assert {name[:4] for name in tries(tmp_path)} == {"try0"}
 
 
+def test_processes_that_start_again_meet_in_an_empty_store(tmp_path: Path) -> None:
+    body = """
+    import torch.distributed as dist
+    store, *_ = next(dist.rendezvous("env://"))
+    (folder / f"met{tried}").write_text(str(store.add("met", 1)))
+    sys.exit(1 if tried == 0 else 0)
+    """
+    result = launch(write_script(tmp_path, body), "--nproc-per-node", "1", "--max-restarts", "1")
+    assert result.returncode == 0, result.stderr
+    assert [(tmp_path / f"met{tried}").read_text() for tried in (0, 1)] == ["1", "1"]
+
+
 def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
 
