@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch.multiprocessing as mp
@@ -54,8 +53,10 @@ def test_a_stopped_process_is_named_and_the_others_end(corpus, tmp_path):
     assert json.loads((tmp_path / "run" / "heartbeat.json").read_text())["state"] == "hung"
 
 
-def test_a_killed_process_is_named_without_tracebacks(corpus, tmp_path):
-    ended = train_watched(3, tmp_path, flags_for(corpus, tmp_path / "run"), "SIGKILL")
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGKILL in save"])
+def test_a_killed_process_is_named_without_tracebacks(corpus, tmp_path, fault):
+    flags = flags_for(corpus, tmp_path / "run", "--save-interval 4")
+    ended = train_watched(3, tmp_path, flags, fault)
     assert ended.exit_codes == [EXIT_LOST_PEER, EXIT_LOST_PEER, -signal.SIGKILL]
     text = "".join(ended.said)
     assert "Traceback" not in text
@@ -68,7 +69,7 @@ def test_a_killed_process_is_named_without_tracebacks(corpus, tmp_path):
 def test_a_failing_process_speaks_for_all(corpus, tmp_path):
     ended = train_watched(3, tmp_path, flags_for(corpus, tmp_path / "run"), "memory")
     assert ended.exit_codes == [EXIT_LOST_PEER, EXIT_LOST_PEER, 1]
-    assert "Traceback" not in ended.said[0] + ended.said[1]
+    assert ended.said[1] == "" and "watchdog" not in ended.said[0]
     assert "failed in step 4: MemoryError: cannot allocate" in ended.said[2]
     assert "Traceback" in ended.said[2]
     assert json.loads((tmp_path / "run" / "heartbeat.json").read_text())["state"] == "failed"
@@ -106,10 +107,11 @@ def test_a_process_ends_with_its_launcher(corpus, tmp_path):
     theirs.close()
     worker = ours.recv()
     launcher.kill()
-    with pytest.raises(EOFError):  # both have closed their end
-        ours.recv()
     launcher.join()
-    assert not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text()
+    has_ended = ours.poll(20)  # nobody holds the other end any more
+    if not has_ended:
+        os.kill(worker, signal.SIGKILL)
+    assert has_ended
 
 
 def step_mark(number):

@@ -31,6 +31,21 @@ from tests.world import PRELOADED
 PATIENCE_SECONDS = 60
 
 
+class KilledInSave:
+    """A saver whose process is killed when the others save."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def save_if_due(self, progress, *, is_last):
+        if progress.iteration == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._inner.save_if_due(progress, is_last=is_last)
+
+
 class Faulty:
     """A loader that stops, kills, fails or delays its process."""
 
@@ -77,7 +92,9 @@ def _train(rank: int, size: int, folder: str, flags: str, fault: str) -> None:
             watch.connect(context)
             inputs = open_inputs(config, size)
             run = build_run(inputs, plan_start(inputs, size), context, marks)
-            if rank == size - 1:
+            if rank == size - 1 and fault == "SIGKILL in save":
+                run = dataclasses.replace(run, saver=KilledInSave(run.saver))
+            elif rank == size - 1:
                 run = dataclasses.replace(
                     run, loader=Faulty(run.loader, fault, 4, Path(folder, "fault_at"))
                 )
