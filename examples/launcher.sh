@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # What the examples share: checks, this machine, its place among nodes, and Slurm. They source this file.
 #
-# Needs: root (the repository), python, run_dir and save, set before its functions are called.
+# Needs: root (the repository), python, run_dir and save; for dry_run also recipe, recipe_vocabulary and
+#        world_size. All are set before its functions are called.
 # Reads: TRAIN_PYTHON, GPUS_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, MAX_RESTARTS, MAX_REQUEUES,
 #        REQUEUE, PREFLIGHT and Slurm's variables; docs/cluster.md says what for.
-# shellcheck disable=SC2154  # root, python, run_dir and save
+# shellcheck disable=SC2154  # those
 set -euo pipefail
 
 num_nodes=${NNODES:-${SLURM_NNODES:-1}}
@@ -109,6 +110,34 @@ make_launcher() { # make_launcher [SUFFIX]: torchrun's options; the suffix keeps
         --rdzv-endpoint "${address:-$(head_node)}:$port"
         --rdzv-conf "is_host=$((node_rank == 0))"
     )
+}
+
+dry_run() { # dry_run FLAGS...: every check of a launch in a second, and one line where something is wrong
+    "$python" "$root"/tools/pretrain_gpt.py "${recipe[@]}" --world-size "$world_size" "$@" --dry-run
+}
+
+dry_run_without_data() { # a few tokens stand in for what this machine lacks; the other checks remain
+    local folder
+    folder=$(mktemp -d)
+    # NullTokenizer adds the end of text to the ids it is asked for. It knows no sentinels.
+    local num_ids=$((recipe_vocabulary - 1))
+    "$python" - "$folder/stand_in" "$num_ids" <<'END'
+import sys
+from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
+with IndexedDatasetBuilder(sys.argv[1], "uint16") as builder:
+    builder.add_document([0] * 20_000 + [int(sys.argv[2])])
+    builder.finalize()
+END
+    recipe+=(
+        --train-data-path "$folder/stand_in" --valid-data-path "$folder/stand_in"
+        --tokenizer-type NullTokenizer --vocab-size "$num_ids" --fim-rate 0
+        --save "$folder/checkpoints"
+    )
+    echo "DATA_PATH is not set: a stand-in takes the place of data, tokenizer and checkpoints"
+    local code=0
+    dry_run "$@" || code=$?
+    rm -rf "$folder"
+    return "$code"
 }
 
 prepare_launch() {

@@ -122,34 +122,6 @@ END
 
 # ------------------------------------------------------------------------------------------------- main
 
-dry_run() { # dry_run FLAGS...: every check of a launch in a second, and one line where something is wrong
-    "$python" "$root"/tools/pretrain_gpt.py "${recipe[@]}" --world-size "$world_size" "$@" --dry-run
-}
-
-dry_run_without_data() { # a few tokens stand in for what this machine lacks; the other checks remain
-    local folder
-    folder=$(mktemp -d)
-    # NullTokenizer adds the end of text to the ids it is asked for. It knows no sentinels.
-    local num_ids=$((recipe_vocabulary - 1))
-    "$python" - "$folder/stand_in" "$num_ids" <<'END'
-import sys
-from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
-with IndexedDatasetBuilder(sys.argv[1], "uint16") as builder:
-    builder.add_document([0] * 20_000 + [int(sys.argv[2])])
-    builder.finalize()
-END
-    recipe+=(
-        --train-data-path "$folder/stand_in" --valid-data-path "$folder/stand_in"
-        --tokenizer-type NullTokenizer --vocab-size "$num_ids" --fim-rate 0
-        --save "$folder/checkpoints"
-    )
-    echo "DATA_PATH is not set: a stand-in takes the place of data, tokenizer and checkpoints"
-    local code=0
-    dry_run "$@" || code=$?
-    rm -rf "$folder"
-    return "$code"
-}
-
 if has_flag --help "$@" || has_flag -h "$@"; then
     usage
     exit
