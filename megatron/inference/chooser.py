@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Request, TokenScore
 from megatron.inference.runner import Runner
-from megatron.inference.sampling import Draw, SamplingOptions, choose, score
+from megatron.inference.sampling import Draw, choose, score
 
 
 class Chooser:

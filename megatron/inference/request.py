@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron.inference.sampling import SamplingOptions
+from megatron.inference.options import SamplingOptions
 
 FinishReason = Literal["end_of_text", "stop", "length", "cancelled"]
 

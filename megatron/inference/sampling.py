@@ -15,48 +15,10 @@ import torch
 from torch import Tensor
 
 from megatron.errors import CheckpointError
-from megatron.option_field import check_bounds, option, require
+from megatron.inference.options import SamplingOptions
 from megatron.parallel.random import derive_key
 
 NUM_CANDIDATES = 1024  # likeliest tokens among which a nucleus is looked for before all are sorted
-MAX_LOGPROBS = 100
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How the tokens of a completion are chosen, and when it ends."""
-
-    max_new_tokens: int = option(256, "tokens to write at most", minimum=1)
-    temperature: float = option(0.0, "divides the logits; 0 takes the likeliest token", minimum=0.0)
-    top_k: int = option(0, "draw among so many likeliest tokens; 0: all", minimum=0)
-    top_p: float = option(
-        1.0,
-        "draw among the likeliest tokens that together have this probability",
-        above=0.0,
-        maximum=1.0,
-    )
-    repetition_penalty: float = option(
-        1.0, "weakens tokens that prompt or completion have already; 1: does not", above=0.0
-    )
-    seed: int = option(0, "of the draws: the same request with the same seed gives the same text")
-    stop: tuple[str, ...] = option((), "texts that end a completion, which is cut before them")
-    logprobs: int | None = option(
-        None,
-        "give the log-probability of each token and of so many likeliest",
-        minimum=0,
-        maximum=MAX_LOGPROBS,
-    )
-    prompt_logprobs: bool = option(False, "with logprobs: those of the prompt's tokens, too")
-    ignore_eod: bool = option(False, "write on after the end of the text")
-
-    def check(self) -> None:
-        """Raise ConfigError for a number outside its bounds, an empty stop text, or options that need others."""
-        check_bounds(self)
-        require(all(self.stop), "--stop is empty: every text holds it; give the text that ends")
-        require(
-            not self.prompt_logprobs or self.logprobs is not None,
-            "--prompt-logprobs needs --logprobs N, the number of likeliest tokens (0: none)",
-        )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from megatron.convert.model_source import ModelSource
 from megatron.inference.engine import Engine
 from megatron.inference.load import load_model
+from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request
 from megatron.inference.runner import Runner
-from megatron.inference.sampling import SamplingOptions
 from megatron.model.gpt import GPTModel
 from megatron.parallel.context import ParallelContext
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, STARCODER2, make_run

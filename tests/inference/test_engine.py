@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron.errors import ConfigError
+from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Request
-from megatron.inference.sampling import SamplingOptions
 from tests.inference.models import (
     ARCHITECTURES,
     FullForward,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron.inference.sampling import MAX_LOGPROBS
+from megatron.inference.options import MAX_LOGPROBS
 from tests.grid import grid
 from tests.inference.models import (
     ARCHITECTURES,

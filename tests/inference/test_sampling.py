@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from megatron.errors import CheckpointError
+from megatron.inference.options import SamplingOptions
 from megatron.inference.sampling import (
     NUM_CANDIDATES,
     Draw,
-    SamplingOptions,
     choose,
     keep_likeliest,
     penalise,

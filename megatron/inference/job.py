@@ -1,0 +1,140 @@
+"""What tools/generate.py is asked to write: prompts from flags, files and JSON lines, fitted into a model's positions.
+
+Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import ConfigError, DataError
+from megatron.inference.options import SamplingOptions
+from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
+from megatron.inference.request import Request
+from megatron.tokenizer.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt: a text to continue, or with a suffix one to fill in."""
+
+    name: Any  # a JSON value, given back with the result
+    where: str  # for messages
+    prefix: str
+    suffix: str | None
+    options: SamplingOptions
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How prompts become requests."""
+
+    order: Order
+    reads_sentinels: bool
+    truncates: bool  # prompts that are too long, rather than refuse them
+    shortens: bool  # max_new_tokens where there is not so much room: nobody asked for a number
+
+
+def read_text(flag: str, path: Path) -> str:
+    """Read a file of UTF-8, or stdin for `-`. Raises DataError where that cannot be."""
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{flag} {path} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+
+
+def split_at_cursor(text: str, mark: str, where: str) -> tuple[str, str]:
+    """Cut a text in two at its one mark. Raises ConfigError where there is not one."""
+    if text.count(mark) != 1:
+        raise ConfigError(
+            f"{where} holds {text.count(mark)} times the cursor {mark!r}; write it once, where text is wanted "
+            f"(--cursor chooses another mark)"
+        )
+    prefix, _, suffix = text.partition(mark)
+    return prefix, suffix
+
+
+def read_jobs(path: Path, defaults: SamplingOptions, num_samples: int) -> Iterator[Job]:
+    """Read JSON lines: prompt, or prefix and suffix, and if need be id, n and options, an object.
+
+    Raises DataError or ConfigError, which name the line.
+    """
+    for number, line in enumerate(read_text("--input", path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"--input {path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where} holds {type(row).__name__}; write an object on each line")
+        is_infilling = "prompt" not in row
+        texts = [
+            row.get(key, "") for key in (("prefix", "suffix") if is_infilling else ("prompt",))
+        ]
+        if is_infilling and not {"prefix", "suffix"} & set(row):
+            raise DataError(f"{where} has neither prompt nor prefix and suffix")
+        options, count = row.get("options", {}), row.get("n", num_samples)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(options, dict):
+            raise DataError(f"{where}: prompt, prefix and suffix are texts, and options an object")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise DataError(f"{where}: n is {count!r}; allowed: 1 or more")
+        yield Job(
+            row.get("id", number),
+            where,
+            texts[0],
+            texts[1] if is_infilling else None,
+            defaults.changed(options, where) if options else defaults,
+            count,
+        )
+
+
+def make_request(
+    job: Job, name: str, tokenizer: Tokenizer, num_positions: int, fitting: Fitting
+) -> Request:
+    """Make a job's request. Raises ConfigError, which says where, for a prompt that does not fit."""
+    options = job.options
+    room = num_positions - options.max_new_tokens
+    try:
+        if room < 1 and not fitting.shortens:
+            raise ConfigError(
+                f"--max-new-tokens is {options.max_new_tokens} and the model has {num_positions} positions, the "
+                f"prompt's included; give {num_positions - 1} at most"
+            )
+        if fitting.shortens:
+            room = max(room, num_positions // 2)
+        limit = room if fitting.truncates else None
+        if job.suffix is not None:
+            ids = infilling_ids(tokenizer, job.prefix, job.suffix, fitting.order, limit)
+            ends = infilling_ends(tokenizer)
+        else:
+            ids = encode_text(tokenizer, job.prefix, reads_sentinels=fitting.reads_sentinels)
+            ids = ids[-limit:] if limit is not None else ids
+            ends = frozenset()
+            if not ids:
+                ids = [tokenizer.eod]  # a text from its beginning: after the end of another
+        left = num_positions - len(ids)
+        if left < (1 if fitting.shortens else options.max_new_tokens):
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, and with --max-new-tokens {options.max_new_tokens} that is more "
+                f"than the model's {num_positions} positions; shorten one of them, or give --truncate"
+            )
+    except ConfigError as error:
+        raise ConfigError(f"{job.where}: {error}") from None
+    if left < options.max_new_tokens:
+        options = dataclasses.replace(options, max_new_tokens=left)
+    return Request(name, tuple(ids), options, job.num_samples, ends)

@@ -1,0 +1,132 @@
+"""tools/generate.py: text, JSON lines, infilling, two processes, and mistakes named in one line."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from megatron.errors import CheckpointError, ConfigError, DataError
+from tests.convert.runs import make_run
+from tests.world import launcher_environment
+from tools import generate as tool
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    make_run(folder, max_position_embeddings=64)
+    return folder
+
+
+def generate(run: Path, capsys, *args: object) -> str:
+    """What it prints. Joins and leaves a group of this process alone."""
+    try:
+        assert tool.main(["--load", str(run), *map(str, args)]) == 0
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return capsys.readouterr().out
+
+
+def test_text_and_json_are_the_same_completion(run: Path, capsys) -> None:
+    args = ("--prompt", "def add(", "--max-new-tokens", 8, "--temperature", 1, "--seed", 3)
+    text = generate(run, capsys, *args)
+    (line,) = generate(run, capsys, *args, "--json", "--logprobs", 2).splitlines()
+    done = json.loads(line)
+    assert text == done["text"] + "\n"
+    assert done["num_tokens"] == len(done["logprobs"]) == 8 and done["finish_reason"] == "length"
+    assert all(len(one["top"]) == 2 for one in done["logprobs"])
+    assert generate(run, capsys, *args, "--echo") == f"def add({text}"
+    assert generate(run, capsys, *args[:-1], 4) != text
+
+
+def test_many_prompts_are_read_and_written_as_json_lines(run: Path, tmp_path, capsys) -> None:
+    rows = [
+        {"prompt": "int main", "n": 2, "id": {"task": 7}, "options": {"temperature": 1}},
+        {"prefix": "x = ", "suffix": "\n", "options": {"max_new_tokens": 2, "ignore_eod": True}},
+        {"prompt": "def f("},
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    generate(run, capsys, "--input", source, "--output", target, "--max-new-tokens", 5)
+    done = [json.loads(line) for line in target.read_text().splitlines()]
+    names = sorted((str(one["id"]), one["sample"]) for one in done)
+    assert names == [("2", 0), ("3", 0), ("{'task': 7}", 0), ("{'task': 7}", 1)]
+    assert next(one for one in done if one["id"] == 2)["num_tokens"] == 2
+    alone = generate(run, capsys, "--prompt", "def f(", "--max-new-tokens", 5)
+    assert next(one for one in done if one["id"] == 3)["text"] + "\n" == alone
+
+
+def test_a_file_is_filled_in_at_its_cursor(run: Path, tmp_path, capsys) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("def add(<CURSOR>):\n    return a\n")
+    args = ("--max-new-tokens", 6, "--temperature", 1)
+    filled = generate(run, capsys, "--file", file, "--echo", *args)
+    between = ("--prefix", "def add(", "--suffix", "):\n    return a\n")
+    middle = generate(run, capsys, *between, *args)
+    assert filled == f"def add({middle[:-1]}):\n    return a\n"
+    assert generate(run, capsys, *between, *args, "--order", "spm") != middle
+
+
+def test_several_samples_and_stdin(run: Path, capsys, monkeypatch) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"def add("))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    out = generate(run, capsys, "-n", 2, "--temperature", 1, "--max-new-tokens", 4)
+    assert out.count("--- prompt, sample") == 2
+
+
+@pytest.mark.parametrize(
+    "args, error, words",
+    [
+        (("--prompt", "a", "--file", "b"), ConfigError, "--prompt and --file are given"),
+        (("--prompt", "a", "--max-new-tokens", 64), ConfigError, "give 63 at most"),
+        (("--prompt", "x = 1\n" * 20, "--max-new-tokens", 9), ConfigError, "give --truncate"),
+        (("--prompt", "a", "-n", 2), ConfigError, "--temperature 0 are the same text"),
+        (("--prompt", "a", "--logprobs", 1), ConfigError, "give --json"),
+        (("--prompt", "a", "--top-p", 2), ConfigError, "--top-p is 2"),
+        (("--prompt", "a", "--batch-size", 0), ConfigError, "--batch-size is 0"),
+        (("--prompt", "a", "--iteration", 9), CheckpointError, "no checkpoint of iteration 9"),
+        (("--prompt", "a", "--tensor-model-parallel-size", 2), ConfigError, "there are 1"),
+        (("--file", "missing.py"), DataError, "missing.py cannot be read"),
+        (("--promt", "a"), ConfigError, "did you mean --prompt"),
+    ],
+)
+def test_mistakes_are_named(run: Path, capsys, args, error, words) -> None:
+    with pytest.raises(error, match=words):
+        generate(run, capsys, *args)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 2 is not JSON"),
+        ("[]", "line 2 holds list"),
+        ('{"text": "a"}', "line 2 has neither prompt"),
+        ('{"prompt": 3}', "line 2: prompt"),
+        ('{"prompt": "a", "n": 0}', "line 2: n is 0"),
+        ('{"prompt": "a", "options": {"temp": 1}}', "line 2: temp is not an option"),
+        ('{"prompt": "a", "options": {"top_k": "3"}}', "line 2: top_k is '3'"),
+        ('{"prompt": "a", "options": {"top_p": 3}}', "line 2: --top-p is 3"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_named(run: Path, tmp_path, capsys, line, words) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n{line}\n')
+    with pytest.raises((ConfigError, DataError), match=words):
+        generate(run, capsys, "--input", path)
+
+
+def test_two_processes_print_once_what_one_prints(run: Path, capsys) -> None:
+    args = ["--load", str(run), "--prompt", "def add(", "--max-new-tokens", "9"]
+    launch = [sys.executable, "tools/launch.py", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "tools/generate.py", *args, "--pipeline-model-parallel-size", "2"]
+    environment = launcher_environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == generate(run, capsys, *args[2:])

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Write text with a model: continue prompts, or fill in what is missing between two parts of a file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron import cli, logging
+from megatron.errors import ConfigError, MegatronError
+from megatron.inference.job import (
+    Fitting,
+    Job,
+    make_request,
+    read_jobs,
+    read_text,
+    split_at_cursor,
+)
+from megatron.inference.options import SamplingOptions
+from megatron.inference.writer import Write, json_writer, text_writer
+from megatron.option_field import require
+from megatron.options import ParallelConfig
+from megatron.parallel.launch import Launch
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron.convert.model_source import ModelSource
+    from megatron.parallel.context import ParallelContext
+    from megatron.tokenizer.interface import Tokenizer
+
+EXAMPLES = """\
+  continue a text; the model is a run's folder or one of transformers (GPTBigCode, Starcoder2):
+    python tools/generate.py --load runs/py --prompt 'def fibonacci(n):' --max-new-tokens 64
+    cat start.py | python tools/generate.py --load huggingface/ --temperature 0.2 --top-p 0.95 -n 4
+  fill in at the mark <CURSOR> of a file, or between two texts:
+    python tools/generate.py --load runs/py --file main.py --echo
+    python tools/generate.py --load runs/py --prefix 'def area(w, h):' --suffix '    return a' --order spm
+  many prompts, lines such as {"id": "a", "prompt": "def f(", "n": 20, "options": {"seed": 7}}:
+    python tools/generate.py --load runs/py --input prompts.jsonl --output texts.jsonl --temperature 0.8
+  a model too large for one GPU, by two that share each layer:
+    python tools/launch.py --standalone --nproc-per-node 2 tools/generate.py --load runs/15b \\
+      --tensor-model-parallel-size 2 --prompt-file start.py
+
+The same options and seed write the same text, whatever else is in the batch. docs/generation.md has more."""
+
+CURSOR = "<CURSOR>"
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, read, load, write."""
+    args = _parse(argv)
+    launch = Launch.from_environment()
+    logging.configure(launch.rank)
+    try:
+        options = cli.section_from(args, SamplingOptions)
+        options.check()
+        jobs = list(_jobs(args, options, launch))
+        _check(args, jobs, launch)
+        return _generate(args, jobs, launch)
+    except MegatronError as error:
+        if launch.rank == 0:
+            raise
+        return cli.exit_code(error)  # every process raises the same
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__ or "", EXAMPLES)
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--load",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run, checkpoint, or exported folder",
+    )
+    model.add_argument("--iteration", type=int, help="of a run's checkpoints (default: the latest)")
+    model.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of weights and computation (default: what the model has, fp32 on a CPU without bf16)",
+    )
+    model.add_argument("--tokenizer-file", type=Path, help="tokenizer.json, where --load has none")
+    model.add_argument("--gelu-as-tanh", action="store_true", help="as in convert_from_hf.py")
+    model.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    for name, what in (("tensor", "share each layer"), ("pipeline", "share the stack of layers")):
+        flag = f"--{name}-model-parallel-size"
+        model.add_argument(flag, type=int, default=1, metavar="N", help=f"processes that {what}")
+    prompt = parser.add_argument_group("prompt", "One of these; stdin if there is none.")
+    prompt.add_argument("--prompt", help="text to continue")
+    prompt.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="the same in a file; - is stdin"
+    )
+    prompt.add_argument("--prefix", help="text before what is to be filled in")
+    prompt.add_argument("--suffix", help="text after it")
+    prompt.add_argument(
+        "--file", type=Path, metavar="FILE", help="a file with a cursor to fill in at"
+    )
+    prompt.add_argument("--cursor", default=CURSOR, help=f"its mark (default: {CURSOR})")
+    prompt.add_argument(
+        "--input", type=Path, metavar="FILE", help="JSON lines of prompts; - is stdin"
+    )
+    prompt.add_argument(
+        "--order",
+        choices=("psm", "spm"),
+        default="psm",
+        help="of an infilling's parts (default: psm)",
+    )
+    prompt.add_argument(
+        "--sentinels", action="store_true", help="<filename> and the like in a prompt are sentinels"
+    )
+    prompt.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut prompts that are too long, far from the new text",
+    )
+    cli.add_section(parser, SamplingOptions, title="sampling")
+    output = parser.add_argument_group("output")
+    output.add_argument("-n", type=int, default=1, metavar="N", help="samples of each prompt")
+    output.add_argument("--json", action="store_true", help="JSON lines in place of text")
+    output.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines there")
+    output.add_argument("--echo", action="store_true", help="print the prompt with the text")
+    output.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="texts at once (default: 16)"
+    )
+    return cli.parse_known(parser, argv)
+
+
+def _jobs(args: argparse.Namespace, options: SamplingOptions, launch: Launch) -> Iterator[Job]:
+    """Read what is asked for. Raises ConfigError or DataError."""
+    is_between = args.prefix is not None or args.suffix is not None
+    given = {
+        "--prompt": args.prompt is not None,
+        "--prompt-file": args.prompt_file is not None,
+        "--prefix and --suffix": is_between,
+        "--file": args.file is not None,
+        "--input": args.input is not None,
+    }
+    flags = [flag for flag, is_given in given.items() if is_given]
+    require(len(flags) < 2, f"{' and '.join(flags)} are given; keep one of them")
+    require(args.n >= 1, f"-n is {args.n}; allowed: from 1")
+    reads_stdin = not flags or "-" in (str(args.prompt_file), str(args.input))
+    require(
+        launch.world_size == 1 or not reads_stdin,
+        "several processes cannot share stdin; give --prompt, --prompt-file or --input with a file",
+    )
+    if not flags and sys.stdin.isatty():
+        raise ConfigError(
+            "there is no prompt; give --prompt TEXT, --file FILE or --input FILE; see --help"
+        )
+    if args.input is not None:
+        yield from read_jobs(args.input, options, args.n)
+        return
+    where, prefix, suffix = "prompt", args.prompt, None
+    if is_between:
+        where, prefix, suffix = "--prefix and --suffix", args.prefix or "", args.suffix or ""
+    elif args.file is not None:
+        where = f"--file {args.file}"
+        prefix, suffix = split_at_cursor(read_text("--file", args.file), args.cursor, where)
+    elif prefix is None:
+        prefix = read_text("--prompt-file", args.prompt_file or Path("-"))
+    yield Job("prompt", where, prefix, suffix, options, args.n)
+
+
+def _check(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> None:
+    sizes = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
+    require(
+        sizes == launch.world_size,
+        f"--tensor-model-parallel-size {args.tensor_model_parallel_size} x --pipeline-model-parallel-size "
+        f"{args.pipeline_model_parallel_size} is {sizes} processes and there are {launch.world_size}; start so many "
+        f"with tools/launch.py --nproc-per-node",
+    )
+    require(bool(jobs), f"--input {args.input} holds no prompt")
+    require(args.batch_size >= 1, f"--batch-size is {args.batch_size}; allowed: from 1")
+    for job in jobs:
+        require(
+            job.num_samples == 1 or job.options.temperature > 0,
+            f"{job.where}: {job.num_samples} samples with --temperature 0 are the same text; give --temperature 0.2 "
+            f"or more",
+        )
+        require(
+            job.options.logprobs is None or args.json or args.output is not None,
+            "--logprobs are written as JSON; give --json or --output FILE",
+        )
+
+
+def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
+    """Load the model and write. Collective over all processes."""
+    from megatron.convert.model_source import ModelSource
+
+    source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
+    tokenizer = _tokenizer(args, source)
+    fitting = Fitting(
+        args.order, args.sentinels, args.truncate, shortens=not hasattr(args, "max_new_tokens")
+    )
+    positions = source.model.max_position_embeddings
+    requests = [
+        make_request(job, str(number), tokenizer, positions, fitting)
+        for number, job in enumerate(jobs)
+    ]
+    # torch takes seconds to import: a user's mistake does not wait for it
+    import torch.distributed as dist
+
+    from megatron.inference.engine import Engine
+    from megatron.inference.load import load_model
+    from megatron.inference.runner import Runner
+
+    context = _context(args, launch)
+    dtype = _dtype(args.dtype, source.dtype, context.device)
+    num_texts = sum(job.num_samples for job in jobs)
+    model = load_model(source.model, source.tensors, context, dtype)
+    runner = Runner(model, context, dtype, max_rows=min(args.batch_size, num_texts))
+    engine = Engine(runner, tokenizer)
+    for request in requests:
+        engine.add(request)
+    start, counts = time.perf_counter(), Counts()
+    with _writer(args, tokenizer, jobs, launch) as write:
+        while not engine.is_idle:
+            for update in engine.step():
+                counts.add(update.completion is not None, update.token is not None)
+                write(jobs[int(update.request)], update)
+    if launch.rank == 0:
+        print(counts.summary(time.perf_counter() - start, args.output), file=sys.stderr)
+    dist.destroy_process_group()
+    return 0
+
+
+@dataclass
+class Counts:
+    """What was written."""
+
+    texts: int = 0
+    tokens: int = 0
+
+    def add(self, is_end: bool, is_token: bool) -> None:
+        self.texts += is_end
+        self.tokens += is_token
+
+    def summary(self, seconds: float, output: Path | None) -> str:
+        place = f"{output}: " if output else ""
+        speed = f"{self.tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        return f"{place}{self.texts:,} text{'s' * (self.texts != 1)}, {self.tokens:,} tokens in {seconds:,.1f} s, {speed}"
+
+
+def _tokenizer(args: argparse.Namespace, source: ModelSource) -> Tokenizer:
+    from megatron.options import TokenizerConfig
+    from megatron.tokenizer.tokenizer import build_tokenizer
+
+    if args.tokenizer_file is None:
+        if source.tokenizer is None:
+            raise ConfigError(f"{args.load} has no tokenizer; give --tokenizer-file tokenizer.json")
+        return source.tokenizer
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_file=str(args.tokenizer_file)))
+    if tokenizer.vocab_size > source.model.vocab_size:
+        raise ConfigError(
+            f"--tokenizer-file {args.tokenizer_file} has {tokenizer.vocab_size} ids and the model "
+            f"{source.model.vocab_size}; give the one that it was trained with"
+        )
+    return tokenizer
+
+
+def _context(args: argparse.Namespace, launch: Launch) -> ParallelContext:
+    """Join the processes. Collective over all of them."""
+    from megatron.parallel.context import ParallelContext, initialize_distributed
+
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        distributed_backend="gloo" if args.cpu else "auto",
+    )
+    device = initialize_distributed(parallel, launch)
+    return ParallelContext.create(parallel, launch.world_size, device)
+
+
+def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Give the dtype to compute in; what is asked for, or the model's own where the device is made for it."""
+    import torch
+
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return stored
+    multiplies_bf16 = torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return stored if stored == torch.bfloat16 and multiplies_bf16 else torch.float32
+
+
+@contextlib.contextmanager
+def _writer(
+    args: argparse.Namespace, tokenizer: Tokenizer, jobs: list[Job], launch: Launch
+) -> Iterator[Write]:
+    """Give what takes updates: on the first process a file or the terminal, on others nothing."""
+    if launch.rank > 0:
+        yield lambda job, update: None
+    elif args.output is not None:
+        from tqdm import tqdm
+
+        total = sum(job.num_samples for job in jobs)
+        try:
+            with args.output.open("w", encoding="utf-8") as file:
+                write = json_writer(file, tokenizer)
+                with tqdm(total=total, unit="text", disable=None) as bar:
+
+                    def write_and_count(job: Job, update: object) -> None:
+                        write(job, update)  # type: ignore[arg-type]
+                        bar.update(getattr(update, "completion", None) is not None)
+
+                    yield write_and_count
+        except OSError as error:
+            raise ConfigError(
+                f"--output {args.output} cannot be written: {error.strerror}"
+            ) from None
+    elif args.json:
+        yield json_writer(sys.stdout, tokenizer)
+    else:
+        is_one = len(jobs) == 1 and jobs[0].num_samples == 1
+        if is_one and args.echo:
+            sys.stdout.write(jobs[0].prefix)
+        yield text_writer(sys.stdout, streams=is_one, echoes=args.echo)
+
+
+if __name__ == "__main__":
+    cli.run_tool(main)
