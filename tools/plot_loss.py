@@ -40,8 +40,8 @@ def read_curves(path: Path) -> Curves:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            if "source" in record or "rollback_from" in record:
-                continue  # what was read of it, or that steps come again
+            if "iteration" in record and "lm_loss" not in record:
+                continue  # of something else: what was read of a source, steps that come again, a slow process
             iteration, loss = record["iteration"], record["lm_loss"]
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):

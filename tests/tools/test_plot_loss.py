@@ -53,6 +53,7 @@ def test_a_torn_last_line_is_passed_over_and_a_rewritten_step_counts_once(tmp_pa
     with metrics.open("a") as stream:
         stream.write(json.dumps({"iteration": 20, "lm_loss": 1.25}) + "\n")
         stream.write(json.dumps({"iteration": 25, "lm_loss": None}) + "\n")
+        stream.write(json.dumps({"iteration": 25, "rollback_from": 28}) + "\n")
         stream.write('{"iteration": 30, "lm_l')
     curves = tool.read_curves(metrics)
     assert curves.train == pytest.approx({5: 7.2, 10: 6.2, 15: 5.2, 20: 1.25})

@@ -13,6 +13,7 @@ from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
+from megatron.training.spike import SpikeLimits
 from megatron.training.start import plan_start
 from megatron.training.step import train_step
 from tests.training.runs import flags_of, parse
@@ -53,6 +54,7 @@ def queue_a_step(flags: str) -> list[float]:
             run.loader.batch(BATCH * number, BATCH),
             consumed_samples=BATCH * number,
             global_batch_size=BATCH,
+            limits=SpikeLimits(loss=100.0, gradient_norm=1e6),
         )
 
     results = [step(number).read() for number in range(NUM_WARM_STEPS)]
