@@ -1,5 +1,7 @@
 """A run that spikes without end goes back to a checkpoint, leaves the samples out, and is the same when it is resumed."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from megatron.training import rollback
 from megatron.training.replay_start import plan_replay
 from megatron.training.skipped import SkippedSamples
 from megatron.training.trace import RunRecord, RunTrace, samples_of_step
+from tests.checkpoint.seal import seal
 from tests.training.runs import flags_of, parse, read_lines, read_metrics
 from tests.training.test_spike import BATCH, tensors_of, train_with_bad_batches
+from tests.training.test_trace import save
 
 PATIENCE, LAST = 3, 22
 BAD = range(56, 88)  # of steps 15 to 22, had there been no other
@@ -99,6 +103,30 @@ def test_a_damaged_checkpoint_is_passed_over(world, corpus, tmp_path):
     assert world(1).run(train_with_bad_batches, flags, range(56, 72))[0][0] == "finished"
     (line,) = rollbacks_of(tmp_path / "run")
     assert (line["iteration"], line["rollback_from"]) == (8, 18)
+
+
+def test_what_was_saved_in_the_spike_is_saved_again(world, corpus, tmp_path):
+    """Step 16 is saved amid the spike; the run goes back to 12 and comes to 16 anew."""
+    flags = flags_for(corpus, tmp_path / "run")
+    world(1).run(train_with_bad_batches, flags, range(56, 72))
+    (line,) = rollbacks_of(tmp_path / "run")
+    assert (line["iteration"], line["rollback_from"]) == (12, 18)
+    state = CheckpointReader.open(tmp_path / "run" / "iter_0000016").state
+    assert state["skipped"] == [{"after": 12, "start": 48, "stop": 72}]
+
+
+def test_a_checkpoint_of_steps_that_were_gone_back_from_tells_no_samples(corpus, tmp_path):
+    """One of step 10 was saved by a signal before the run went back to 8; with it, batches would not add up."""
+    config = parse(flags_for(corpus, tmp_path, "--global-batch-size 4"))
+    save(tmp_path, config, [(8, 32), (10, 40), (12, 72)], world_size=1)
+    path = tmp_path / "iter_0000012" / "state.json"
+    state = json.loads(path.read_text())
+    state["skipped"] = [{"after": 8, "start": 32, "stop": 56}]
+    path.write_text(json.dumps(state))
+    seal(path.parent)
+    record = RunRecord.open(tmp_path, 11)
+    assert record.saved == ((8, 32), (12, 72))
+    assert samples_of_step(record, 11, rank=None, world_size=1) == list(range(64, 68))
 
 
 def end_of(rank: int, flags: str, bad: range, limit: int) -> str:
