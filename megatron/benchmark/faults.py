@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,14 +81,18 @@ def run(args: argparse.Namespace) -> None:
     from megatron.benchmark.fault_injection.mutation import WRONG
     from megatron.benchmark.fault_injection.nursery import Nursery
 
-    with Nursery() as nursery:
-        stage = Stage(nursery, data_flags, folder.absolute())
-        lives = _play_launched(args, stage) if args.launched and args.life is None else []
-        if args.kills:
-            lives += _play(args, stage)
-        _print_lives(lives)
-        results = _damage(args, stage) if args.mutations and args.life is None else []
-    _write_out(args, lives, results)
+    lives: list[Life] = []
+    results: list[Result] = []
+    try:
+        with Nursery() as nursery:
+            stage = Stage(nursery, data_flags, folder.absolute())
+            if args.life is None:
+                _play_launched(args, stage, lives)
+            _play(args, stage, lives)
+            if args.life is None:
+                _damage(args, stage, results)
+    finally:  # what an interrupted one has seen so far, too
+        _report(args, lives, results)
     failed = [life for life in lives if not life.is_right]
     if failed:
         raise TrainingError(
@@ -110,13 +113,14 @@ def _is_life(text: str) -> bool:
     return len(words) == 2 and all(word.isdigit() for word in words)
 
 
-def _play(args: argparse.Namespace, stage: Stage) -> list[Life]:
-    """Play lives, case after case, until there were enough faults, and say how each went."""
+def _play(args: argparse.Namespace, stage: Stage, lives: list[Life]) -> None:
+    """Play lives, case after case, until there were enough faults, and say how each went. Adds to lives."""
     from megatron.benchmark.fault_injection.life import draw_faults, live
 
-    lives: list[Life] = []
     num_faults = 0
-    seeds = [args.life] if args.life else (f"{args.seed}/{number}" for number in range(args.kills))
+    seeds = [f"{args.seed}/{number}" for number in range(args.kills)]
+    if args.life is not None:
+        seeds = [args.life]
     for seed in seeds:
         case = list(CASES.values())[int(seed.split("/")[1]) % len(CASES)]
         faults = draw_faults(stage.moments(case), seed)
@@ -126,25 +130,22 @@ def _play(args: argparse.Namespace, stage: Stage) -> list[Life]:
         _end_life(args, life, num_faults)
         if num_faults >= args.kills:
             break
-    return lives
 
 
-def _play_launched(args: argparse.Namespace, stage: Stage) -> list[Life]:
-    """Play lives under the launcher."""
+def _play_launched(args: argparse.Namespace, stage: Stage, lives: list[Life]) -> None:
+    """Play lives under the launcher. Adds to lives."""
     from megatron.benchmark.fault_injection.fault import DEADLY
     from megatron.benchmark.fault_injection.launched import live_launched
     from megatron.benchmark.fault_injection.life import draw_faults
 
     cases = [case for case in CASES.values() if case.world_size > 1]
     actions = (*DEADLY, "error", "memory")
-    lives: list[Life] = []
     for number in range(args.launched):
         case, seed = cases[number % len(cases)], f"{args.seed}/launched-{number}"
         drawn = draw_faults(stage.moments(case), seed, actions)
         faults = list(itertools.islice(drawn, FAULTS_A_LAUNCH))
         lives.append(live_launched(stage, case, seed.replace("/", "-"), faults, seed=seed))
         _end_life(args, lives[-1], sum(life.num_faults for life in lives))
-    return lives
 
 
 def _end_life(args: argparse.Namespace, life: Life, num_faults: int) -> None:
@@ -164,30 +165,21 @@ def _end_life(args: argparse.Namespace, life: Life, num_faults: int) -> None:
         shutil.rmtree(Path(life.save).parent)
 
 
-def _print_lives(lives: list[Life]) -> None:
-    from megatron.benchmark.fault_injection.report import to_markdown
-
-    if lives:
-        num_cases = len({life.case for life in lives})
-        print(to_markdown(lives))
-        print(f"\n{len(lives)} runs of {num_cases} cases\n")
-
-
-def _damage(args: argparse.Namespace, stage: Stage) -> list[Result]:
-    """Start runs on damaged checkpoints, and print the table of what they made of them."""
+def _damage(args: argparse.Namespace, stage: Stage, results: list[Result]) -> None:
+    """Start runs on damaged checkpoints. Adds to results."""
     from megatron.benchmark.fault_injection.mutation import (
         AT_ONCE,
         WRONG,
         Damage,
         all_cuts,
         draw_mutations,
-        to_markdown,
     )
 
-    damage, start = Damage(stage), time.monotonic()
+    if args.mutations == 0:
+        return
+    damage = Damage(stage)
     drawn = draw_mutations(damage.target, str(args.seed))
     mutations = itertools.islice(itertools.chain(all_cuts(damage.target), drawn), args.mutations)
-    results: list[Result] = []
     while some := list(itertools.islice(mutations, AT_ONCE)):
         results += damage.test(some)
         for result in results[-len(some) :]:
@@ -195,16 +187,23 @@ def _damage(args: argparse.Namespace, stage: Stage) -> list[Result]:
                 _say(f"    {result.mutation}: {result.outcome}, {result.detail}")
         if len(results) % 100 < len(some):
             _say(f"{len(results):>6} damaged checkpoints")
-    print(to_markdown(results))
-    print(f"\n{len(results)} damaged checkpoints, {time.monotonic() - start:.0f} s")
-    return results
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _write_out(args: argparse.Namespace, lives: list[Life], results: list[Result]) -> None:
+def _report(args: argparse.Namespace, lives: list[Life], results: list[Result]) -> None:
+    """Print the tables of what happened, and write all of it to --out."""
+    from megatron.benchmark.fault_injection import mutation, report
+
+    if lives:
+        num_cases = len({life.case for life in lives})
+        print(report.to_markdown(lives))
+        print(f"\n{len(lives)} runs of {num_cases} cases\n")
+    if results:
+        print(mutation.to_markdown(results))
+        print(f"\n{len(results)} damaged checkpoints\n")
     if args.out is None:
         return
     content = {
