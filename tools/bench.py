@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure speeds: of training, and side by side with what others use, in one run, with their spread."""
+"""Measure speeds, side by side with what others use, and what runs survive."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ EXAMPLES = """\
     python tools/bench.py data
   a training step of StarCoder's 1B on a GPU: tokens a second, MFU, memory, time by part
     python tools/bench.py train --model 1b
+  five hundred faults in runs that are started again, compared with runs left alone:
+    python tools/bench.py faults --kills 500 --seed 1
   more of each:
     python tools/bench.py train --help"""
 COMMANDS = {

@@ -1,4 +1,7 @@
-"""Runs that die and are started again go on bitwise from their last checkpoint; how they die is scripted, or drawn."""
+"""Runs that die and are started again go on bitwise from their last checkpoint.
+
+How they die is scripted here; tests/tools/test_bench.py plays a life of drawn faults.
+"""
 
 import pytest
 import torch
@@ -6,8 +9,7 @@ import torch
 from megatron.benchmark.fault_injection import judge
 from megatron.benchmark.fault_injection.case import CASES
 from megatron.benchmark.fault_injection.fault import Fault
-from megatron.benchmark.fault_injection.life import Life, Stage, draw_faults, live
-from megatron.benchmark.fault_injection.report import rows, to_markdown, total
+from megatron.benchmark.fault_injection.life import Life, Stage, live
 
 TP2 = CASES["TP 2"]
 LAST_RANK_FILE = "iter.tmp/rank_00001.safetensors"
@@ -51,15 +53,6 @@ def test_a_run_that_dies_goes_on_bitwise(stage, script):
     life = live(stage, CASES[case], script.replace(" ", "-"), faults)
     assert _wrong(life) == []
     assert [attempt.has_fired for attempt in life.attempts] == [True] * len(faults) + [False]
-
-
-def test_drawn_faults(stage):
-    case, seed = CASES["one process"], "1/1"
-    life = live(stage, case, "drawn", draw_faults(stage.moments(case), seed), seed=seed)
-    assert _wrong(life) == []
-    row = total(rows([life]))
-    assert row.faults == row.bitwise > 0 and row.lost == row.hangs == row.orphans == 0
-    assert to_markdown([life]).count("\n") > 2
 
 
 def test_a_checkpoint_that_is_off_by_one_bit_is_seen(stage):

@@ -53,3 +53,24 @@ def test_mistakes_are_one_line(args, message):
     result = bench(*args)
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_faults_is_one_line():
+    command = [sys.executable, str(ROOT / "tools/bench.py"), "faults", "--life", "17"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "--life 17: give a seed and a number" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_faults_are_played_counted_and_written_down(tmp_path):
+    out = tmp_path / "faults.json"
+    command = [sys.executable, str(ROOT / "tools/bench.py"), "faults", "--life", "1/1"]
+    result = subprocess.run(
+        [*command, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    (life,) = json.loads(out.read_text())["lives"]
+    num_faults = sum(attempt["has_fired"] for attempt in life["attempts"])
+    assert num_faults > 0 and life["problems"] == []
+    total = [cell.strip() for cell in result.stdout.split("| all")[1].split("|")]
+    assert total[2:7] == [str(num_faults)] * 2 + ["0"] * 3
