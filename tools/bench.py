@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron.benchmark import data, faults, kernels, train
+from megatron.benchmark import curate, data, faults, kernels, train
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
 
@@ -24,6 +24,7 @@ EXAMPLES = """\
 COMMANDS = {
     "data": (data, "the data engine, side by side with what others use"),
     "train": (train, "training steps: tokens a second, time by part, MFU, memory"),
+    "curate": (curate, "the stages of curation, side by side with what others use"),
     "kernels": (kernels, "operations of a step on a GPU, by each of their implementations"),
     "faults": (faults, "runs that are killed and started again, compared with one left alone"),
 }

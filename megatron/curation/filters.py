@@ -15,6 +15,7 @@ from megatron.curation.document import Document, Drop, Keep, Stage, Verdict
 from megatron.curation.text_measure import (
     alphabetic_fraction,
     alphanumeric_fraction,
+    encoded_runs,
     line_lengths,
     visible_length,
 )
@@ -40,10 +41,6 @@ GENERATED = re.compile(
     r"@generated|do not (?:edit|modify)",
     re.I,
 )
-# StarCoder 2: runs of encoded data. The line breaks of base64 count with it.
-BASE64_RUN = re.compile(r"[A-Za-z0-9+/]{64,}(?:[\r\n]+[A-Za-z0-9+/]{64,})*={0,2}")
-HEX_RUN = re.compile(r"(?:(?:0x|\\x)?[0-9a-fA-F]{2}(?:[, ]\s*|\b)?){8,}")
-UNICODE_RUN = re.compile(r"(?:\\u[0-9a-fA-F]{4}){8,}")
 STRING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
 
 
@@ -98,6 +95,14 @@ class Measured:
     @cached_property
     def lines(self) -> tuple[int, float]:
         return line_lengths(self.document.text)
+
+    @cached_property
+    def encoded(self) -> tuple[int, int]:
+        return encoded_runs(self.document.text)
+
+    @cached_property
+    def visible(self) -> int:
+        return visible_length(self.document.text)
 
     @property
     def has_line_limit(self) -> bool:
@@ -157,7 +162,7 @@ def html_text(file: Measured) -> float | None:
     """StarCoder §3.2: an HTML page shows 20 % of its characters or less; the value is that part."""
     if file.language != "html" or not file.config.min_visible:
         return None
-    fraction = visible_length(file.text) / max(len(file.text), 1)
+    fraction = file.visible / max(len(file.text), 1)
     return fraction if fraction <= file.config.min_visible else None
 
 
@@ -165,7 +170,7 @@ def html_length(file: Measured) -> float | None:
     """StarCoder §3.2: an HTML page shows 100 characters or fewer."""
     if file.language != "html" or not file.config.min_visible_characters:
         return None
-    length = visible_length(file.text)
+    length = file.visible
     return length if length <= file.config.min_visible_characters else None
 
 
@@ -193,7 +198,7 @@ def encoded_part(file: Measured) -> float | None:
     limit = file.config.max_encoded
     if not limit:
         return None
-    part = sum(_encoded_runs(file.text)) / max(len(file.text), 1)
+    part = file.encoded[0] / max(len(file.text), 1)
     return part if part > limit else None
 
 
@@ -202,17 +207,8 @@ def encoded_run(file: Measured) -> float | None:
     limit = file.config.max_encoded_run
     if not limit:
         return None
-    longest = max(_encoded_runs(file.text), default=0)
+    longest = file.encoded[1]
     return longest if longest > limit else None
-
-
-def _encoded_runs(text: str) -> list[int]:
-    runs = [len(match[0]) for match in BASE64_RUN.finditer(text)]
-    rest = BASE64_RUN.sub("", text) if runs else text
-    runs += [len(match[0]) for match in HEX_RUN.finditer(rest)]
-    if "\\u" in rest:
-        runs += [len(match[0]) for match in UNICODE_RUN.finditer(rest)]
-    return runs
 
 
 def long_string(file: Measured) -> float | None:

@@ -7,20 +7,12 @@ wanted is deleted in one call, and only what is not ASCII is asked about. Knows 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Callable
 
 _ASCII = bytes(range(128))
 _HIGH = bytes(range(128, 256))
 _NOT_ALNUM = bytes(c for c in _ASCII if not chr(c).isalnum()) + _HIGH
 _NOT_ALPHA = bytes(c for c in _ASCII if not chr(c).isalpha()) + _HIGH
-
-# Elements that show nothing, comments, declarations and tags.
-_INVISIBLE = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(script|style)\b[^>]*>.*?(?:</\1\s*>|\Z)|</?[a-zA-Z](?:[^>\"']|\"[^\"]*\"|'[^']*')*>|"
-    r"<[!?][^>]*>",
-    re.S | re.I,
-)
 
 
 def line_lengths(text: str) -> tuple[int, float]:
@@ -53,5 +45,14 @@ def _fraction(text: str, others: bytes, accepts: Callable[[str], bool]) -> float
 
 def visible_length(text: str) -> int:
     """Count the characters of an HTML page that are not markup, script, style or comment; entities count as one."""
-    shown = _INVISIBLE.sub("", text)
+    from megatron.curation import _text_scan
+
+    shown = _text_scan.visible_text(text)
     return len(html.unescape(shown) if "&" in shown else shown)
+
+
+def encoded_runs(text: str) -> tuple[int, int]:
+    """Give the sum and the longest of the runs of base64, hexadecimal and `\\u` data, in characters."""
+    from megatron.curation import _text_scan
+
+    return _text_scan.encoded_runs(text)

@@ -19,6 +19,7 @@ from megatron.errors import ConfigError
 _minhash = pytest.importorskip(
     "megatron.curation._minhash", reason="csrc/ is not compiled: make env"
 )
+duplicates = pytest.importorskip("megatron.curation.duplicates")
 LEXICAL, BIGCODE = 0, 1
 
 
@@ -140,6 +141,14 @@ def test_same_result_for_1_2_and_8_workers_and_any_shards(tmp_path):
         files = ledger.ledger_files(tmp_path / name)
         ledgers.append([entry for path in files for entry in ledger.read_entries(path)])
     assert all(entries == ledgers[0] for entries in ledgers)
+
+
+def test_result_does_not_depend_on_how_many_ranges_keys_are_looked_at_in(tmp_path, monkeypatch):
+    rows = corpus()
+    whole, totals = run(tmp_path, rows, "whole")
+    monkeypatch.setattr(duplicates, "RANGE_ENTRIES", 20)
+    cut, again = run(tmp_path, rows, "cut", 2)
+    assert cut == whole and again.by_rule() == totals.by_rule()
 
 
 def test_each_family_keeps_its_best_and_every_drop_names_a_kept_one_that_it_resembles(tmp_path):

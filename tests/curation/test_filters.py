@@ -4,11 +4,14 @@ import random
 
 import pytest
 
+pytest.importorskip("megatron.curation._text_scan", reason="csrc/ is not compiled: make env")
+
 from megatron.curation.document import Document, Drop, Keep
 from megatron.curation.filters import FilterConfig, filter_stage
 from megatron.curation.text_measure import (
     alphabetic_fraction,
     alphanumeric_fraction,
+    encoded_runs,
     line_lengths,
     visible_length,
 )
@@ -162,7 +165,32 @@ def test_measures_equal_python_str_methods_on_any_text():
         ("1 < 2 <b>bold</b>", "1 < 2 bold"),
         ("<SCRIPT>if (a<b) {}</SCRIPT>x<style>y</style>", "x"),
         ("x<script>never closed", "x"),
+        ("<scripts>y</scripts>", "y"),
+        ('a <b title="it\'s>">é</b> <', "a é <"),
+        ("<i lang='>x", "x"),
+        ("x <!-- y > --> z <!ELEMENT a> <?php b ?> <3", "x  z   <3"),
     ],
 )
 def test_visible_text_is_what_no_tag_script_or_comment_holds(page, shown):
     assert visible_length(page) == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("", (0, 0)),
+        ("g" * 63, (0, 0)),
+        ("a" * 63, (62, 62)),
+        ("x = '" + "aB3/" * 16 + "=='", (66, 66)),
+        ("aB3/" * 16 + "\n" + "+z9Q" * 16 + "\nend", (129, 129)),
+        ("de ad be ef 01 02 03", (0, 0)),
+        ("x = de ad be ef 01 02 03 04 g", (24, 24)),
+        ("{0x1f, 0x2e,\n  0x3d, 0x4c, 0x5b, 0x6a, 0x79, 0x88};", (48, 48)),
+        ("'\\xff\\x00\\x01\\x02\\x03\\x04\\x05\\x06'", (32, 32)),
+        ("\\u4e2d" * 8 + " é " + "\\u4e2d" * 9, (102, 54)),
+        ("name_deadbeefdeadbeef x", (0, 0)),
+        ("def face(): return decade", (0, 0)),
+    ],
+)
+def test_runs_of_encoded_data_are_measured(text, runs):
+    assert encoded_runs(text) == runs

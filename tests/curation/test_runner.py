@@ -218,6 +218,18 @@ def test_interrupted_run_continues_and_ends_as_if_it_had_not_been(tmp_path, sour
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_shard_of_other_stages_or_input_is_done_again(tmp_path, source):
+    run_steps([ODD], options(tmp_path, source))
+    out = tmp_path / "out"
+    expected = contents(out)
+    (out / "totals.json").unlink()
+    stale = json.loads((out / "shards/0-00001.json").read_text()) | {"fingerprint": "another"}
+    (out / "shards/0-00001.json").write_text(json.dumps(stale))
+    (out / "00001.jsonl.zst").write_bytes(b"stale")
+    run_steps([ODD], options(tmp_path, source))
+    assert contents(out) == expected
+
+
 def test_folder_of_another_command_is_left_alone_unless_told(tmp_path, source):
     run_steps([ODD], options(tmp_path, source))
     other = Stage("odd", odd_apply, {"threshold": 4})

@@ -1,0 +1,47 @@
+"""tools/bench.py curate measures what it names; its figures are not looked at here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools/bench.py"), "curate", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_stage_has_its_rows():
+    result = bench(
+        "--root", str(ROOT / "megatron/curation"), "--rounds", "1", "--megabytes", "0.05"
+    )
+    assert result.returncode == 0, result.stderr
+    names = {line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]}
+    assert names == {
+        *(
+            "select",
+            "filter",
+            "filter, all options",
+            "html",
+            "minhash, lexical",
+            "minhash, bigcode",
+        ),
+        *(f"{name}, whole run" for name in ("select", "filter", "dedup", "all three")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rounds", "0"], "must be above 0"),
+        (["--root", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line(args, message):
+    result = bench(*args)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1
