@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron.benchmark import curate, data, faults, kernels, train
+from megatron.benchmark import checkpoint, curate, data, faults, kernels, train
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "train": (train, "training steps: tokens a second, time by part, MFU, memory"),
     "curate": (curate, "the stages of curation, side by side with what others use"),
     "kernels": (kernels, "operations of a step on a GPU, by each of their implementations"),
+    "checkpoint": (checkpoint, "saves and loads, against the disk's own speed"),
     "faults": (faults, "runs that are killed and started again, compared with one left alone"),
 }
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 _SMALL_BYTES = 1 << 18  # not worth a second thread
+_MAX_PENDING = (
+    8  # pieces that wait to be hashed: those that were copied from a GPU take memory until then
+)
 
 
 class ContentHash:
@@ -18,7 +22,7 @@ class ContentHash:
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1, "hash")
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> ContentHash:
         return self
@@ -31,18 +35,20 @@ class ContentHash:
     ) -> None:
         self._thread.shutdown()
 
-    def begin(self, data: memoryview) -> None:
-        """Take the next piece, whose memory must stay as it is until `end`."""
-        if len(data) < _SMALL_BYTES:
+    def add(self, data: memoryview) -> None:
+        """Take the next piece, whose memory must stay as it is until `wait` or `hexdigest`."""
+        if len(data) < _SMALL_BYTES and not self._pending:
             self._sha256.update(data)
-        else:
-            self._pending = self._thread.submit(self._sha256.update, data)
+            return
+        if len(self._pending) == _MAX_PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._sha256.update, data))
 
-    def end(self) -> None:
-        """Wait until the piece is taken in."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def wait(self) -> None:
+        """Wait until all pieces are taken in."""
+        while self._pending:
+            self._pending.popleft().result()
 
     def hexdigest(self) -> str:
+        self.wait()
         return self._sha256.hexdigest()

@@ -73,7 +73,7 @@ class SafetensorsWriter:
     ) -> None:
         """Create the file and write its header. Wide dtypes must come first, so that all values are aligned.
 
-        content hears everything that is written.
+        content hears everything that is written, and says how long the memory of it must stay.
         """
         widths = [spec.dtype.itemsize for spec in specs]
         assert widths == sorted(widths, reverse=True), "wide dtypes come first"
@@ -131,12 +131,10 @@ class SafetensorsWriter:
     def _append(self, data: memoryview) -> None:
         # Everything written passes here.
         if self._content is not None:
-            self._content.begin(data)
+            self._content.add(data)
         rest = data
         while len(rest):  # one call writes at most 2 GiB on Linux
             rest = rest[self._file.write(rest) :]
-        if self._content is not None:
-            self._content.end()
         self.num_bytes += len(data)
 
 

@@ -55,6 +55,7 @@ class CheckpointWriter:
     def write(self, name: str, values: Tensor) -> None:
         """Append the next values of a tensor in row-major order: fp32, whole or a run of its rows."""
         self._weights.write(_key(name, self._shapes[name]), values)
+        self._content.wait()  # the caller may use the memory again
 
     def publish(self, *, state: Mapping[str, Any], config: Mapping[str, Any]) -> Path:
         """Force everything to disk, give the checkpoint its name and point the tracker at it. Gives its folder.
