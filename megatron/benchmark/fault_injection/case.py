@@ -22,10 +22,13 @@ class Case:
     name: str
     world_size: int
     flags: str
+    keep_last: int | None = None  # checkpoints
 
     def command(self, data_flags: Sequence[str], save: Path, save_interval: int) -> list[str]:
         """Give the flags of a run under save."""
+        keep = [] if self.keep_last is None else ["--keep-last", str(self.keep_last)]
         return [
+            *keep,
             *MODEL_FLAGS.split(),
             *self.flags.split(),
             *data_flags,
@@ -37,7 +40,7 @@ CASES = {
     case.name: case
     for case in (
         Case("one process, bf16, async save", 1, "--bf16 --num-workers 1 --async-save"),
-        Case("one process", 1, "--num-workers 0"),
+        Case("one process", 1, "--num-workers 0", keep_last=1),
         Case("TP 2", 2, "--tensor-model-parallel-size 2 --num-workers 0 --exit-on-failed-save"),
         Case(
             "TP 2, sequence parallel, bf16, async save",
@@ -49,6 +52,7 @@ CASES = {
             "PP 2, bf16, async save",
             2,
             "--pipeline-model-parallel-size 2 --bf16 --num-workers 0 --async-save",
+            keep_last=2,
         ),
     )
 }

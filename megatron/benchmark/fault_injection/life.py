@@ -68,9 +68,13 @@ class Stage:
         if case.name not in self._references:
             save = self.folder / f"reference-{len(self._references)}"
             logs = save.with_suffix(".logs")
-            attempt = self.attempt(case, save, logs, save_interval=1, records=True)
+            keeping_all = dataclasses.replace(case, keep_last=None)
+            attempt = self.attempt(keeping_all, save, logs, save_interval=1, records=True)
             assert set(attempt.codes) == {0}, f"the undisturbed run failed: {case.name}, {attempt}"
             self._references[case.name] = judge.Reference(save, NUM_STEPS)
+            if case.keep_last is not None:  # deleting has moments, too
+                logs = save.with_name(f"{save.name}-kept.logs")
+                self.attempt(case, logs.with_suffix(""), logs, save_interval=1, records=True)
             self._moments[case.name] = [
                 Counter(note["moment"] for note in notes if note["kind"] == "moment")
                 for notes in _journals(logs, case.world_size)

@@ -24,7 +24,7 @@ from megatron.benchmark.fault_injection.disk import UnsyncedDisk
 from megatron.benchmark.fault_injection.fault import Fault
 
 _ITERATION = re.compile(r"iter_\d{7,}")
-_SIDE = re.compile(r"\.tmp-[0-9a-f]{8}")
+_SIDE = re.compile(r"\.(tmp|deleted)-[0-9a-f]{8}")
 # Written by libraries, for people; a crash may cost their last lines.
 _IGNORED = re.compile(r"tensorboard(/|$)")
 # What a power failure may not cost: the rest is written again, or is a log.
@@ -140,7 +140,7 @@ class Tripwire:
         name = absolute.relative_to(self._root).as_posix()
         if _IGNORED.match(name):
             return None
-        return _SIDE.sub(".tmp", _ITERATION.sub("iter", name))
+        return _SIDE.sub(r".\1", _ITERATION.sub("iter", name))
 
     @property
     def _is_busy(self) -> bool:
