@@ -83,7 +83,10 @@ class Agents:
 
     def __call__(self, **options: Any) -> Agent:
         self.agent = Agent(
-            environment=os.environ, patience_seconds=self._patience_seconds, **options
+            environment=os.environ,
+            patience_seconds=self._patience_seconds,
+            abandon=lambda: os._exit(EXIT_FAILURE),
+            **options,
         )
         return self.agent
 

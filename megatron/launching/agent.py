@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -34,6 +35,7 @@ ENDED, LEAVE, LEFT, END = "ended", "leave", "left", "end/"
 SAME_SIGNAL_SECONDS = 2.0
 # Processes that leave for the same reason do so within a moment of each other.
 TOGETHER_SECONDS = 10.0
+SILENCE_SECONDS = 20.0  # of the store, after which it is lost
 KILLED_SECONDS = 25  # torchrun waits 30 s for the others before it kills them
 
 
@@ -41,8 +43,14 @@ class Agent(LocalElasticAgent):
     """Runs the processes of this node. torchrun's launcher makes and runs it; afterwards it says how it ended."""
 
     def __init__(
-        self, *, environment: MutableMapping[str, str], patience_seconds: float, **options: Any
+        self,
+        *,
+        environment: MutableMapping[str, str],
+        patience_seconds: float,
+        abandon: Callable[[], None],
+        **options: Any,
     ) -> None:
+        """abandon: ends this launcher from any thread, whatever its main thread waits for."""
         super().__init__(**options)
         self.end: End | None = None  # the one that ended this launch
         self.asked: signal.Signals | None = None
@@ -55,6 +63,9 @@ class Agent(LocalElasticAgent):
         self.is_store_lost = False
         self._is_counted = False  # whether torchrun counts the restart to come
         self._told: dist.Store | None = None  # where the ends of the last round lie
+        self._abandon = abandon
+        self._asks_since: float | None = None  # a question to the store that has no answer yet
+        Thread(target=self._watch_store, name="store", daemon=True).start()
         for number in ASKING_SIGNALS:
             signal.signal(number, self._on_signal)
 
@@ -111,6 +122,7 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         self._phase = "meeting"
+        self._asks_since = None
         if self.asked is not None:
             raise SignalException(f"{self.asked.name} before the restart", self.asked)
         super()._rendezvous(worker_group)
@@ -134,6 +146,7 @@ class Agent(LocalElasticAgent):
         return ids
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._asks_since = None
         if (
             not self._is_counted and self._has_ended()
         ):  # torchrun saw that a node waits, and no more
@@ -143,15 +156,21 @@ class Agent(LocalElasticAgent):
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._phase = "stopping"
+        self._asks_since = None
         super()._stop_workers(worker_group)
+        if self.end is not None:
+            self._asks_since = time.monotonic()  # torchrun leaves the meeting
 
     def _exit_barrier(self) -> None:
         self.has_finished = True
         self._phase = "meeting"
+        self._asks_since = None  # it waits for the processes of other nodes
         super()._exit_barrier()
+        self._asks_since = time.monotonic()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """Look after the processes here, and after what other nodes tell."""
+        self._asks_since = None
         is_late = self.asked and time.monotonic() - self._asked_at > self._patience_seconds
         if is_late and self._pcontext is not None:
             say(f"processes did not leave in {self._patience_seconds:.0f} s; killing them")
@@ -163,6 +182,7 @@ class Agent(LocalElasticAgent):
             result = self._end_here_too(worker_group)
         if result.state == WorkerState.FAILED:
             self._judge(worker_group, told or cause(self._own_ends(result)))
+        self._asks_since = time.monotonic()  # torchrun asks the store next, and when it leaves
         return result
 
     def _end_here_too(self, worker_group: WorkerGroup) -> RunResult:
@@ -217,10 +237,33 @@ class Agent(LocalElasticAgent):
     def _telling(self) -> Iterator[dist.Store]:
         """Give the store of this round; leave the block where its host is gone."""
         assert self._told is not None
+        self._asks_since = time.monotonic()
         try:
             yield self._told
         except dist.DistError:
             self.is_store_lost = True
+        finally:
+            self._asks_since = None
+
+    def _watch_store(self) -> None:
+        """End this launcher when the store does not answer and a process here has ended; a thread of its own.
+
+        Where a wire is cut, torch's store waits for an answer without end. As long as processes run they are left
+        alone: if they cannot reach each other either, they end by themselves.
+        """
+        while True:
+            time.sleep(1.0)
+            since, context = self._asks_since, self._pcontext
+            if since is None or context is None or time.monotonic() - since < SILENCE_SECONDS:
+                continue
+            pids = list(context.pids().values())
+            if self._phase == "running" and not any(map(_has_ended, pids)):
+                continue
+            say(f"no answer in {SILENCE_SECONDS:.0f} s from the launcher that all met at; leaving")
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            self._abandon()
 
     @property
     def _num_nodes(self) -> int:
@@ -253,6 +296,14 @@ class Agent(LocalElasticAgent):
             while number < self._num_nodes and time.monotonic() < deadline:
                 time.sleep(0.1)
                 number = store.add(LEFT, 0)
+
+
+def _has_ended(pid: int) -> bool:
+    """Say whether a child has ended, and leave it to whoever waits for it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
 
 
 def say(text: str) -> None:
