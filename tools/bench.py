@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron.benchmark import checkpoint, curate, data, faults, kernels, train
+from megatron.benchmark import checkpoint, curate, data, faults, generate, kernels, train
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "curate": (curate, "the stages of curation, side by side with what others use"),
     "kernels": (kernels, "operations of a step on a GPU, by each of their implementations"),
     "checkpoint": (checkpoint, "saves and loads, against the disk's own speed"),
+    "generate": (generate, "writing text: tokens a second beside transformers"),
     "faults": (faults, "runs that are killed and started again, compared with one left alone"),
 }
 

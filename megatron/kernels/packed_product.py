@@ -1,7 +1,8 @@
 """The product with a weight that never changes, kept in the order in which a CPU's fast kernels read it (oneDNN's).
 
-Laid out once, a weight is multiplied with few rows two to three times as fast as by the library that torch calls for
-an ordinary one (docs/benchmarks.md). For prediction only: nothing here is differentiable.
+Laid out once, a weight is multiplied faster than by the library that torch calls for an ordinary one. Measured on one
+core of an AMD EPYC, 768 x 3072: in fp32 16 rows 2.7 x and one row as fast, in bf16 1.4 x and 2.1 x. For prediction only:
+nothing here is differentiable.
 """
 
 from __future__ import annotations
