@@ -65,7 +65,7 @@ TEXTS: tuple[tuple[str, str], ...] = (
     ("LGPL-2.0-or-later", r"gnu library general public license"),
     ("GPL-3.0-or-later", r"gnu general public license.{0,200}version 3"),
     ("GPL-2.0-or-later", r"gnu general public license"),
-    ("Apache-2.0", r"apache license,? ?version 2\.0"),
+    ("Apache-2.0", r"apache(?: software)? license,? ?(?:version |v\.? ?)?2\.0"),
     ("MPL-2.0", r"mozilla public license,? ?(?:version|v\.) ?2\.0"),
     ("MPL-1.1", r"mozilla public license"),
     ("EPL-2.0", r"eclipse public license ?- ?v ?2\.0"),
@@ -73,10 +73,22 @@ TEXTS: tuple[tuple[str, str], ...] = (
     ("CDDL-1.0", r"common development and distribution license"),
     ("BSL-1.0", r"boost software license ?- ?version 1\.0"),
     ("Unlicense", r"this is free and unencumbered software released into the public domain"),
-    ("CC0-1.0", r"cc0 1\.0 universal|creative commons zero"),
+    ("CC0-1.0", r"cc0 1\.0 universal|creative commons (?:zero|cc0)|cc0 public domain dedication"),
     ("PSF-2.0", r"python software foundation license version 2"),
     ("Artistic-2.0", r"the artistic license 2\.0"),
     ("WTFPL", r"do what the fuck you want to public license"),
+    (
+        "OFL-1.1",
+        r"sil open font license|permission is hereby granted, free of charge, to any person obtaining a copy of the font software",
+    ),
+    (
+        "Unicode-DFS-2016",
+        r"permission is hereby granted, free of charge, to any person obtaining a copy of the unicode data files",
+    ),
+    (
+        "FSFAP",
+        r"copying and distribution of this file, with or without modification, are permitted in any medium",
+    ),
     (
         "MIT",
         r"permission is hereby granted, free of charge, to any person obtaining a copy.{0,800}"

@@ -66,6 +66,8 @@ def test_debian_and_classifier_names_become_spdx():
 def test_licence_texts_are_recognised():
     assert of_text((ROOT / "LICENSE").read_text()) == "Apache-2.0"
     assert of_text("Nothing of the kind.") is None
+    font = "Permission is hereby granted, free of charge, to any person obtaining a copy of the Font Software"
+    assert of_text(font) == "OFL-1.1" and not is_allowed("OFL-1.1", ALLOWED)
     gpl = "GNU GENERAL PUBLIC LICENSE\n  Version 3, 29 June 2007 … the GNU Lesser General Public License"
     assert of_text(gpl) == "GPL-3.0-or-later"
 
