@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import os
 import reprlib
 import sys
@@ -255,19 +256,28 @@ def _coerce(name: str, value: Any, value_type: Any) -> Any:
         raise ConfigError(f"{name} is {shown}; expected {value_type.__name__}") from None
 
 
+def parse_yaml(where: str, text: str) -> Any:
+    """Read a YAML text; ConfigError if it is none. Aliases are kept as such: write values out with `reprlib`."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
+
+
 def read_defaults(path: Path) -> dict[str, Any]:
     """Read a YAML file of options: field names with - or _, flat or under section names.
 
     Returns {field name: value}. Raises ConfigError for a missing file, an unknown name or a wrong type.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from None
+    content = parse_yaml(f"--config {path}", text) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} holds no options; write lines such as 'num-layers: 24'")
     sections = {field.name for field in dataclasses.fields(Config)}
@@ -351,11 +361,18 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except MegatronError as error:
         print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
         code = exit_code(error)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (`… | head`): not an error, but stdout must not be flushed again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(
+            f"{name}: error: a name is too long for a file: {error.filename!r:.80}", file=sys.stderr
+        )
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     sys.exit(code)

@@ -25,6 +25,7 @@ from megatron.options import (
     TrainingConfig,
 )
 
+MAX_MICRO_BATCHES = 100_000  # of a step, whose passes are laid out in lists
 FP8_WIDTHS = 16  # what the widths of 8-bit products must be multiples of
 
 
@@ -154,6 +155,11 @@ class Config:
 
         numbers: those of the last step and, of a ramp-up, of the first two: every other is a sum of their multiples.
         """
+        require(
+            max(numbers) <= MAX_MICRO_BATCHES,
+            f"a step of {max(numbers)} micro-batches is more than the {MAX_MICRO_BATCHES} that are allowed; lower "
+            f"--global-batch-size or raise --micro-batch-size",
+        )
         num_ranks = self.parallel.pipeline_model_parallel_size
         if num_ranks == 1:
             return

@@ -6,11 +6,14 @@ One YAML file a machine, in this package or the user's own, or made by `calibrat
 from __future__ import annotations
 
 import contextlib
+import math
+import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from megatron.cli import parse_yaml
 from megatron.errors import ConfigError
 
 
@@ -49,6 +52,7 @@ class Hardware:
     measured: dict[str, float] = field(default_factory=dict)  # what shares were made of, to look at
 
 
+SMALLEST, LARGEST = 1e-12, 1e24  # of all numbers: what is made of them stays finite
 NUMBERS = ("float", "float | None")
 FOLDER = files("megatron.planning") / "hardware"
 
@@ -60,8 +64,6 @@ def known_hardware() -> list[str]:
 
 def read_hardware(name: str) -> Hardware:
     """Read a machine by its name in this package, or a YAML file. ConfigError if it cannot be read."""
-    import yaml
-
     known = known_hardware()
     if name in known:
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
@@ -72,33 +74,30 @@ def read_hardware(name: str) -> Hardware:
             raise ConfigError(
                 f"--hardware {name} is neither a file that can be read nor one of {', '.join(known)}"
             ) from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--hardware {name} is not YAML: {str(error).splitlines()[0]}") from None
-    return _hardware_of(name, values)
+    return _hardware_of(name, parse_yaml(f"--hardware {name}", text))
 
 
 def _hardware_of(name: str, values: Any) -> Hardware:
     """Check the fields of a file and build from them."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"--hardware {name} holds no fields; start from one of this package's")
-    efficiency: Any = values.get("efficiency")
-    _check_fields(f"--hardware {name}", values, Hardware)
-    _check_fields(f"--hardware {name}: efficiency", efficiency, Efficiency)
-    numbers = {key: float(value) for key, value in efficiency.items()}
-    given = {**values, "efficiency": Efficiency(**numbers)}
-    given["peak_flops"] = {dtype: float(peak) for dtype, peak in values["peak_flops"].items()}
-    if given.get("capability") is not None:
-        given["capability"] = tuple(given["capability"])
-    for one in fields(Hardware):
-        if one.type in NUMBERS and given[one.name] is not None:
-            given[one.name] = float(given[one.name])
+    where = f"--hardware {name}"
+    given = _read_fields(where, values, Hardware)
+    efficiency = _read_fields(f"{where}: efficiency", values["efficiency"], Efficiency)
+    given["efficiency"] = Efficiency(**efficiency)
+    peaks = values["peak_flops"]
+    if not isinstance(peaks, dict) or not peaks:
+        raise ConfigError(f"{where}: peak_flops holds no numbers by dtype")
+    given["peak_flops"] = {str(dtype): _number(where, dtype, peak) for dtype, peak in peaks.items()}
+    capability = given.get("capability")
+    if capability is not None:
+        is_pair = isinstance(capability, list) and [type(one) for one in capability] == [int, int]
+        if not is_pair:
+            raise ConfigError(f"{where}: capability is two whole numbers, such as [9, 0]")
+        given["capability"] = tuple(capability)
     return Hardware(**given)
 
 
-def _check_fields(where: str, values: Any, kind: type) -> None:
-    """Raise ConfigError unless values has the fields of a class and no other, its numbers above 0."""
+def _read_fields(where: str, values: Any, kind: type) -> dict[str, Any]:
+    """Take the fields of a class and no other; texts and numbers are checked, what else there is comes as it is."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is missing; start from one of this package's files")
     optional = {"capability", "sources", "measured", "flash"}
@@ -108,18 +107,37 @@ def _check_fields(where: str, values: Any, kind: type) -> None:
     if missing or unknown:
         word, which = ("lacks", missing) if missing else ("has the unknown fields", unknown)
         raise ConfigError(f"{where} {word} {', '.join(sorted(map(str, which)))}")
+    given = dict(values)
     for one in fields(kind):
-        if one.name not in values:
+        value = values.get(one.name)
+        if one.name not in values or (value is None and one.type == "float | None"):
             continue
-        value = values[one.name]
-        if one.type not in (*NUMBERS, "int") or (value is None and one.type == "float | None"):
-            continue
-        try:
-            is_good = float(str(value)) > 0
-        except (TypeError, ValueError):
-            is_good = False
-        if not is_good and one.name != "reserved_bytes":
-            raise ConfigError(f"{where}: {one.name} is {value!r}; a number above 0")
+        if one.type in NUMBERS:
+            lowest = 0.0 if one.name == "reserved_bytes" else SMALLEST
+            given[one.name] = _number(where, one.name, value, lowest)
+        elif one.type == "int":
+            given[one.name] = _whole(where, one.name, value)
+        elif one.type == "str" and not isinstance(value, str):
+            raise ConfigError(f"{where}: {one.name} is no text")
+    return given
+
+
+def _number(where: str, name: object, value: Any, lowest: float = SMALLEST) -> float:
+    """Give a number that can be reckoned with. YAML takes some for text, such as 1e9."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not lowest <= number <= LARGEST:
+        raise ConfigError(f"{where}: {name} is {reprlib.repr(value)}; a number above 0")
+    return number
+
+
+def _whole(where: str, name: str, value: Any) -> int:
+    number = _number(where, name, value)
+    if number != int(number):
+        raise ConfigError(f"{where}: {name} is {value!r}; a whole number above 0")
+    return int(number)
 
 
 def write_hardware(hardware: Hardware, path: Path) -> None:

@@ -45,7 +45,10 @@ def check_definition(definition: dict[str, Any], where: object) -> None:
         is_own = owners.setdefault(number, content) == content
         is_own = is_own and vocab.get(content, number) == number
         _require(is_own, where, f"id of {content!r}", number, "that of no other token")
-    _check_merges(model["merges"], where)
+    prefix = model.get("continuing_subword_prefix")
+    is_text = prefix is None or isinstance(prefix, str)
+    _require(is_text, where, "continuing_subword_prefix", prefix, "null or text")
+    _check_merges(model["merges"], prefix or "", where)
     unknown = model.get("unk_token")
     _require(unknown is None or isinstance(unknown, str), where, "unk_token", unknown, "a token")
     for name in STAGES:
@@ -58,12 +61,15 @@ def check_definition(definition: dict[str, Any], where: object) -> None:
         ) from None
 
 
-def _check_merges(merges: Any, where: object) -> None:
+def _check_merges(merges: Any, prefix: str, where: object) -> None:
     _require(isinstance(merges, list), where, "model.merges", merges, "a list")
     for merge in merges:
         is_pair = isinstance(merge, list) and len(merge) == 2
         is_pair = is_pair and all(isinstance(token, str) for token in merge)
         _require(is_pair, where, "merge", merge, "two tokens")
+        # the package cuts the prefix off without a look
+        wanted = f"a token that starts with {prefix!r}"
+        _require(merge[1].startswith(prefix), where, "second token of a merge", merge[1], wanted)
 
 
 def _check_stage(stage: Any, where: object, name: str) -> None:

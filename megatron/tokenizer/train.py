@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron.errors import ConfigError, DataError
+from megatron.tokenizer.byte_pair import MAX_IDS
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 NUM_BYTES = 256
@@ -28,6 +29,8 @@ def train_tokenizer(
     caller looks at the length of the vocabulary.
     """
     smallest = len(special_tokens) + NUM_BYTES
+    if vocab_size > MAX_IDS:
+        raise ConfigError(f"--vocab-size is {vocab_size}; allowed: up to {MAX_IDS}")
     if vocab_size < smallest:
         raise ConfigError(
             f"--vocab-size is {vocab_size}; {len(special_tokens)} sentinels and {NUM_BYTES} bytes need {smallest}"

@@ -15,16 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.hostile.base import make_base, preprocess_base
+from tests.hostile.commands import Command, call_tool, load_tool
 from tests.hostile.guard import Outcome, run_guarded
-from tests.hostile.subjects import (
-    SUBJECTS,
-    Command,
-    Subject,
-    call_tool,
-    load_tool,
-    make_base,
-    preprocess_base,
-)
+from tests.hostile.subjects import SUBJECTS, Subject
 
 LOADED = (
     "pretrain_gpt",
@@ -34,6 +28,8 @@ LOADED = (
     "preprocess_data",
     "train_tokenizer",
     "convert_from_hf",
+    "convert_from_megatron",
+    "plot_loss",
 )
 
 
@@ -68,7 +64,9 @@ def attack(base: Path, work: Path, subject: Subject, number: int) -> Iterator[Re
     shutil.copytree(base, work)
     draw = random.Random(f"{subject.name} {number}")
     for command in subject.attack(draw, work):
-        outcome = run_guarded(call_tool(command.tool), list(command.argv), command.check)
+        outcome = run_guarded(
+            call_tool(command.tool), list(command.argv), command.check, folder=work
+        )
         yield Result(subject.name, number, command, outcome)
 
 

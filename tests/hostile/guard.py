@@ -41,8 +41,10 @@ def run_guarded(
     tool: Callable[[Sequence[str]], int | None],
     argv: Sequence[str],
     check: Callable[[], str | None] = lambda: None,
+    *,
+    folder: Path = Path("/"),
 ) -> Outcome:
-    """Run a tool's main in a child as its command line does; check, there, what it accepted.
+    """Run a tool's main in a child as its command line does, in a folder; check, there, what it accepted.
 
     check gives what is wrong, None if nothing is.
     """
@@ -50,6 +52,7 @@ def run_guarded(
     child = os.fork()
     if child == 0:
         os.close(reading)
+        os.chdir(folder)
         outcome = _run(tool, argv, check)
         with os.fdopen(writing, "wb") as pipe:
             pickle.dump(outcome, pipe)

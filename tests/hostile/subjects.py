@@ -5,53 +5,40 @@ looked at: a dataset must be one, a sample must be readable, text must survive i
 """
 
 import argparse
-import functools
-import gzip
-import importlib.util
-import json
 import random
-import shutil
 import struct
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import tokenizers
-import zstandard
 
 from megatron import cli
 from megatron.data.checksum import checksum_path
 from megatron.data.indexed_dataset import HEADER, bin_path, idx_path
-from megatron.data.verify_dataset import verify_dataset
-from megatron.errors import MegatronError
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
-from megatron.training.inputs import open_inputs
-from tests.convert.runs import write_tokenizer_files
+from tests.hostile.commands import (
+    TEXT,
+    Check,
+    Command,
+    dry_run,
+    merge,
+    nothing,
+    preprocess,
+    rewrite,
+    run_flags,
+    verify,
+)
+from tests.hostile.files import (
+    attack_hardware,
+    attack_megatron_checkpoint,
+    attack_metrics,
+    attack_model_folder,
+    attack_text,
+    attack_yaml,
+)
 from tests.hostile.mutation import NASTY_INTS, NASTY_TEXTS, mutate_bytes, mutate_json, mutate_lines
-from tests.training.corpus import make_corpus
-
-TOOLS = Path(__file__).parents[2] / "tools"
-TEXT = "def f(x):\n    return x + 12  # é\n"
-Check = Callable[[], str | None]
-
-
-def nothing() -> None:
-    """Look at nothing."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One use of a tool, and what to look at if it says that all is well."""
-
-    tool: str
-    argv: Sequence[str]
-    check: Check = nothing
 
 
 @dataclass(frozen=True)
@@ -60,167 +47,6 @@ class Subject:
 
     name: str
     attack: Callable[[random.Random, Path], list[Command]]
-
-
-@functools.cache
-def load_tool(name: str) -> ModuleType:
-    """Import a file of tools/."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-def call_tool(name: str) -> Callable[[Sequence[str]], int | None]:
-    """Give the main of a tool; those that take no arguments read sys.argv, which the guard sets."""
-    main = load_tool(name).main
-    takes_argv = main.__code__.co_argcount > 0
-
-    def call(argv: Sequence[str]) -> int | None:
-        return main(argv) if takes_argv else main()
-
-    call.__module__ = name
-    return call
-
-
-def make_base(folder: Path) -> None:
-    """Write what all subjects start from: a tokenizer, a dataset with all side files, lists, inputs, a model."""
-    from tests.convert.test_hf_import import make_theirs
-
-    (folder / "corpus").mkdir()
-    shutil.copy(make_corpus(folder / "corpus").tokenizer, folder / "tokenizer.json")
-    shutil.rmtree(folder / "corpus")
-    draw = random.Random(1)
-    records = [
-        {
-            "text": TEXT * draw.randrange(1, 9) + str(number),
-            "repo": f"r{number % 5}",
-            "path": f"{number}.py",
-        }
-        for number in range(60)
-    ]
-    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
-    (folder / "a.jsonl").write_bytes(lines)
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
-    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(lines))
-    pyarrow.parquet.write_table(
-        pa.Table.from_pylist(records), folder / "d.parquet", row_group_size=16
-    )
-    (folder / "optout.jsonl").write_bytes(
-        b'{"repo": "r1"}\n{"repo": "r2", "path": "7.py"}\n{"dataset": "py_text_document", "document": 3}\n'
-    )
-    (folder / "preset.yaml").write_text(
-        "model:\n  num-layers: 2\nhidden-size: 32\nlr: 3e-4\nbf16: true\nrampup-batch-size: null\n"
-        "kernels: [auto]\ndata:\n  fim_rate: 0.5\nlr-decay-style: cosine\nwindow-size: 16\n"
-    )
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
-    pairs = [
-        merge if isinstance(merge, str) else " ".join(merge)
-        for merge in tokenizer["model"]["merges"]
-    ]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n")
-    make_theirs(folder / "hf", vocab_size=300)
-    write_tokenizer_files(folder / "own")
-    shutil.copy(folder / "own" / "tokenizer.json", folder / "hf")
-    (folder / "hf" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    shutil.rmtree(folder / "own")
-    make_theirs(folder / "sharded", vocab_size=300, shard_size="8KB")
-
-
-def preprocess_base(folder: Path) -> None:
-    """Write the dataset of the base, by its own tool."""
-    from megatron.data.preprocess import PreprocessConfig, preprocess
-
-    config = PreprocessConfig(
-        input=(str(folder / "a.jsonl"),),
-        output_prefix=str(folder / "py"),
-        provenance_keys=("repo", "path"),
-        append_eod=True,
-    )
-    preprocess(
-        config, build_tokenizer(TokenizerConfig(tokenizer_file=str(folder / "tokenizer.json")))
-    )
-
-
-# ---- commands
-
-
-def run_flags(
-    folder: Path, extra: Sequence[str] = (), *, data: Sequence[str] | None = None
-) -> list[str]:
-    """Give the flags of a small run on the base."""
-    data = ["--train-data-path", f"{folder}/py_text_document"] if data is None else data
-    flags = "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32"
-    flags += f" --train-iters 4 --lr 1e-3 --fim-rate 0.5 --tokenizer-file {folder}/tokenizer.json"
-    return [*flags.split(), *data, *extra]
-
-
-def dry_run(flags: Sequence[str]) -> Command:
-    """Check a run and read some samples of what it accepts."""
-    return Command("pretrain_gpt", ["--dry-run", *flags], lambda: read_samples(flags))
-
-
-def read_samples(flags: Sequence[str]) -> str | None:
-    """Read samples as training does: each is either whole or an error of ours."""
-    parser = cli.make_parser("", "")
-    cli.add_config(parser)
-    config = cli.config_from(cli.parse_known(parser, flags))
-    inputs = open_inputs(config, config.parallel.model_parallel_size)
-    if config.data.seq_length > 4096:
-        return None
-    for dataset in (inputs.datasets.train, *inputs.datasets.valid.values()):
-        for index in (*range(40), 10**6):
-            try:
-                sample = dataset[index]
-            except MegatronError:
-                return None
-            tokens = np.concatenate([sample["tokens"], sample["labels"]])
-            if len(tokens) != 2 * config.data.seq_length:
-                return f"sample {index} has {len(tokens)} tokens"
-    return None
-
-
-def verify(folder: Path, check: Check = nothing) -> Command:
-    return Command(
-        "verify",
-        ["data", f"{folder}/py_text_document", "--tokenizer-file", f"{folder}/tokenizer.json"],
-        check,
-    )
-
-
-def merge(folder: Path) -> Command:
-    name = f"{folder}/py_text_document"
-    out = f"{folder}/out_text_document"
-    return Command(
-        "merge_datasets", ["--input", name, name, "--output-prefix", out], lambda: whole(out)
-    )
-
-
-def whole(prefix: str) -> str | None:
-    """Say what is wrong with a dataset that a tool wrote."""
-    if not idx_path(prefix).exists():
-        return f"{prefix} was not written"
-    return "; ".join(verify_dataset(prefix).findings) or None
-
-
-def preprocess(
-    folder: Path, file: str, tokenizer: Sequence[str] = (), extra: Sequence[str] = ()
-) -> Command:
-    tokenizer = tokenizer or ["--tokenizer-file", f"{folder}/tokenizer.json"]
-    argv = ["--input", f"{folder}/{file}", "--output-prefix", f"{folder}/new", *tokenizer, *extra]
-    return Command("preprocess_data", argv, lambda: whole(f"{folder}/new_text_document"))
-
-
-# ---- subjects
-
-
-def rewrite(
-    path: Path, mutate: Callable[[random.Random, bytes], bytes], draw: random.Random
-) -> None:
-    path.write_bytes(mutate(draw, path.read_bytes()))
 
 
 def must_not_pass() -> str:
@@ -275,9 +101,17 @@ def _of_dataset(draw: random.Random, folder: Path) -> list[Command]:
 
 def attack_side_files(draw: random.Random, folder: Path) -> list[Command]:
     suffix = draw.choice([".sha256", ".provenance.arrow", ".provenance.arrow", ".origin.json"])
-    rewrite(Path(f"{folder}/py_text_document{suffix}"), mutate_bytes, draw)
+    path = Path(f"{folder}/py_text_document{suffix}")
+    before = path.read_bytes()
+    rewrite(path, mutate_bytes, draw)
+    # The same lines in another order, or twice, say the same.
+    is_same = suffix == ".sha256" and {*before.splitlines()} == {*path.read_bytes().splitlines()}
     lists = ["--exclude-documents", f"{folder}/optout.jsonl"]
-    return [verify(folder, must_not_pass), dry_run(run_flags(folder, lists)), merge(folder)]
+    return [
+        verify(folder, nothing if is_same else must_not_pass),
+        dry_run(run_flags(folder, lists)),
+        merge(folder),
+    ]
 
 
 def attack_unsealed_side_files(draw: random.Random, folder: Path) -> list[Command]:
@@ -324,6 +158,20 @@ def attack_tokenizer_folder(draw: random.Random, folder: Path) -> list[Command]:
     return _of_tokenizer(folder, flags, config)
 
 
+def attack_sentencepiece(draw: random.Random, folder: Path) -> list[Command]:
+    rewrite(folder / "pieces.model", mutate_bytes, draw)
+    flags = [
+        "--tokenizer-type",
+        "SentencePieceTokenizer",
+        "--tokenizer-model",
+        f"{folder}/pieces.model",
+    ]
+    config = TokenizerConfig(
+        tokenizer_type="SentencePieceTokenizer", tokenizer_model=f"{folder}/pieces.model"
+    )
+    return _of_tokenizer(folder, flags, config)
+
+
 def _of_tokenizer(folder: Path, flags: Sequence[str], config: TokenizerConfig) -> list[Command]:
     command = preprocess(folder, "a.jsonl", flags, ["--append-eod"])
     return [
@@ -352,36 +200,7 @@ def is_sound(tokenizer: Tokenizer) -> str | None:
 
 def attack_preset(draw: random.Random, folder: Path) -> list[Command]:
     path = folder / "preset.yaml"
-    lines = path.read_text().split("\n")
-    if draw.random() < 0.5:
-        rewrite(path, mutate_bytes, draw)
-    else:
-        number = draw.randrange(len(lines) - 1)
-        key = lines[number].partition(":")[0]
-        values = [
-            *NASTY_TEXTS,
-            "[" * 1000,
-            "[" * 100_000,
-            "{a: " * 100_000,
-            "&a [*a]",
-            "!!python/object:os.system",
-            "*a",
-        ]
-        values += [
-            "2024-01-01",
-            "1:30:00",
-            "0o17",
-            ".nan",
-            ".inf",
-            "-.inf",
-            "1" * 5000,
-            "yes",
-            "~",
-            "? ",
-            "!!set {a}",
-        ]
-        lines[number] = f"{key}: {draw.choice(values)}"
-        path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    attack_yaml(draw, path)
     flags = ["--config", str(path)]
     plan = ["--world-size", "2", *run_flags(folder, flags)]
     return [dry_run(run_flags(folder, flags)), Command("plan", plan)]
@@ -458,7 +277,7 @@ OTHER_FLAGS = {
         "--document-length",
         "--rank-layouts",
     ],
-    "plot_loss": ["--output", "--smooth"],
+    "plot_loss": ["--output", "--metrics"],
 }
 
 
@@ -479,50 +298,17 @@ def attack_other_flags(draw: random.Random, folder: Path) -> list[Command]:
         "verify": ["data", name],
         "convert_from_hf": ["--load", f"{folder}/hf", "--save", f"{folder}/run"],
         "plan": ["--world-size", "2", *run_flags(folder)],
-        "plot_loss": [str(folder)],
+        "plot_loss": ["--metrics", f"{folder}/metrics.jsonl", "--output", f"{folder}/loss.svg"],
     }[tool]
     flag = draw.choice(OTHER_FLAGS[tool])
     value = draw.choice(
         [*NASTY_TEXTS, str(folder), f"{folder}/a.jsonl", f"{folder}/none/x", "2", "1/2", "70000"]
     )
+    if flag.startswith(("--output", "--save")) and value.startswith(("/", "..", "~")):
+        value = f"{folder}/none/{value.strip('/.~')}"  # what is attacked is not this machine
     if flag == "--workers":  # a machine is no file: what one may start is for its user to say
         value = draw.choice(["0", "-1", "nan", "", "1"])
     return [Command(tool, [*base, flag, value])]
-
-
-def attack_model_folder(draw: random.Random, folder: Path) -> list[Command]:
-    name = draw.choice(["hf", "hf", "sharded"])
-    path = draw.choice(sorted((folder / name).iterdir()))
-    mutate = mutate_json if path.suffix == ".json" else mutate_safetensors
-    rewrite(path, mutate, draw)
-    return [Command("convert_from_hf", ["--load", f"{folder}/{name}", "--save", f"{folder}/run"])]
-
-
-def mutate_safetensors(draw: random.Random, data: bytes) -> bytes:
-    """Damage the header as JSON, keeping its length right, or all of it."""
-    if draw.random() < 0.4:
-        return mutate_bytes(draw, data)
-    size = int.from_bytes(data[:8], "little")
-    header = mutate_json(draw, data[8 : 8 + size])
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
-
-
-def attack_text(draw: random.Random, folder: Path) -> list[Command]:
-    file = draw.choice(
-        ["a.jsonl", "a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "d.parquet"]
-    )
-    rewrite(folder / file, mutate_lines if file == "a.jsonl" else mutate_bytes, draw)
-    if file == "b.jsonl.gz" and draw.random() < 0.3:
-        lines = mutate_lines(draw, (folder / "a.jsonl").read_bytes())
-        (folder / file).write_bytes(gzip.compress(lines))
-    extra = draw.choice(
-        [[], ["--append-eod"], ["--provenance-keys", "repo", "path"], ["--strict"], ["--shuffle"]]
-    )
-    output = ["--vocab-size", "300", "--output", f"{folder}/new.json"]
-    return [
-        preprocess(folder, file, extra=extra),
-        Command("train_tokenizer", ["--input", f"{folder}/{file}", *output]),
-    ]
 
 
 SUBJECTS = [
@@ -534,16 +320,14 @@ SUBJECTS = [
     Subject("tokenizer.json", attack_tokenizer),
     Subject("vocab.json, merges.txt", attack_gpt2_files),
     Subject("tokenizer folders", attack_tokenizer_folder),
+    Subject("SentencePiece models", attack_sentencepiece),
     Subject("presets (YAML)", attack_preset),
     Subject("blends", attack_blend),
     Subject("flags of a run", attack_flags),
     Subject("flags of other tools", attack_other_flags),
     Subject("Hugging Face folders", attack_model_folder),
+    Subject("Megatron checkpoints", attack_megatron_checkpoint),
+    Subject("machines (YAML)", attack_hardware),
+    Subject("metrics.jsonl", attack_metrics),
     Subject("text (.jsonl, .gz, .zst, .parquet)", attack_text),
 ]
-
-
-def cycle(draw: random.Random) -> Iterator[Subject]:
-    """Give subjects in turn, for ever."""
-    while True:
-        yield from draw.sample(SUBJECTS, len(SUBJECTS))

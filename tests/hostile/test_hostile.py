@@ -11,10 +11,11 @@ import pytest
 
 from megatron.data.indexed_dataset import idx_path
 from megatron.errors import DataError
-from tests.hostile import guard, subjects
+from tests.hostile import commands, guard
+from tests.hostile.commands import TOOLS, dry_run, run_flags
 from tests.hostile.fuzz import attack, prepare
 from tests.hostile.guard import judge, run_guarded
-from tests.hostile.subjects import SUBJECTS, TOOLS, dry_run, run_flags
+from tests.hostile.subjects import SUBJECTS
 from tests.world import launcher_environment
 
 NUMBERS = range(3)
@@ -39,22 +40,22 @@ def test_what_is_not_attacked_is_accepted(base, tmp_path):
     """Else every refusal of a mutation would prove nothing."""
     work = tmp_path / "work"
     shutil.copytree(base, work)
-    commands = [
-        subjects.verify(work),
+    uses = [
+        commands.verify(work),
         dry_run(run_flags(work, ["--exclude-documents", f"{work}/optout.jsonl"])),
         dry_run(run_flags(work, ["--config", f"{work}/preset.yaml"])),
-        subjects.merge(work),
+        commands.merge(work),
         *(
-            subjects.preprocess(work, name)
+            commands.preprocess(work, name)
             for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet")
         ),
-        subjects.Command("convert_from_hf", ["--load", f"{work}/hf", "--save", f"{work}/run"]),
-        subjects.Command(
+        commands.Command("convert_from_hf", ["--load", f"{work}/hf", "--save", f"{work}/run"]),
+        commands.Command(
             "convert_from_hf", ["--load", f"{work}/sharded", "--save", f"{work}/run2"]
         ),
     ]
-    for command in commands:
-        outcome = run_guarded(subjects.call_tool(command.tool), command.argv, command.check)
+    for command in uses:
+        outcome = run_guarded(commands.call_tool(command.tool), command.argv, command.check)
         assert outcome.kind == "accepted", (command, outcome)
 
 

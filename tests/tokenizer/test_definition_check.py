@@ -36,6 +36,16 @@ CASES = {
     "a merge of numbers": (("model", "merges", 0), [1, 2], "merge is a list of 2"),
     "a merge of a merge": (("model", "merges", 0), [["a"], "b"], "merge is a list of 2"),
     "a number for unknown": (("model", "unk_token"), 5, "unk_token is 5"),
+    "a prefix that no token has": (
+        ("model", "continuing_subword_prefix"),
+        "##",
+        "and has to be a token that starts with '##'",
+    ),
+    "a prefix that is a number": (
+        ("model", "continuing_subword_prefix"),
+        7,
+        "continuing_subword_prefix is 7",
+    ),
     "an added token that is text": (("added_tokens", 0), "x", "added token is 'x'"),
     "an added token of nothing": (("added_tokens", 0, "content"), "", "added token is an object"),
     "an added token's id": (("added_tokens", 0, "id"), 1, "that of no other token"),
