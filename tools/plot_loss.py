@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,9 @@ def read_curves(path: Path) -> Curves:
             record = json.loads(line)
             if "iteration" in record and "lm_loss" not in record:
                 continue  # of something else: what was read of a source, steps that come again, a slow process
-            iteration, loss = record["iteration"], record["lm_loss"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            iteration, loss = _whole(record["iteration"]), _number(record["lm_loss"])
+            name = str(record["validation"]) if "validation" in record else None
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             if number == len(lines):
                 break
             raise DataError(
@@ -51,13 +53,28 @@ def read_curves(path: Path) -> Curves:
             ) from None
         if loss is None:
             continue  # a loss that was not finite
-        if "validation" in record:
-            curves.validation.setdefault(record["validation"], {})[iteration] = loss
+        if name is not None:
+            curves.validation.setdefault(name, {})[iteration] = loss
         else:
             curves.train[iteration] = loss
     if not curves.train and not curves.validation:
         raise DataError(f"--metrics {path} holds no loss yet; let the run reach a log interval")
     return curves
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise TypeError("no iteration")
+    return value
+
+
+def _number(value: object) -> float | None:
+    """Give a finite loss; None for one that was not."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError("no loss")
+    return float(value) if math.isfinite(value) else None
 
 
 def draw(runs: Sequence[Curves], output: Path) -> None:

@@ -80,8 +80,10 @@ def read_hardware(name: str) -> Hardware:
 def _hardware_of(name: str, values: Any) -> Hardware:
     """Check the fields of a file and build from them."""
     where = f"--hardware {name}"
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} holds no fields; start from one of this package's")
     given = _read_fields(where, values, Hardware)
-    efficiency = _read_fields(f"{where}: efficiency", values["efficiency"], Efficiency)
+    efficiency = _read_fields(f"{where}: efficiency", values.get("efficiency"), Efficiency)
     given["efficiency"] = Efficiency(**efficiency)
     peaks = values["peak_flops"]
     if not isinstance(peaks, dict) or not peaks:

@@ -151,6 +151,7 @@ NUMERICS = (
     ("training", "loss_spike_policy"),
     ("training", "loss_spike_threshold"),
     ("training", "loss_spike_window"),
+    ("training", "loss_spike_patience"),
 )
 MOMENTS = (("optimizer", "exp_avg_dtype"), ("optimizer", "exp_avg_sq_dtype"))
 # Of the model, what does not decide the shape of the weights. How they are computed may change.

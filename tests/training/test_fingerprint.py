@@ -62,6 +62,7 @@ FREE = {
     "optimizer": {"optimizer", "use_precision_aware_optimizer"},
     "training": {
         *("micro_batch_size", "eval_interval", "eval_iters"),
+        "watchdog_timeout_in_secs",
         "check_weight_hash_across_dp_replicas_interval",
         *("exit_interval", "exit_duration_in_mins", "exit_signal_handler"),
     },
