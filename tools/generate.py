@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -294,6 +295,12 @@ def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
     return stored if stored == torch.bfloat16 and multiplies_bf16 else torch.float32
 
 
+def _write_utf8() -> None:
+    """Let stdout take any text, whatever the locale is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 @contextlib.contextmanager
 def _writer(
     args: argparse.Namespace, tokenizer: Tokenizer, jobs: list[Job], launch: Launch
@@ -320,8 +327,10 @@ def _writer(
                 f"--output {args.output} cannot be written: {error.strerror}"
             ) from None
     elif args.json:
+        _write_utf8()
         yield json_writer(sys.stdout, tokenizer)
     else:
+        _write_utf8()
         is_one = len(jobs) == 1 and jobs[0].num_samples == 1
         if is_one and args.echo:
             sys.stdout.write(jobs[0].prefix)

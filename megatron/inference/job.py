@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError, DataError
-from megatron.inference.options import SamplingOptions
+from megatron.inference.options import SamplingOptions, is_unicode
 from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
 from megatron.inference.request import Request
 from megatron.tokenizer.interface import Tokenizer
@@ -110,6 +110,8 @@ def make_request(
     options = job.options
     room = num_positions - options.max_new_tokens
     try:
+        if not is_unicode(job.prefix + (job.suffix or "")):
+            raise ConfigError("the prompt is not Unicode text; give UTF-8")
         if room < 1 and not fitting.shortens:
             raise ConfigError(
                 f"--max-new-tokens is {options.max_new_tokens} and the model has {num_positions} positions, the "

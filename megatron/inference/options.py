@@ -15,6 +15,11 @@ from megatron.option_field import check_bounds, option, require
 MAX_LOGPROBS = 100
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether a text has a UTF-8: what was bytes of something else, or half a surrogate pair, has none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How the tokens of a completion are chosen, and when it ends."""
@@ -29,7 +34,10 @@ class SamplingOptions:
         maximum=1.0,
     )
     repetition_penalty: float = option(
-        1.0, "weakens tokens that prompt or completion have already; 1: does not", above=0.0
+        1.0,
+        "weakens tokens that prompt or completion have already; 1: does not",
+        minimum=0.01,
+        maximum=100.0,
     )
     seed: int = option(0, "of the draws: the same request with the same seed gives the same text")
     stop: tuple[str, ...] = option((), "texts that end a completion, which is cut before them")
@@ -46,6 +54,8 @@ class SamplingOptions:
         """Raise ConfigError for a number outside its bounds, an empty stop text, or options that need others."""
         check_bounds(self)
         require(all(self.stop), "--stop is empty: every text holds it; give the text that ends")
+        for stop in self.stop:
+            require(is_unicode(stop), f"--stop {stop!r} is not Unicode text, which no model writes")
         require(
             not self.prompt_logprobs or self.logprobs is not None,
             "--prompt-logprobs needs --logprobs N, the number of likeliest tokens (0: none)",

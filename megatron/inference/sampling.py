@@ -91,7 +91,8 @@ def _draw(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Draw a token of each row of scores fp32 [r, v]: int64 [r]."""
     options = [draw.options for draw in draws]
     device = scores.device
-    temperatures = torch.tensor([one.temperature for one in options], device=device)
+    # as good as 0, and still a number of fp32
+    temperatures = torch.tensor([max(one.temperature, 1e-6) for one in options], device=device)
     scores = scores / temperatures.unsqueeze(1)
     scores = keep_likeliest(scores, [one.top_k for one in options], [one.top_p for one in options])
     # in the order of ids, which no rounding changes, and in fp64, so that it adds none

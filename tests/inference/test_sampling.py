@@ -101,7 +101,7 @@ def test_draws_follow_the_probabilities_after_all_transforms():
 
 
 def test_a_row_is_chosen_alone_as_among_others():
-    scores = random_logits(6)
+    scores = random_logits(7)
     seen = torch.arange(NUM_TOKENS) % 2 == 0
     draws = [
         Draw(SamplingOptions(), 1, 0),
@@ -110,10 +110,12 @@ def test_a_row_is_chosen_alone_as_among_others():
         Draw(SamplingOptions(temperature=2.0, top_k=3), 4, 5),
         Draw(SamplingOptions(repetition_penalty=2.0), 5, 5, seen),
         Draw(SamplingOptions(temperature=9.0, top_p=0.999), 6, 5),
+        Draw(SamplingOptions(temperature=1e-300), 7, 5),
     ]
     before = scores.clone()
     together = choose(scores, draws).tolist()
-    assert together == [int(choose(scores[n : n + 1], draws[n : n + 1])) for n in range(6)]
+    assert together == [int(choose(scores[n : n + 1], draws[n : n + 1])) for n in range(7)]
+    assert together[6] == int(scores[6].argmax())
     assert torch.equal(scores, before)
 
 

@@ -113,6 +113,9 @@ def test_mistakes_are_named(run: Path, capsys, args, error, words) -> None:
         ('{"prompt": "a", "options": {"temp": 1}}', "line 2: temp is not an option"),
         ('{"prompt": "a", "options": {"top_k": "3"}}', "line 2: top_k is '3'"),
         ('{"prompt": "a", "options": {"top_p": 3}}', "line 2: --top-p is 3"),
+        ('{"prompt": "a", "options": {"temperature": NaN}}', "line 2: --temperature is nan"),
+        ('{"prompt": "a", "options": {"stop": ["\\ud800"]}}', "line 2: --stop .* is not Unicode"),
+        ('{"prompt": "\\ud800"}', "line 2: the prompt is not Unicode"),
     ],
 )
 def test_lines_that_cannot_be_read_are_named(run: Path, tmp_path, capsys, line, words) -> None:
@@ -120,6 +123,16 @@ def test_lines_that_cannot_be_read_are_named(run: Path, tmp_path, capsys, line, 
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises((ConfigError, DataError), match=words):
         generate(run, capsys, "--input", path)
+
+
+def test_any_text_is_printed_in_any_locale(run: Path) -> None:
+    command = [sys.executable, "tools/generate.py", "--load", str(run), "--prompt", "\u00e9"]
+    environment = launcher_environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONIOENCODING": "ascii"}
+    command += ["--echo", "--max-new-tokens", "2"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("\u00e9".encode())
 
 
 def test_two_processes_print_once_what_one_prints(run: Path, capsys) -> None:
