@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from megatron.checkpoint.metadata import has_row_per_token
 from megatron.checkpoint.safetensors_file import BLOCK_BYTES
 from megatron.kernels import packed_product
-from megatron.kernels.packed_product import PackedProduct
+from megatron.kernels.packed_product import PackedProduct, PackedProductGelu, already_active
 from megatron.layer_split import assign_stages
 from megatron.logging import get_logger
 from megatron.model.gpt import GPTModel, choose_model_kernels
@@ -145,16 +145,20 @@ def _pack(model: GPTModel) -> None:
         attention.joined = PackedProduct(torch.cat([query.weight, key_value.weight[rows]]), bias)
         _replace(query, "weight", None)
         _replace(key_value, "weight", None)
-        for product in (attention.dense, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h):
-            _pack_product(product)
+        _pack_product(attention.dense, PackedProduct)
+        _pack_product(layer.mlp.dense_h_to_4h, PackedProductGelu)
+        layer.mlp.bias_gelu = already_active
+        _pack_product(layer.mlp.dense_4h_to_h, PackedProduct)
     if model.is_last:
         _pack_output(model)
 
 
-def _pack_product(product: ColumnParallelLinear | RowParallelLinear) -> None:
+def _pack_product(
+    product: ColumnParallelLinear | RowParallelLinear, kind: type[PackedProduct]
+) -> None:
     # what is summed over processes takes the bias after that
     keeps_bias = isinstance(product, RowParallelLinear) and product.region.size > 1
-    product.product = PackedProduct(product.weight, None if keeps_bias else product.bias)
+    product.product = kind(product.weight, None if keeps_bias else product.bias)
     _replace(product, "weight", None)
     if not keeps_bias:
         _replace(product, "bias", None)

@@ -10,7 +10,7 @@ from megatron.convert.model_source import ModelSource
 from megatron.errors import CheckpointError
 from megatron.inference.kv_cache import CacheShape, KVCache
 from megatron.kernels import packed_product
-from megatron.kernels.packed_product import PackedProduct
+from megatron.kernels.packed_product import PackedProduct, PackedProductGelu
 from tests.inference.models import (
     ARCHITECTURES,
     make_model,
@@ -92,5 +92,13 @@ def test_a_packed_weight_gives_the_product(dtype: torch.dtype) -> None:
     )
     expected = (x.double() @ weight.double().t() + bias.double()).to(dtype)
     packed = PackedProduct(weight, bias)
+    before = weight.clone()
     weight.zero_()
     torch.testing.assert_close(packed(x), expected)
+    weight.copy_(before)
+    active = PackedProductGelu(weight, bias)
+    wide = (x.double() @ weight.double().t() + bias.double()).float()
+    expected = torch.nn.functional.gelu(wide, approximate="tanh").to(dtype)
+    tolerance = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {}
+    torch.testing.assert_close(active(x), expected, **tolerance or {"rtol": 1.6e-2, "atol": 1e-2})
+    torch.testing.assert_close(active(x[:1, :1]), active(x)[:1, :1], rtol=1.6e-2, atol=1e-5)
