@@ -30,6 +30,8 @@ starcoder_recipe() { # what 1b, 3b, 7b and 15b share
         --fim-rate 0.5            # §5.4
         --eval-iters 2
         --log-interval 10
+        --async-save              # every quarter of an hour by the plan; two stay beside every tenth or more
+        --keep-last 2
         --valid-num-workers 0
         --structured-logs
     )
@@ -52,7 +54,7 @@ recipe_15b() { # StarCoderBase: 15.5 B parameters (§5.4), 1 T tokens (§5.5), 2
         --min-lr 3e-5                        # §5.5
         --train-iters 250000                 # §5.5
         --lr-decay-iters 250000              # §5.5
-        --save-interval 2500
+        --save-interval 100 --save-retain-interval 2500
         --eval-interval 2500
     )
 }
@@ -72,7 +74,7 @@ recipe_7b() { # 7.3 B parameters, 1 T tokens
         --min-lr 3e-5
         --train-iters 250000
         --lr-decay-iters 250000
-        --save-interval 2500
+        --save-interval 250 --save-retain-interval 2500
         --eval-interval 2500
     )
 }
@@ -91,7 +93,7 @@ recipe_3b() { # 3.0 B parameters, 1 T tokens
         --min-lr 5e-5
         --train-iters 500000
         --lr-decay-iters 500000
-        --save-interval 5000
+        --save-interval 500 --save-retain-interval 5000
         --eval-interval 5000
     )
 }
@@ -109,7 +111,7 @@ recipe_1b() { # 1.1 B parameters, 1 T tokens
         --min-lr 4e-5
         --train-iters 1000000
         --lr-decay-iters 1000000
-        --save-interval 10000
+        --save-interval 1000 --save-retain-interval 10000
         --eval-interval 10000
     )
 }
