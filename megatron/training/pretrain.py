@@ -63,6 +63,7 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
         context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
         watch.connect(context)
         with _holding_folder(inputs.config.checkpoint.save):
+            watch.begin_heartbeat()
             run = build_run(inputs, start, context, marks)
             try:
                 watch.outcome = outcome = train(run)

@@ -75,10 +75,13 @@ class Watch:
         self._thread = Thread(target=self._observe, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
-        if self._launch.rank == 0 and self._save is not None:
-            self._heartbeat = Heartbeat(self._save, self._marks)
         self._thread.start()
         return self
+
+    def begin_heartbeat(self) -> None:
+        """Say in --save where this run stands. Not before --save is known to be no other run's."""
+        if self._launch.rank == 0 and self._save is not None:
+            self._heartbeat = Heartbeat(self._save, self._marks)
 
     def connect(self, context: ParallelContext) -> None:
         """Join the other processes' watches. To be called on all of them, before a collective over the world."""

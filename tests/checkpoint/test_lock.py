@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from megatron.checkpoint.lock import LOCK_FILE, FolderLock
+from megatron.checkpoint.lock import LOCAL_SECONDS, LOCK_FILE, REMOTE_SECONDS, FolderLock
 from megatron.errors import CheckpointError
 
 HOLD = """
@@ -28,6 +28,13 @@ os.read(0, 1)
 
 
 @pytest.fixture
+def slept():
+    """What is slept while nobody waits for it."""
+    with mock.patch("megatron.checkpoint.lock.time.sleep") as sleep:
+        yield sleep
+
+
+@pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of tmp_path, with a child."""
     process = subprocess.Popen(
@@ -43,7 +50,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_the_second_is_refused_and_told_who_the_first_is(holder, tmp_path):
+def test_the_second_is_refused_and_told_who_the_first_is(holder, slept, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"is being written by process .*give another --save"
     ) as error:
@@ -51,6 +58,34 @@ def test_the_second_is_refused_and_told_who_the_first_is(holder, tmp_path):
     for words in (str(holder.pid), socket.gethostname(), "started 2"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def seconds(slept) -> float:
+    return sum(call.args[0] for call in slept.call_args_list)
+
+
+def test_the_end_of_another_process_is_waited_for_and_longer_of_one_on_a_lost_host(
+    holder, slept, tmp_path
+):
+    with pytest.raises(CheckpointError, match="is being written by"):
+        FolderLock(tmp_path)
+    assert seconds(slept) == LOCAL_SECONDS
+    slept.reset_mock()
+    with (
+        mock.patch("socket.gethostname", return_value="elsewhere"),
+        pytest.raises(CheckpointError, match="is being written by"),
+    ):
+        FolderLock(tmp_path)
+    assert seconds(slept) == REMOTE_SECONDS > 90
+
+    def end(_):
+        holder.kill()
+        holder.wait()
+
+    slept.reset_mock()
+    slept.side_effect = end
+    FolderLock(tmp_path).release()
+    assert slept.call_count == 1
 
 
 def test_a_killed_process_leaves_no_lock_though_its_children_live(holder, tmp_path):

@@ -90,6 +90,7 @@ def _train(rank: int, size: int, folder: str, flags: str, fault: str) -> None:
             )
             context = grid_of(config.parallel)
             watch.connect(context)
+            watch.begin_heartbeat()
             inputs = open_inputs(config, size)
             run = build_run(inputs, plan_start(inputs, size), context, marks)
             if rank == size - 1 and fault == "SIGKILL in save":
