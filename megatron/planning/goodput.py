@@ -109,6 +109,8 @@ def _save_seconds(config: Config, steps: Steps, failures: Failures) -> tuple[flo
 def _share(work: float, *, stall: float, restart: float, mtbf: float) -> float:
     """Give the share of the time that is work, of segments of work seconds between checkpoints."""
     exponent = (work + stall) / mtbf
-    if exponent > 700:  # a segment without a failure is never seen
+    if (
+        max(exponent, restart / mtbf) > 700
+    ):  # a segment or a restart without a failure is never seen
         return 0.0
     return work / (mtbf * math.exp(restart / mtbf) * math.expm1(exponent))

@@ -86,3 +86,9 @@ def test_weights_alone_take_a_third():
 def test_a_run_that_never_comes_to_a_checkpoint_does_not_end():
     goodput = plan_goodput(_config(save_interval=10**9), STEPS, FREQUENT)
     assert goodput.share == 0.0 and math.isinf(goodput.days)
+
+
+def test_processes_that_fail_faster_than_they_restart_do_no_work():
+    config = _config(save_interval=1)
+    goodput = plan_goodput(config, STEPS, replace(FREQUENT, restart_minutes=1e9))
+    assert goodput.share == 0.0 and math.isinf(goodput.days)
