@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.curation.decontaminate import DecontaminateConfig, decontaminate_stage
 from megatron.curation.dedup import DedupConfig, dedup_comparison
 from megatron.curation.filters import FilterConfig, filter_stage
 from megatron.curation.passes import Step
@@ -33,5 +34,8 @@ STAGES: dict[str, StageKind] = {
     ),
     "dedup": StageKind(
         "drop exact and near duplicates, the best of each kept", DedupConfig, dedup_comparison
+    ),
+    "decontaminate": StageKind(
+        "drop or flag what holds a benchmark", DecontaminateConfig, decontaminate_stage
     ),
 }
