@@ -28,11 +28,17 @@ NARROW = {
     "curation": BOTTOM | {"tokenizer", "data"},
     "attribution": BOTTOM | {"tokenizer", "data"},
 }
-CATCHES_EXCEPTION = {"megatron/tokenizer/json_tokenizer.py"}  # tokenizers raises nothing narrower
+CATCHES_EXCEPTION = {
+    "megatron/tokenizer/json_tokenizer.py",  # tokenizers raises nothing narrower
+    "megatron/evaluation/guest.py",  # whatever a generated program raises
+    "megatron/evaluation/judge.py",  # whatever a test raises
+    "megatron/evaluation/sandbox.py",  # cleans up and raises it again
+}
 ENDS_PROCESS = {
     "megatron/cli.py",
     "megatron/training/leave.py",
-}  # exit codes; the way out of a hang
+    "megatron/evaluation/zygote.py",
+}  # exit codes; the way out of a hang; a fork that is not to return
 READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology
 
 MEGATRON = sorted((ROOT / "megatron").rglob("*.py"))

@@ -1,0 +1,220 @@
+"""Run generated programs against tests where they can reach nothing, and say how it ended.
+
+The verdict is the judge's, a process that runs no line of the candidate (judge.py), and reaches the parent with a
+nonce over a socket that the candidate's process never had. What ends early, prints, exits or lies has no verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from megatron.errors import ConfigError
+from megatron.evaluation import wire
+
+NOBODY = 65534
+START_SECONDS = 30.0
+COMMAND = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from megatron.evaluation.zygote import main; sys.path.pop(); main()"
+)
+SIGXCPU_CODE = 128 + signal.SIGXCPU
+SIGKILL_CODE = 128 + signal.SIGKILL
+UNSANDBOXED = "--i-accept-unsandboxed"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one candidate."""
+
+    wall_seconds: float = 10.0
+    cpu_seconds: int = 5
+    memory: int = 1 << 30  # bytes of address space, each process
+    file_size: int = 16 << 20
+    num_processes: int = 24  # threads too, with the four of the sandbox itself
+    num_files: int = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A program and the tests it is to pass."""
+
+    program: str
+    setup: str  # what the tests need beside the candidate; runs with them
+    tests: str
+    entry_points: tuple[str, ...]  # names that the tests call and the program defines
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a trial ended.
+
+    outcome: passed; wrong (an assertion failed); error (an exception); syntax; timeout-wall; timeout-cpu; exited (the
+    process ended early); no-plain-value (it returned an object of its own); forged (bytes that no guest sends);
+    unsupported (the tests cannot be run this way).
+    """
+
+    outcome: str
+    detail: str
+    seconds: float
+
+    @property
+    def is_passed(self) -> bool:
+        return self.outcome == "passed"
+
+    @property
+    def is_timeout(self) -> bool:
+        return self.outcome.startswith("timeout")
+
+
+class Sandbox:
+    """One worker: runs one trial at a time. Use as a context manager."""
+
+    def __init__(self, limits: Limits = Limits(), *, is_isolated: bool = True) -> None:
+        """Start the worker. Raises ConfigError where the machine cannot isolate it."""
+        self._limits = limits
+        self._control, theirs = socket.socketpair()
+        root = str(Path(__file__).resolve().parents[2])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", COMMAND, root],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=dict[str, str](),
+                cwd="/",
+                start_new_session=True,
+            )
+        try:
+            self._start(is_isolated)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, is_isolated: bool) -> None:
+        limits = {
+            key: value for key, value in asdict(self._limits).items() if key != "wall_seconds"
+        }
+        self._control.settimeout(START_SECONDS)
+        try:
+            setting = {**limits, "is_isolated": is_isolated, "prefix": sys.base_prefix}
+            wire.send(self._control, setting)
+            reply = wire.receive(self._control)
+            if "unshared" in reply:
+                _write_maps(self._process.pid)
+                wire.send(self._control, {})
+                reply = wire.receive(self._control)
+            why = reply.get("error")
+        except (EOFError, OSError, wire.WireError) as error:
+            why = f"{error}; {self._last_words()}"
+        if why is not None:
+            raise ConfigError(
+                f"this machine does not let programs be isolated ({why}); allow user namespaces "
+                f"(sysctl user.max_user_namespaces, in Docker --security-opt seccomp=unconfined), or give "
+                f"{UNSANDBOXED} to run generated code with your rights"
+            )
+        self._control.settimeout(None)
+
+    def _last_words(self) -> str:
+        self._process.kill()
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "the worker said nothing"
+
+    def run(self, trial: Trial) -> Verdict:
+        """Run a trial. Raises RuntimeError if the worker is gone, which no candidate can bring about."""
+        start = time.perf_counter()
+        to_judge, judge_to_parent = socket.socketpair()
+        judge_to_guest, guest_to_judge = socket.socketpair()
+        nonce = secrets.token_hex(16)
+        with to_judge, judge_to_parent, judge_to_guest, guest_to_judge:
+            channels = (judge_to_parent, judge_to_guest, guest_to_judge)
+            socket.send_fds(self._control, [b"s"], [channel.fileno() for channel in channels])
+            for channel in channels:
+                channel.close()
+            outcome, detail = self._verdict(to_judge, trial, nonce, start)
+        try:
+            self._control.sendall(b"w" if outcome == "exited" else b"e")
+            answer = self._control.recv(8, socket.MSG_WAITALL)
+        except ConnectionError:
+            answer = b""
+        if len(answer) < 8:
+            raise RuntimeError(f"the worker of the sandbox is gone: {self._last_words()}")
+        guest_code, judge_code = struct.unpack("!ii", answer)
+        if outcome == "exited":
+            outcome, detail = _why_exited(guest_code, detail)
+        elif outcome == "no-verdict":
+            is_cpu = judge_code in (SIGXCPU_CODE, SIGKILL_CODE)
+            outcome = "timeout-cpu" if is_cpu else "error"
+        return Verdict(outcome, detail, time.perf_counter() - start)
+
+    def _verdict(
+        self, judge: socket.socket, trial: Trial, nonce: str, start: float
+    ) -> tuple[str, str]:
+        judge.settimeout(self._limits.wall_seconds)
+        try:
+            wire.send(judge, {**asdict(trial), "nonce": nonce})
+            reply = wire.receive(judge)
+        except TimeoutError:
+            return "timeout-wall", f"no end after {time.perf_counter() - start:.1f} s"
+        except (EOFError, OSError):
+            return "no-verdict", "the tests ended without a verdict"
+        except wire.WireError as error:
+            return "unsupported", str(error)
+        if not secrets.compare_digest(str(reply.get("nonce")), nonce):
+            return "forged", "a verdict without the nonce"
+        return str(reply["outcome"]), str(reply["detail"])
+
+    def close(self) -> None:
+        """End the worker and all it started."""
+        self._control.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _why_exited(code: int, detail: str) -> tuple[str, str]:
+    """Tell time and signals from an exit."""
+    if code == SIGXCPU_CODE:
+        return "timeout-cpu", "its processor time is used up"
+    if code > 128:
+        with contextlib.suppress(ValueError):
+            return "exited", f"ended by {signal.Signals(code - 128).name}"
+    return "exited", f"{detail}, with code {code}"
+
+
+def _write_maps(pid: int) -> None:
+    """Make root in there somebody without rights out here: nobody if we are root, ourselves if not. Raises OSError."""
+    folder = Path(f"/proc/{pid}")
+    user, group = os.geteuid(), os.getegid()
+    (folder / "setgroups").write_text("deny")
+    for name, number in (("gid_map", group), ("uid_map", user)):
+        try:
+            (folder / name).write_text(f"0 {NOBODY if user == 0 else number} 1")
+        except PermissionError:
+            (folder / name).write_text(f"0 {number} 1")

@@ -1,0 +1,3 @@
+def solve(number):
+    while True:
+        print('x' * 1000000)

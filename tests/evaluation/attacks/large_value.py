@@ -1,0 +1,2 @@
+def solve(number):
+    return 'x' * (64 << 20)

@@ -1,0 +1,5 @@
+import time
+
+
+def solve(number):
+    time.sleep(1000)

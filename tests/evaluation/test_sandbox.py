@@ -1,0 +1,165 @@
+"""Programs that lie, break out or never end: none passes, none survives, none leaves a trace."""
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron.errors import ConfigError
+from megatron.evaluation.sandbox import Limits, Sandbox, Trial, Verdict
+
+ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
+# An attack that wants something returns 42 if it gets it; one that lies does not know the number.
+TRIAL = Trial("", "", "assert solve(3) == 42\n", ("solve",))
+HONEST = "def solve(number):\n    return 14 * number\n"
+
+
+def make_sandbox(limits: Limits) -> Sandbox:
+    try:
+        return Sandbox(limits)
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with make_sandbox(Limits()) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Sandbox]:
+    limits = Limits(wall_seconds=0.8, cpu_seconds=1, memory=512 << 20)
+    with make_sandbox(limits) as sandbox:
+        yield sandbox
+
+
+def run(sandbox: Sandbox, program: str, **changes: object) -> Verdict:
+    return sandbox.run(dataclasses.replace(TRIAL, program=program, **changes))
+
+
+def members(sandbox: Sandbox) -> list[str]:
+    """The processes in the worker's user namespace, wherever their parents are."""
+    own = Path(f"/proc/{sandbox._process.pid}/ns/user").readlink()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "ns/user").readlink() == own:
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("path", ATTACKS, ids=lambda path: path.stem)
+def test_attack_neither_passes_nor_leaves_a_trace(
+    path: Path, strict: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    (tmp_path / "secret").write_text("42")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = path.read_text().replace("@OUTSIDE@", str(tmp_path))
+        program = program.replace("@PORT@", str(server.getsockname()[1]))
+        verdicts = [run(strict, program)]
+        if path.stem == "leave_a_file":
+            verdicts.append(run(strict, program))
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not any(verdict.is_passed for verdict in verdicts), verdicts
+    assert verdicts[0].outcome != "unsupported", verdicts
+    assert len(members(strict)) == 2, "processes survive"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["secret"]
+
+
+def test_there_are_thirty_attacks() -> None:
+    assert len(ATTACKS) >= 30
+
+
+# Where isolation is what stops them, they must be real: outside of it these succeed.
+@pytest.mark.parametrize(
+    "name", ["read_secrets", "network", "write_outside", "symbolic_link", "leave_a_file"]
+)
+def test_attack_succeeds_without_isolation(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("42")
+    program = (Path(__file__).parent / "attacks" / f"{name}.py").read_text()
+    program = program.replace("/tmp/", f"{tmp_path}/").replace("@OUTSIDE@", str(tmp_path))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        Sandbox(Limits(), is_isolated=False) as sandbox,
+    ):
+        program = program.replace("@PORT@", str(server.getsockname()[1]))
+        verdicts = [run(sandbox, program) for _ in range(2)]
+    assert any(verdict.is_passed for verdict in verdicts), verdicts
+
+
+def test_honest_program_passes_and_wrong_one_does_not(sandbox: Sandbox) -> None:
+    assert run(sandbox, HONEST).is_passed
+    assert run(sandbox, HONEST.replace("*", "+")).outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome"),
+    [
+        ("def solve(number)\n", "syntax"),
+        ("def solve(number):\n    return 1 / 0\n", "error"),
+        ("import os\nos._exit(0)\n", "exited"),
+        ("def solve(number):\n    return object()\n", "no-plain-value"),
+        ("", "error"),
+    ],
+)
+def test_outcome_says_how_it_ended(sandbox: Sandbox, program: str, outcome: str) -> None:
+    assert run(sandbox, program).outcome == outcome
+
+
+def test_timeouts_of_processor_and_of_clock_are_told_apart() -> None:
+    sleeps = "import time\ndef solve(number):\n    time.sleep(100)\n"
+    spins = "def solve(number):\n    while True: pass\n"
+    with make_sandbox(Limits(wall_seconds=0.5)) as sandbox:
+        assert run(sandbox, sleeps).outcome == "timeout-wall"
+    with make_sandbox(Limits(wall_seconds=60, cpu_seconds=1)) as sandbox:
+        assert run(sandbox, spins).outcome == "timeout-cpu"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "None", "True", "-7", "2**200", "1.5", "float('inf')", "'\\ud800\\0é'", "b'\\xff'", "1+2j",
+        "[1, (2, 3), {4}]", "{(1, 2): [None], 'a': {}}", "frozenset({1})", "()", "-0.0", "bytearray(b'x')",
+    ],
+)  # fmt: skip
+def test_values_cross_both_ways_with_their_types(sandbox: Sandbox, value: str) -> None:
+    tests = f"sent = {value}\ngiven = solve(sent)\nassert repr(given) == repr(sent), repr(given)\n"
+    tests += "assert type(given) is type(sent)\n"
+    assert run(sandbox, "def solve(value):\n    return value\n", tests=tests).is_passed
+
+
+def test_subclasses_of_builtins_are_judged_by_their_content(sandbox: Sandbox) -> None:
+    program = "from collections import Counter\ndef solve(text):\n    return Counter(text)\n"
+    verdict = run(sandbox, program, tests="assert solve('aab') == {'a': 2, 'b': 1}\n")
+    assert verdict.is_passed
+
+
+def test_exceptions_of_the_candidate_reach_the_tests(sandbox: Sandbox) -> None:
+    tests = "try:\n    solve(0)\nexcept ZeroDivisionError:\n    pass\nelse:\n    assert False\n"
+    assert run(sandbox, "def solve(number):\n    return 1 // number\n", tests=tests).is_passed
+
+
+def test_tests_that_swallow_everything_pass_nothing(sandbox: Sandbox) -> None:
+    tests = "try:\n    solve(0)\nexcept BaseException:\n    pass\n"
+    assert (
+        run(sandbox, "import os\ndef solve(x):\n    os._exit(0)\n", tests=tests).outcome == "exited"
+    )
+
+
+def test_tests_without_a_call_pass_nothing(sandbox: Sandbox) -> None:
+    assert run(sandbox, HONEST, tests="assert True\n").outcome == "unsupported"
+
+
+def test_worker_ends_with_its_parent_side() -> None:
+    sandbox = make_sandbox(Limits())
+    run(sandbox, HONEST)
+    sandbox.close()
+    assert sandbox._process.returncode is not None
