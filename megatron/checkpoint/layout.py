@@ -118,7 +118,7 @@ def prepare_side_folder(root: Path, iteration: int) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for folder in list(root.iterdir()):
         if _SIDE_FOLDER.fullmatch(folder.name):
-            shutil.rmtree(folder)
+            _remove(folder)
         elif folder.name.endswith(_OLD) and _FOLDER.fullmatch(folder.name.removesuffix(_OLD)):
             _end_replacement(folder)
     side = root / f"iter_{iteration:07d}.tmp-{uuid.uuid4().hex[:8]}"
@@ -137,9 +137,16 @@ def publish(root: Path, side: Path, iteration: int) -> Path:
     side.rename(folder)
     fsync_folder(root)
     replace_durably(root / TRACKER, f"{iteration}\n".encode())
-    if _old(folder).exists():
-        shutil.rmtree(_old(folder))
+    _remove(_old(folder))
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove what no longer counts as far as the disk lets us: a save does not fail for it, the next one tries again.
+
+    Over NFS a folder cannot go while a dying process still has one of its files open.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
@@ -150,7 +157,7 @@ def _end_replacement(old: Path) -> None:
     """Finish what a crash cut in two: the old checkpoint goes if the new one is there, else it comes back."""
     folder = old.with_name(old.name.removesuffix(_OLD))
     if folder.exists():
-        shutil.rmtree(old)
+        _remove(old)
     else:
         old.rename(folder)
         fsync_folder(old.parent)

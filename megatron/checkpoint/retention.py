@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,20 +43,24 @@ class RetentionPolicy:
         ]
 
 
-def delete_obsolete(root: Path, policy: RetentionPolicy, whole: int) -> list[int]:
-    """Delete what may go once the checkpoint of iteration `whole` is known to be whole. Gives what was deleted.
+def retire_obsolete(root: Path, policy: RetentionPolicy, whole: int) -> list[int]:
+    """Take the names that count from what may go once the checkpoint of iteration `whole` is known to be whole.
 
-    A folder first loses the name that counts: whatever step a crash follows, no half of one is taken for a checkpoint.
+    Gives what may go. Whatever step a crash follows, no half of a checkpoint is taken for one.
     """
     obsolete = policy.obsolete(saved_iterations(root), whole)
     for iteration in obsolete:
         folder = checkpoint_folder(root, iteration)
         folder.rename(root / f"{folder.name}.deleted-{uuid.uuid4().hex[:8]}")
     fsync_folder(root)
+    return obsolete
+
+
+def delete_retired(root: Path) -> None:
+    """Delete what has no name that counts any more, of earlier runs too."""
     for folder in list(root.iterdir()):
         if _DELETED.fullmatch(folder.name):
             shutil.rmtree(folder)
-    return obsolete
 
 
 class Retention:
@@ -63,31 +68,50 @@ class Retention:
 
     def __init__(self, root: Path, policy: RetentionPolicy) -> None:
         self._root, self._policy = root, policy
+        self._lock = threading.Lock()  # of the three below, and of the names in root
         self._published: int | None = None  # the newest that nobody has looked at yet
+        self._read: int | None = None  # the one being looked at, behind which others may go
+        self._is_idle = True
         self._job: Job[None] | None = None
 
     def published(self, iteration: int) -> None:
         """Begin to read a new checkpoint back, or after the one that is being read."""
-        self._published = iteration
-        if self._job is None or self._job.is_done:
+        with self._lock:
+            self._published, starts, self._is_idle = iteration, self._is_idle, False
+        if starts:
             self._job = Job(self._work)
+
+    def stop(self) -> None:
+        """Leave all checkpoints that are there, until another one is published. Waits for a few renames at most."""
+        with self._lock:
+            self._published = self._read = None
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for what has begun, not longer than a number of seconds; say whether it came to an end."""
         return self._job is None or self._job.wait(seconds)
 
     def _work(self) -> None:
-        while self._published is not None:
-            iteration, self._published = self._published, None
+        while (iteration := self._next()) is not None:
             folder = checkpoint_folder(self._root, iteration)
             try:
                 for path in folder.iterdir():
                     forget_cached(path)
                 verify_files(folder)
-                deleted = delete_obsolete(self._root, self._policy, iteration)
+                with self._lock:
+                    is_stopped = self._read is None
+                    retired = (
+                        [] if is_stopped else retire_obsolete(self._root, self._policy, iteration)
+                    )
+                delete_retired(self._root)
             except (CheckpointError, OSError) as error:
                 logger.warning(f"older checkpoints than {folder} are kept: {error}")
                 continue
-            if deleted:
-                names = ", ".join(map(str, deleted))
+            if retired:
+                names = ", ".join(map(str, retired))
                 logger.info(f"{folder} reads back whole; deleted checkpoints of iterations {names}")
+
+    def _next(self) -> int | None:
+        with self._lock:
+            self._read, self._published = self._published, None
+            self._is_idle = self._read is None
+            return self._read

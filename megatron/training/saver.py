@@ -27,7 +27,6 @@ from megatron.training.votes import NO_VOTES, Votes
 
 logger = get_logger(__name__)
 
-
 DELETION_SECONDS = 60.0  # at the end of a run; the other processes wait for rank 0
 
 
@@ -83,10 +82,13 @@ class RunSaver:
             self._advance(is_last=True)
 
     def settle(self) -> None:
-        """Wait for a save under way, whose failure is as in `save_if_due`, and for deletions. Collective over the world."""
+        """Wait for a save under way, whose failure is as in `save_if_due`, and keep all there is until the next one.
+
+        Collective over the world.
+        """
         self._make_way()
         if self._retention is not None:
-            self._retention.wait(None)
+            self._retention.stop()
 
     def rewind(self, iteration: int) -> None:
         """Go on from an earlier checkpoint: what was saved after it is saved again. No save is under way."""

@@ -1,7 +1,9 @@
 """Names of checkpoints, the tracker, and a save that dies at every step."""
 
+import errno
 import os
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -110,6 +112,21 @@ def test_leftovers_of_dead_saves_go_and_strangers_stay(tmp_path):
     for name in ("iter_0000003.tmp-mine", "notes", "iter_5.old"):
         assert (tmp_path / name / "inside").exists()
     assert saved_iterations(tmp_path) == [1, 4]
+
+
+def test_what_cannot_be_removed_is_left_and_the_save_counts(tmp_path):
+    save_value(tmp_path, 2, 10)
+    (tmp_path / "iter_0000003.tmp-0123abcd").mkdir()
+    busy = OSError(
+        errno.ENOTEMPTY, "Directory not empty"
+    )  # files that a dying process has open, over NFS
+    with mock.patch("os.rmdir", side_effect=busy):
+        save_value(tmp_path, 2, 20)
+    assert load_value(tmp_path) == 20
+    assert (tmp_path / "iter_0000002.old").exists()
+    save_value(tmp_path, 4, 30)
+    assert saved_iterations(tmp_path) == [2, 4]
+    assert not list(tmp_path.glob("*.*-*")) + list(tmp_path.glob("*.old"))
 
 
 def test_a_folder_without_tracker_has_no_latest(tmp_path):

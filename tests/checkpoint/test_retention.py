@@ -2,12 +2,19 @@
 
 import os
 import sys
+import threading
+from unittest import mock
 
 import pytest
 import torch
 
 from megatron.checkpoint.layout import TRACKER, saved_iterations
-from megatron.checkpoint.retention import Retention, RetentionPolicy, delete_obsolete
+from megatron.checkpoint.retention import (
+    Retention,
+    RetentionPolicy,
+    delete_retired,
+    retire_obsolete,
+)
 from megatron.checkpoint.save import save_checkpoint
 from megatron.checkpoint.verify import verify_files
 from tests.checkpoint.test_layout import DIED, DISK_EVENTS
@@ -62,6 +69,32 @@ def test_nothing_goes_if_the_new_one_does_not_read_back(tmp_path, caplog):
     retention.published(4)
     assert retention.wait(60)
     assert saved_iterations(tmp_path) == [4]
+
+
+def test_a_stopped_one_deletes_nothing_behind_what_it_reads_and_begins_again(tmp_path):
+    save(tmp_path, 1, 2)
+    is_read, goes_on = threading.Event(), threading.Event()
+
+    def verify_slowly(folder):
+        is_read.set()
+        assert goes_on.wait(60)
+
+    retention = Retention(tmp_path, RetentionPolicy(1))
+    with mock.patch("megatron.checkpoint.retention.verify_files", verify_slowly):
+        retention.published(2)
+        assert is_read.wait(60)
+        retention.stop()  # returns while the checkpoint is still being read
+        goes_on.set()
+        assert retention.wait(60)
+    assert saved_iterations(tmp_path) == [1, 2]
+    retention.published(2)
+    assert retention.wait(60)
+    assert saved_iterations(tmp_path) == [2]
+
+
+def delete_obsolete(root, policy, whole):
+    retire_obsolete(root, policy, whole)
+    delete_retired(root)
 
 
 def die_while_deleting(root, step):
