@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpoint.files import replace_durably
 from megatron.config import Config
 from megatron.data.consumption import Consumption
+from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 
 logger = get_logger(__name__)
@@ -59,15 +61,13 @@ def truncate_metrics(path: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             if json.loads(line)["iteration"] <= iteration:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # the torn last line of a killed run
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+                kept.append(line + b"\n")
+        except (ValueError, RecursionError, KeyError, TypeError):
+            continue  # the torn last line of a killed run, or one that the disk damaged
+    replace_durably(path, b"".join(kept))
 
 
 class MetricsWriter:
@@ -78,10 +78,13 @@ class MetricsWriter:
         save = Path(config.checkpoint.save) if config.checkpoint.save else None
         self._file, self._path = None, save / METRICS_FILE if save is not None else None
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            truncate_metrics(self._path, start_iteration if start_iteration > 0 else -1)
-            self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(config, save, start_iteration)
+            with _going_on_without(METRICS_FILE):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                truncate_metrics(self._path, start_iteration if start_iteration > 0 else -1)
+                self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = None
+        with _going_on_without("TensorBoard"):
+            self._tensorboard = _open_tensorboard(config, save, start_iteration)
         self._wandb = _open_wandb(config, save)
 
     def training(self, values: Mapping[str, Any], *, total_iterations: int) -> None:
@@ -169,7 +172,7 @@ def _going_on_without(name: str) -> Iterator[None]:
     """Say that a full or failing disk took numbers, and no more: the weights are worth more than their curve."""
     try:
         yield
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         logger.warning("%s cannot be written (%s); training goes on without", name, error)
 
 

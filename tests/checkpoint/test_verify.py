@@ -2,11 +2,13 @@
 
 import random
 import shutil
+import socket
+from unittest import mock
 
 import pytest
 import torch
 
-from megatron.checkpoint.checksums import SUMS_FILE
+from megatron.checkpoint.checksums import SUMS_FILE, check_content
 from megatron.checkpoint.layout import METADATA_FILE
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.save import save_checkpoint
@@ -99,6 +101,58 @@ def test_damage_of_values_alone_is_found_by_any_number_of_ranks(world, tmp_path,
     messages = world(size).run(damage_in_both_ways, folder)
     assert len(set(messages)) == 1
     assert "rank_00001.safetensors is damaged: its content is not what was written" in messages[0]
+
+
+def damage_where_one_reads_wrong(rank, folder, num_wrong):
+    """Look for damage while rank 1 reads wrong at first; give what was found, raised and said."""
+    left, said = num_wrong, []
+
+    def read_wrong(path, digest, on_bytes=None):
+        nonlocal left
+        if rank == 1 and left > 0:
+            left -= 1
+            raise CheckpointError(f"{path} is damaged: as it seems")
+        check_content(path, digest, on_bytes)
+
+    with (
+        mock.patch("megatron.checkpoint.verify.check_content", read_wrong),
+        mock.patch("megatron.checkpoint.verify.logger.warning", said.append),
+    ):
+        try:
+            return find_damage(folder), None, said
+        except CheckpointError as error:
+            return None, str(error), said
+
+
+def test_a_process_that_reads_wrong_condemns_no_checkpoint(world, tmp_path):
+    world(2).run(save_toy, tmp_path, LAYOUT)
+    folder = tmp_path / "iter_0000001"
+    (first, second) = world(2).run(damage_where_one_reads_wrong, folder, 1)
+    assert first[:2] == second[:2] == (None, None)
+    assert "whole when it was read again" in first[2][0] and not second[2]
+
+
+def damage_where_a_node_is_bad(rank, folder):
+    """Rank 1 reads the last file wrong whenever it gets it."""
+
+    def read_wrong(path, digest, on_bytes=None):
+        if rank == 1 and path.name == "rank_00001.safetensors":
+            raise CheckpointError(f"{path} is damaged: as it seems")
+        check_content(path, digest, on_bytes)
+
+    with (
+        mock.patch("megatron.checkpoint.verify.check_content", read_wrong),
+        pytest.raises(CheckpointError) as error,
+    ):
+        find_damage(folder)
+    return str(error.value)
+
+
+def test_a_process_that_keeps_reading_wrong_is_named_on_all(world, tmp_path):
+    world(2).run(save_toy, tmp_path, LAYOUT)
+    first, second = world(2).run(damage_where_a_node_is_bad, tmp_path / "iter_0000001")
+    assert first == second
+    assert f"(read on {socket.gethostname()})" in first and "start without it" in first
 
 
 def test_values_are_not_read_from_a_damaged_file(tmp_path):

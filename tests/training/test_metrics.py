@@ -1,8 +1,10 @@
 """metrics.jsonl, its resume, and the numbers in it."""
 
+import errno
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -40,6 +42,29 @@ def test_lines_after_the_checkpoint_and_torn_lines_go(tmp_path):
     path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iterat')
     truncate_metrics(path, 2)
     assert [line["iteration"] for line in _lines(path)] == [1, 2]
+
+
+def test_a_damaged_line_goes_and_the_others_stay(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"iteration": 1}\n{"iter\xe1tion": 2}\n[2]\n{"iteration": 3}\n')
+    truncate_metrics(path, 3)
+    assert [line["iteration"] for line in _lines(path)] == [1, 3]
+
+
+def test_a_disk_that_is_full_at_the_start_takes_numbers_and_not_the_run(tmp_path, caplog):
+    config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n')
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        mock.patch("os.fsync", side_effect=full),
+        mock.patch("torch.utils.tensorboard.SummaryWriter", side_effect=full),
+    ):
+        writer = MetricsWriter(config, start_iteration=1)
+    writer.training({"iteration": 2, **LINE}, total_iterations=5)
+    writer.close()
+    assert [line["iteration"] for line in _lines(path)] == [1, 2]
+    assert caplog.text.count("goes on without") == 2
 
 
 def test_a_missing_metrics_file_is_no_error(tmp_path):
