@@ -12,6 +12,7 @@ from typing import Any
 from megatron.curation.decontaminate import DecontaminateConfig, decontaminate_stage
 from megatron.curation.dedup import DedupConfig, dedup_comparison
 from megatron.curation.filters import FilterConfig, filter_stage
+from megatron.curation.formatting import FormatConfig, format_stage
 from megatron.curation.passes import Step
 from megatron.curation.select import SelectConfig, select_stage
 
@@ -37,5 +38,8 @@ STAGES: dict[str, StageKind] = {
     ),
     "decontaminate": StageKind(
         "drop or flag what holds a benchmark", DecontaminateConfig, decontaminate_stage
+    ),
+    "format": StageKind(
+        "code, issues, commits and notebooks as text with sentinels", FormatConfig, format_stage
     ),
 }

@@ -1,0 +1,124 @@
+"""From records to the text that is trained on (StarCoder §3 and §5.1): code, issues, commits, notebooks.
+
+What a record is is told by its keys. Sentinels in raw text are neutralised first, so that those in the result are ours.
+Every random choice is a function of seed and document id. Knows nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron.curation.commits import commit_text
+from megatron.curation.document import NAMES, Changed, Document, Drop, Stage, Verdict
+from megatron.curation.issues import issue_text
+from megatron.curation.notebooks import script_text, structured_text
+from megatron.curation.sentinels import count_sentinels, neutralise
+from megatron.data.permutation import keyed_word
+from megatron.option_field import check_bounds, option
+
+BUCKETS = ((0, "0"), (10, "1-10"), (100, "10-100"), (1000, "100-1000"))
+
+
+@dataclass(frozen=True)
+class FormatConfig:
+    """How records become text."""
+
+    kind: Literal["auto", "code", "issue", "commit", "notebook-script", "notebook-structured"] = (
+        option("auto", "what the records are; auto tells by their keys")
+    )
+    notebooks: Literal["script", "structured"] = option("script", "of auto, for notebooks")
+    prefix_rate: float = option(
+        0.2, "chance of each of repository, file name and stars", minimum=0, maximum=1
+    )
+    output_characters: int = option(1000, "of a notebook's output that are kept", minimum=0)
+    sample_commits: bool = option(
+        True, "keep a tenth of the smallest and largest commits, half of those with short subjects"
+    )
+    seed: int = option(1234, "of all random choices, with the id of the document")
+
+    def check(self) -> None:
+        """Raise ConfigError for a number out of range."""
+        check_bounds(self)
+
+
+def format_stage(config: FormatConfig) -> Stage:
+    """Give the stage that formats."""
+    config.check()
+
+    def apply(document: Document) -> Verdict:
+        kind = config.kind if config.kind != "auto" else kind_of(document, config)
+        draw = drawer(config.seed, document.id)
+        answer = _text_of(kind, document, config, draw)
+        if isinstance(answer, Drop):
+            return answer
+        return Changed(document.with_text(answer), kind, count_sentinels(answer))
+
+    return Stage("format", apply, vars(config))
+
+
+def drawer(seed: int, id: str) -> Callable[[str], float]:
+    """Give the draws of a document: of each name a number in [0, 1), whenever it is asked for."""
+    return lambda name: (keyed_word(seed, "format", name, id) >> 11) / (1 << 53)
+
+
+def kind_of(document: Document, config: FormatConfig) -> str:
+    """Tell what a record is."""
+    if isinstance(document.find("events"), list):
+        return "issue"
+    if isinstance(document.find("old_contents"), str):
+        return "commit"
+    language = document.word("language").lower()
+    is_named = language.startswith("jupyter") and document.text.lstrip()[:1] == "{"
+    is_notebook = is_named or document.extension() == "ipynb"
+    return f"notebook-{config.notebooks}" if is_notebook else "code"
+
+
+def _text_of(
+    kind: str, document: Document, config: FormatConfig, draw: Callable[[str], float]
+) -> str | Drop:
+    if kind == "issue":
+        return issue_text(document)
+    if kind == "commit":
+        return commit_text(document, draw, sample=config.sample_commits)
+    if kind == "notebook-structured":
+        return structured_text(document.text, config.output_characters)
+    text: str | Drop = script_text(document.text) if kind == "notebook-script" else document.text
+    if isinstance(text, Drop):
+        return text
+    return code_prefix(document, draw, config.prefix_rate) + neutralise(text)
+
+
+def code_prefix(document: Document, draw: Callable[[str], float], rate: float) -> str:
+    """Give repository, file name and stars, each with its own chance, and a new line if there is any of them.
+
+    What a record does not state is left out; stars that are stated as null are none, as in The Stack.
+    """
+    parts = []
+    if (repo := _line(document.find("repo"))) and draw("repo") < rate:
+        parts.append(f"<reponame>{repo}")
+    if (path := _line(document.find("path"))) and draw("path") < rate:
+        parts.append(f"<filename>{path}")
+    if (bucket := star_bucket(document)) and draw("stars") < rate:
+        parts.append(f"<gh_stars>{bucket}")
+    return "".join(parts) + "\n" if parts else ""
+
+
+def star_bucket(document: Document) -> str:
+    """Give the range that the stars of a document lie in, "" if it says nothing of them."""
+    nested = document.metadata.get("metadata")
+    holders = [document.metadata, nested if isinstance(nested, dict) else {}]
+    if not any(name in holder for name in NAMES["stars"] for holder in holders):
+        return ""
+    stars = document.find("stars")
+    try:
+        count = float(stars or 0)
+    except (TypeError, ValueError):
+        return ""
+    return next((name for limit, name in BUCKETS if count <= limit), "1000+")
+
+
+def _line(value: Any) -> str:
+    """Give text on one line that spells no sentinel; "" for what is no text."""
+    return neutralise(" ".join(value.split())) if isinstance(value, str) else ""
