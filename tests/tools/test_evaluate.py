@@ -1,0 +1,143 @@
+"""tools/evaluate.py: samples that go on where they stopped, reports, and mistakes named in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from megatron.errors import ConfigError, DataError, MegatronError
+from megatron.evaluation.sandbox import Sandbox, can_isolate
+from tests.convert.runs import make_run
+from tools import evaluate as tool
+
+TASKS = [
+    {
+        "task_id": f"HumanEval/{number}",
+        "prompt": f'def add{number}(x):\n    """Add."""\n',
+        "entry_point": f"add{number}",
+        "canonical_solution": f"    return x + {number}\n",
+        "test": f"def check(candidate):\n    assert candidate(2) == {2 + number}\n",
+    }
+    for number in range(3)
+]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "tasks.jsonl", TASKS)
+
+
+def evaluate(*args: object) -> None:
+    try:
+        assert tool.main([str(arg) for arg in args]) == 0
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_samples_are_the_same_after_an_interruption(tasks: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", max_position_embeddings=64)
+    path = tmp_path / "samples.jsonl"
+    command = [
+        "sample",
+        "--load",
+        tmp_path / "run",
+        "--tasks-file",
+        tasks,
+        "--samples",
+        path,
+        "--cpu",
+    ]
+    command += ["--num-samples", 3, "--max-new-tokens", 6]
+    evaluate(*command)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 9
+    path.write_text("\n".join(lines[:4]) + "\n" + lines[5][:-7])  # killed in the midst of a line
+    evaluate(*command)
+    assert sorted(path.read_text().splitlines()) == sorted(lines)
+    with pytest.raises(ConfigError, match="samples drawn with other temperature"):
+        evaluate(*command, "--temperature", 0.8)
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_report_counts_what_passed_and_why_not(tasks: Path, tmp_path: Path, capsys) -> None:
+    rows = []
+    for row in TASKS:
+        rows.append({"task_id": row["task_id"], "completion": row["canonical_solution"]})
+        rows.append({"task_id": row["task_id"], "completion": "    return 0\n"})
+    rows[1]["completion"] = "    while True: pass\n"
+    samples = write_rows(tmp_path / "samples.jsonl", rows)
+    evaluate(
+        "score", "--samples", samples, "--tasks-file", tasks, "--workers", 2, "--wall-seconds", 0.4
+    )
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "samples.report.json").read_text())
+    assert report["pass_at"]["1"]["value"] == 0.5
+    assert report["outcomes"] == {"passed": 3, "timeout-wall": 1, "wrong": 2}
+    assert report["num_timeouts"] == 1 and report["is_isolated"]
+    assert (tmp_path / "samples.report.md").read_text() == printed.rstrip("\n") + "\n"
+    evaluate("report", "--results", tmp_path / "samples.results.jsonl", "--tasks-file", tasks)
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_solutions_score_all(tasks: Path, capsys) -> None:
+    evaluate("score", "--solutions", "--tasks-file", tasks)
+    assert "| pass@1 | 100.0 |" in capsys.readouterr().out
+
+
+def test_a_machine_without_isolation_is_refused_unless_told_in_so_many_words(
+    tasks: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Sandbox._start
+
+    def refuse(self: Sandbox, is_isolated: bool) -> None:
+        if is_isolated:
+            raise ConfigError("this machine does not let programs be isolated")
+        start(self, is_isolated)
+
+    monkeypatch.setattr(Sandbox, "_start", refuse)
+    with pytest.raises(ConfigError, match="isolated"):
+        evaluate("score", "--solutions", "--tasks-file", tasks)
+    evaluate("score", "--solutions", "--tasks-file", tasks, "--i-accept-unsandboxed")
+    assert "**Not isolated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "said"),
+    [
+        (["score", "--samples", "missing.jsonl"], DataError, "cannot be read"),
+        (["score", "--solutions", "--limit", 0], ConfigError, "--limit is 0"),
+        (["score", "--solutions", "--workers", 0], ConfigError, "--workers is 0"),
+        (["score"], ConfigError, "required"),
+        (["score", "--solutions", "--wall-second", 3], ConfigError, "did you mean --wall-seconds"),
+    ],
+)
+def test_mistakes_are_named(tasks: Path, args: list, error: type[MegatronError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        evaluate(*args, *(["--tasks-file", tasks] if len(args) > 1 else []))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"task_id": "HumanEval/9", "completion": ""}], "HumanEval/9, which is no task"),
+        ([{"task_id": "HumanEval/0", "completion": ""}], "2 of 3 tasks have no samples"),
+        ([{"task_id": "HumanEval/0"}], "line 1: task_id and completion are texts"),
+        ([{"task_id": "HumanEval/0", "completion": "", "sample": 0}] * 2, "line 2: sample 0"),
+    ],
+)
+def test_samples_that_do_not_fit_are_named(
+    tasks: Path, tmp_path: Path, rows: list[dict], said: str
+) -> None:
+    if not can_isolate():
+        pytest.skip("no namespaces for users here")
+    samples = write_rows(tmp_path / "samples.jsonl", rows)
+    with pytest.raises(DataError, match=said):
+        evaluate("score", "--samples", samples, "--tasks-file", tasks)
