@@ -200,9 +200,15 @@ class Config:
 
     def _check_spikes(self) -> None:
         checkpoint = self.checkpoint
+        if self.training.loss_spike_policy != "rollback":
+            return
         require(
-            self.training.loss_spike_policy != "rollback"
-            or (checkpoint.save_interval is not None and not checkpoint.no_save_optim),
+            checkpoint.keep_last != 1 or checkpoint.save_retain_interval is not None,
+            "--keep-last 1 may leave a checkpoint that was saved amid a spike alone, and --loss-spike-policy rollback "
+            "needs one before it: keep 2 or more, or add --save-retain-interval",
+        )
+        require(
+            checkpoint.save_interval is not None and not checkpoint.no_save_optim,
             "--loss-spike-policy rollback goes back to a checkpoint of the run, with its moments: give --save and "
             "--save-interval, without --no-save-optim, or use --loss-spike-policy skip",
         )

@@ -59,6 +59,22 @@ def test_every_bit_of_the_list_of_hashes_counts(tmp_path):
         assert is_noticed(path.parent), place
 
 
+def test_the_list_of_hashes_names_exactly_the_files_that_are_described(tmp_path):
+    path = save_small(tmp_path) / SUMS_FILE
+    original = path.read_bytes().splitlines(keepends=True)
+    assert len(original) == 4
+    another = original[0].replace(b"config", b"confih")
+    for lines in [
+        *(original[:number] + original[number + 1 :] for number in range(4)),
+        [*original, another],
+        [*original, original[0]],
+        [],
+    ]:
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(CheckpointError, match=f"{SUMS_FILE} is damaged"):
+            verify_files(path.parent)
+
+
 def test_a_file_cut_anywhere_and_a_missing_file_are_noticed_and_named(tmp_path):
     folder = save_small(tmp_path)
     for path in sorted(folder.iterdir()):

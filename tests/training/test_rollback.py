@@ -158,5 +158,8 @@ def test_without_a_checkpoint_before_them_spikes_are_skipped(world, corpus, tmp_
 def test_rollback_needs_checkpoints(corpus, tmp_path):
     with pytest.raises(ConfigError, match="give --save and --save-interval"):
         parse(flags_for(corpus, tmp_path, "--no-save-optim")).check(1)
+    with pytest.raises(ConfigError, match="keep 2 or more"):
+        parse(flags_for(corpus, tmp_path, "--keep-last 1")).check(1)
+    parse(flags_for(corpus, tmp_path, "--keep-last 1 --save-retain-interval 8")).check(1)
     with pytest.raises(ConfigError, match=r"--loss-spike-patience 4 .* below half of .* 8"):
         parse(flags_for(corpus, tmp_path, "--loss-spike-patience 4")).check(1)
