@@ -19,12 +19,15 @@ import megatron.logging
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
 from megatron.curation import data_card, estimate, ledger
 from megatron.curation.collect import CollectConfig, plan_folders
+from megatron.curation.mix import MixConfig, mix
 from megatron.curation.options import RunOptions
-from megatron.curation.passes import OnBytes, Step, run_steps
+from megatron.curation.passes import OnBytes, Step, plan, run_steps
 from megatron.curation.pipeline import read_pipeline
 from megatron.curation.record_io import Source
 from megatron.curation.stages import STAGES
-from megatron.errors import DataError
+from megatron.errors import ConfigError, DataError
+from megatron.options import TokenizerConfig
+from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
   from folders of repositories to clean files, one stage after the other:
@@ -35,6 +38,8 @@ EXAMPLES = """\
   the same in one command, and what it would do:
     python tools/curate.py run pipeline.yaml
     python tools/curate.py run pipeline.yaml --dry-run
+  how much there is of each language, and the blend that training reads:
+    python tools/curate.py mix --input curated/unique --output mixed --tokenizer-file tokenizer.json
   why a file is, or is not, in the data:
     python tools/curate.py why --output curated/unique octocat/hello:src/a.py"""
 
@@ -52,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = _add(commands, "run", "run the stages of a YAML file")
     run.add_argument("pipeline", type=Path, help="YAML: input, output, stages (docs/curation.md)")
     add_section(run, RunOptions, title="input and output, which the file states too")
+    blend = _add(commands, "mix", "count tokens by language and source, and write the blend")
+    add_section(blend, RunOptions, title="input and output")
+    add_section(blend, MixConfig, title="mix")
+    add_section(blend, TokenizerConfig, title="tokenizer")
     why = _add(commands, "why", "say what became of a document, and by which rule")
     why.add_argument("id", help="its id, as the records and the ledger have it")
     why.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
@@ -65,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         explain(args.output, args.id)
     elif args.command == "card":
         print(f"wrote {data_card.write_card(args.output)}")
+    elif args.command == "mix":
+        blend_groups(args)
     else:
         curate(args, given)
 
@@ -98,13 +109,13 @@ def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
         steps = [kind.make(section_from(args, kind.config))]
     options.check()
     if args.command == "collect":
-        plan = plan_folders(
+        folders = plan_folders(
             args.roots,
             section_from(args, CollectConfig),
             shard_bytes=options.shard_bytes,
             max_document_bytes=options.max_document_bytes,
         )
-        sources = list(plan)
+        sources = list(folders)
         if not sources:
             raise DataError(f"no file below {', '.join(options.input)}")
     if options.dry_run:
@@ -117,6 +128,21 @@ def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
     data_card.write_card(options.folder)
     speed = totals.bytes_read / 1e6 / max(seconds, 1e-9)
     print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s ({speed:,.1f} MB/s)")
+
+
+def blend_groups(args: argparse.Namespace) -> None:
+    """Count tokens and write the blend."""
+    options, config = section_from(args, RunOptions), section_from(args, MixConfig)
+    options.check()
+    config.check()
+    if options.dry_run:
+        raise ConfigError("mix has no --dry-run; give a part of the input instead")
+    tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
+    size = sum(source.num_bytes for source in plan(options))
+    with show("mix", size) as on_bytes:
+        mixture = mix(options, config, tokenizer, on_bytes=on_bytes)
+    print(mixture.describe())
+    print(f"{options.output}: data_path.txt, weighted_split_paths.txt, tokens.json")
 
 
 @contextlib.contextmanager

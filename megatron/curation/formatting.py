@@ -33,8 +33,8 @@ class FormatConfig:
         0.2, "chance of each of repository, file name and stars", minimum=0, maximum=1
     )
     output_characters: int = option(1000, "of a notebook's output that are kept", minimum=0)
-    sample_commits: bool = option(
-        True, "keep a tenth of the smallest and largest commits, half of those with short subjects"
+    all_commits: bool = option(
+        False, "keep all, not a tenth of the smallest and largest, half of short subjects and data"
     )
     seed: int = option(1234, "of all random choices, with the id of the document")
 
@@ -81,7 +81,7 @@ def _text_of(
     if kind == "issue":
         return issue_text(document)
     if kind == "commit":
-        return commit_text(document, draw, sample=config.sample_commits)
+        return commit_text(document, draw, sample=not config.all_commits)
     if kind == "notebook-structured":
         return structured_text(document.text, config.output_characters)
     text: str | Drop = script_text(document.text) if kind == "notebook-script" else document.text

@@ -1,0 +1,89 @@
+"""Tokens by language and source, the same for any number of workers, and a blend that training reads as written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron.curation.mix import MixConfig, mix
+from megatron.curation.options import RunOptions
+from megatron.data.split import read_data_options
+from megatron.errors import ConfigError, DataError
+from megatron.options import DataConfig
+from megatron.tokenizer.tokenizer import NullTokenizer
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    for name, rows in {
+        folder / "0.jsonl": [("1 2 3", "Python"), ("4", "C++"), ("5 6", None)],
+        folder / "1.jsonl": [("7 8 9 10 11", "python")],
+        tmp_path / "issues.jsonl": [("1 2 3 4", "python")],
+    }.items():
+        lines = [json.dumps({"text": text, "language": language}) for text, language in rows]
+        name.write_text("".join(line + "\n" for line in lines))
+    return str(folder), str(tmp_path / "issues.jsonl")
+
+
+def mixed(inputs, tmp_path, name="out", workers=1, **settings):
+    options = RunOptions(input=inputs, output=str(tmp_path / name), workers=workers)
+    return mix(options, MixConfig(**settings), NullTokenizer(100))
+
+
+def contents(folder: Path):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_tokens_are_counted_by_language_and_source(inputs, tmp_path):
+    both = mixed(inputs, tmp_path, by="both").groups()
+    tokens = {name: count.tokens for name, count in both.items()}  # an end of document each
+    assert tokens == {"stack-python": 10, "issues-python": 5, "stack-unknown": 3, "stack-cpp": 2}
+    by_language = mixed(inputs, tmp_path, "b").groups()
+    assert by_language["python"].tokens == 15
+    assert by_language["python"].documents == 3
+    assert sum(count.tokens for count in by_language.values()) == sum(tokens.values())
+
+
+def test_weights_are_tokens_up_to_a_cap(inputs, tmp_path):
+    natural = mixed(inputs, tmp_path)
+    assert natural.weights() == {"python": 15, "unknown": 3, "cpp": 2}
+    capped = mixed(inputs, tmp_path, "b", cap=("python=6", "all=2"))
+    assert capped.weights() == {"python": 6, "unknown": 2, "cpp": 2}
+    assert capped.describe().splitlines()[1].split() == ["python", "3", "0.0", "15", "6", "60.00%"]
+
+
+def test_the_blend_is_what_training_reads(inputs, tmp_path):
+    mixed(inputs, tmp_path, prefix="d/{group}")
+    words = (tmp_path / "out/data_path.txt").read_text().split()
+    assert words == ["15", "d/python", "3", "d/unknown", "2", "d/cpp"]
+    path = tmp_path / "out/weighted_split_paths.txt"
+    given = DataConfig(train_weighted_split_paths_path=str(path))
+    train = read_data_options(given).train
+    read = [word for source in train.sources for word in (str(source.weight), source.prefix)]
+    assert read == words
+
+
+def test_records_are_written_apart_the_same_for_any_number_of_workers(inputs, tmp_path):
+    mixed(inputs, tmp_path, "one", split_records=True)
+    mixed(inputs, tmp_path, "two", workers=2, split_records=True)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    again = RunOptions(input=(str(tmp_path / "one/python"),), output=str(tmp_path / "again"))
+    assert mix(again, MixConfig(), NullTokenizer(100)).weights() == {"python": 15}
+
+
+def test_what_cannot_be_meant_is_an_error(inputs, tmp_path):
+    with pytest.raises(ConfigError, match="json=1e9"):
+        mixed(inputs, tmp_path, cap=("python",))
+    with pytest.raises(ConfigError, match="a blend file cannot hold ,"):
+        mixed(inputs, tmp_path, prefix="a,{group}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes").touch()
+    with pytest.raises(DataError, match="not empty"):
+        mixed(inputs, tmp_path)
+
+
+def test_a_cap_of_no_group_is_named_after_the_work_and_does_not_lose_it(inputs, tmp_path, caplog):
+    assert mixed(inputs, tmp_path, cap=("perl=3",)).weights()["python"] == 15
+    assert "--cap perl" in caplog.text
