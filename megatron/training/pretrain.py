@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,11 +85,10 @@ def _holding_folder(save: str | None) -> Iterator[None]:
     locks: list[FolderLock] = []
     if save is not None:
         on_first_rank(lambda: locks.append(FolderLock(Path(save))))
-    try:
-        yield
-    finally:
-        for lock in locks:
-            lock.release()
+    yield
+    # Not after an error: threads may still write, and the lock goes with the process.
+    for lock in locks:
+        lock.release()
 
 
 def build_run(
@@ -135,7 +135,7 @@ def build_run(
 
     global_batch_size = config.global_batch_size(context.dp_size)
     writer = None
-    on_first_rank(lambda: _describe_run(inputs))
+    on_first_rank(lambda: describe_run(inputs))
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
     pipeline = _pipeline(config, context, stages, modules)
@@ -370,13 +370,18 @@ def _throughput(config: Config, context: ParallelContext) -> Throughput:
     )
 
 
-def _describe_run(inputs: Inputs) -> None:
+def describe_run(inputs: Inputs) -> None:
     """Write the options and the tokenizer beside the checkpoints: the run's folder is all an export needs."""
     if inputs.config.checkpoint.save is None:
         return
     save = Path(inputs.config.checkpoint.save)
-    folder = save / "tokenizer"
+    folder, aside = save / "tokenizer", save / "tokenizer.tmp"
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        inputs.tokenizer.save(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        inputs.tokenizer.save(aside)
+        folder.mkdir(exist_ok=True)
+        for path in aside.iterdir():  # it may have been read from here, and be the only copy
+            replace_durably(folder / path.name, path.read_bytes())
+        shutil.rmtree(aside)
     replace_durably(save / CONFIG_FILE, encode_json(to_json(inputs.config)))

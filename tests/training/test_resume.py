@@ -14,7 +14,7 @@ from megatron.errors import CheckpointError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import Contents
 from megatron.training.inputs import open_inputs
-from megatron.training.pretrain import build_run
+from megatron.training.pretrain import build_run, describe_run
 from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, samples_of_step
 from megatron.training.train import train
@@ -84,6 +84,21 @@ def test_run_keeps_everything_an_export_needs(trained):
     options = (trained / "config.json").read_bytes()
     assert options == (trained / "iter_0000004" / "config.json").read_bytes()
     assert (trained / "latest_checkpointed_iteration.txt").read_text().strip() == "4"
+
+
+def test_a_run_may_read_the_tokenizer_from_its_own_folder(corpus, tmp_path):
+    """As the remedy for another tokenizer says, with the files that came beside it."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copyfile(corpus.tokenizer, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text("{}")
+    flags = flags_of(
+        corpus, tmp_path, f"--tokenizer-type HuggingFaceTokenizer --tokenizer-model {folder}"
+    )
+    inputs = open_inputs(parse(flags), 1)
+    describe_run(inputs)
+    assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "config.json"}
 
 
 def test_run_keeps_everything_a_trace_needs(trained):
