@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron.errors import ConfigError
-from megatron.kernels import cross_entropy
+from megatron.kernels import cross_entropy, onednn_product
 from megatron.kernels.attention import AttentionFunction, explicit_attention, sdpa_attention
 from megatron.kernels.bias_dropout_residual import (
     bias_dropout_residual,
@@ -57,6 +57,7 @@ class Situation:
     without_library: str | None = None  # why csrc/*.cu cannot be called
     flash_library: FlashLibrary | None = None  # that is installed
     has_fp8: bool = False  # --fp8-format
+    cpu_kind: str = ""  # as `onednn_product.cpu_kind` names it
 
     @property
     def hides(self) -> str:
@@ -102,6 +103,7 @@ class Kernels:
     ]
     cross_entropy: CrossEntropy
     product: Product  # with the layers' weights
+    output_product: Product  # with the LM head's
     stores_attention_probabilities: bool  # what selective recomputation is there to free
     choices: tuple[Choice, ...]
 
@@ -241,6 +243,7 @@ def _select_fastest(situation: Situation) -> tuple[AttentionImplementation, str]
 # which widths and GPUs each takes is theirs to say, and none was measured here.
 ATTENTION_ORDER = (_CUDNN, _FLASH)
 IMPLEMENTATIONS = ("fused", "compiled", "reference")
+_PRODUCTS = ("product=auto", "product=library", "product=onednn")
 
 
 @dataclass(frozen=True)
@@ -284,12 +287,16 @@ def _requested(kernels: Sequence[str]) -> dict[str, tuple[str, bool]]:
     """Read --kernels: of each operation what is asked for, and whether by its name. ConfigError if it says nothing."""
     names = [one.name for one in OPERATIONS]
     wanted = dict.fromkeys(names, ("auto", False))
+    wanted["product"] = ("auto", False)
     for item in kernels:
+        if item in _PRODUCTS:
+            wanted["product"] = (item.partition("=")[2], True)
+            continue
         name, is_one, implementation = item.rpartition("=")
         if implementation not in ("auto", *IMPLEMENTATIONS) or (is_one and name not in names):
             raise ConfigError(
                 f"--kernels {item}: give auto, {', '.join(IMPLEMENTATIONS)}, or one of them for an operation, "
-                f"as in layer_norm=compiled; operations are {', '.join(names)}"
+                f"as in layer_norm=compiled; operations are {', '.join(names)}; or {', '.join(_PRODUCTS)}"
             )
         wanted |= dict.fromkeys([name] if is_one else names, (implementation, bool(is_one)))
     return wanted
@@ -325,19 +332,29 @@ def _fastest(operation: _Operation, obstacle: str | None, situation: Situation) 
     return ("reference" if operation.compiled is None else "compiled"), reason
 
 
-def _choose_product(situation: Situation) -> tuple[Product, Choice]:
-    """Choose how the layers' products are computed. ConfigError if --fp8-format asks for what the GPU has not."""
-    if not situation.has_fp8:
-        return linear_product, Choice("product", "library", f"{situation.dtype}, the matrix units'")
-    if situation.capability is not None and situation.capability < (8, 9):
-        major, minor = situation.capability
-        raise ConfigError(
-            f"--fp8-format needs compute capability 8.9 (L40S) or 9.0 (H100), and this GPU has {major}.{minor}; leave "
-            f"it out"
-        )
-    return fp8_product, Choice(
-        "product", "fp8", "asked for: 8 bits forward and for gradients of inputs, weights' in full"
-    )
+def _choose_product(wanted: str, situation: Situation) -> tuple[Product, Product, Choice]:
+    """Choose how products with the layers' weights and with the LM head's are computed. ConfigError if they cannot be."""
+    if situation.has_fp8:
+        if situation.capability is not None and situation.capability < (8, 9):
+            major, minor = situation.capability
+            raise ConfigError(
+                f"--fp8-format needs compute capability 8.9 (L40S) or 9.0 (H100), and this GPU has {major}.{minor}; "
+                f"leave it out"
+            )
+        if wanted != "auto":
+            raise ConfigError(f"--kernels product={wanted} and --fp8-format: give one of them")
+        reason = "asked for: 8 bits forward and for gradients of inputs, weights' in full"
+        return fp8_product, linear_product, Choice("product", "fp8", reason)
+    obstacle = onednn_product.obstacle(situation.device_type, situation.dtype)
+    reason = "asked for" if wanted != "auto" else f"{situation.dtype}, the matrix units'"
+    if wanted == "onednn" and obstacle is not None:
+        raise ConfigError(f"--kernels product=onednn {obstacle}; use --kernels auto")
+    if wanted == "auto" and obstacle is None and onednn_product.is_faster(situation.cpu_kind):
+        wanted, reason = "onednn", f"twice MKL's speed in fp32 on {situation.cpu_kind}"
+    if wanted == "onednn":
+        product = onednn_product.onednn_product
+        return product, product, Choice("product", "onednn", reason)
+    return linear_product, linear_product, Choice("product", "library", reason)
 
 
 def choose_kernels(
@@ -345,8 +362,8 @@ def choose_kernels(
 ) -> Kernels:
     """Choose every operation for a situation. ConfigError if an explicit choice cannot run."""
     attention, reason = select_attention(attention_backend, situation)
-    product, product_choice = _choose_product(situation)
     wanted = _requested(kernels)
+    product, output_product, product_choice = _choose_product(wanted["product"][0], situation)
     chosen = {one.name: _choose(one, *wanted[one.name], situation) for one in OPERATIONS}
     functions = {name: implementation for name, (implementation, _) in chosen.items()}
     softmax, attend = functions.pop("softmax"), attention.function
@@ -363,6 +380,7 @@ def choose_kernels(
         attention=attend,
         **functions,
         product=product,
+        output_product=output_product,
         stores_attention_probabilities=attention.name == "explicit",
         choices=(
             Choice("attention", attention.name, reason),

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.kernels import cuda_library
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.flash_attention import find_flash_library
+from megatron.kernels.onednn_product import cpu_kind
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.kernels.rotary import Rotation
 from megatron.model.attention import Cache, DropoutKeys, MicroBatch, QueryChunk
@@ -61,6 +61,7 @@ def choose_model_kernels(
         capability=capability,
         splits_sequences=splits_sequences,
         has_fp8=has_fp8,
+        cpu_kind=cpu_kind() if device.type == "cpu" else "",
         without_library=cuda_library.obstacle(),
         flash_library=None if capability is None else find_flash_library(capability),
     )
@@ -131,7 +132,7 @@ class GPTModel(nn.Module):
                 has_bias=False,
             )
         self.cross_entropy = kernels.cross_entropy
-        self.output_product = kernels.product
+        self.output_product = kernels.output_product
         self.chunks = recompute_chunks(config, len(layers))
 
     def forward(
@@ -172,7 +173,7 @@ class GPTModel(nn.Module):
             return x
         x = self.region.enter(self.final_layernorm(x))
         if labels is None:
-            return F.linear(x, self._output_weight())
+            return self.output_product(x, self._output_weight(), None, None)
         losses = self._losses(x, labels.t())
         # [s, b] -> [b, s]; never a view, as contiguous() gives for b = 1: fully_shard loses its hook on one
         return losses.t().clone(memory_format=torch.contiguous_format)
@@ -206,7 +207,8 @@ class GPTModel(nn.Module):
             "kernels": self.cross_entropy,
         }
         if chunk_size is None or chunk_size >= labels.numel():
-            return vocab_parallel_cross_entropy(F.linear(x, weight), labels, **options)
+            logits = self.output_product(x, weight, None, None)
+            return vocab_parallel_cross_entropy(logits, labels, **options)
         return chunked_linear_cross_entropy(x, weight, labels, chunk_size=chunk_size, **options)
 
     def _output_weight(self) -> Tensor:

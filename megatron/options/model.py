@@ -129,7 +129,8 @@ class ModelConfig:
         ("auto",),
         "implementation of the layers' other operations: auto (the fastest measured), fused (csrc/*.cu), compiled "
         "(torch.compile) or reference; OPERATION=IMPLEMENTATION after it for one of them, such as "
-        "layer_norm=compiled",
+        "layer_norm=compiled; product=library (torch's own) or product=onednn (in fp32 on a CPU) for those with "
+        "weights",
         metavar="IMPLEMENTATION",
     )
     logits_chunk_size: int | None = option(

@@ -1,0 +1,103 @@
+"""The product with a layer's weight in fp32 by oneDNN, which torch calls for bf16 alone.
+
+torch leaves fp32 to MKL, which on AMD's CPUs does without AVX-512. oneDNN uses it there: measured on one core of an EPYC
+(Zen 5), 2.0 to 2.4 x MKL's speed for each of the three products at widths of 256 to 3,072 (docs/kernels.md). Both add up
+in fp32. Weights are taken as they lie, for they change each step; `packed_product` is for those that never do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron.kernels.linear_product import GradientSum, linear_product
+
+FASTER_THAN_MKL = "AuthenticAMD AVX512"  # as `cpu_kind` names it; no other was measured
+
+
+def cpu_kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the CPU's maker and the widest instructions that torch uses, as in GenuineIntel AVX2; empty if unknown."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:  # not Linux
+        return ""
+    vendors = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return f"{vendors[0]} {torch.backends.cpu.get_cpu_capability()}" if vendors else ""
+
+
+def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Say why oneDNN cannot be called there, or is already; None where it can."""
+    if device_type != "cpu":
+        return "is for CPUs"
+    if dtype != torch.float32:
+        return f"is for fp32, and the dtype is {dtype}"
+    if not torch.backends.mkldnn.is_available():
+        return "needs a torch with oneDNN"
+    return None
+
+
+def is_faster(kind: str) -> bool:
+    """Whether it beats torch's own product on such a CPU: by what was measured, so that every run chooses alike."""
+    return kind == FASTER_THAN_MKL and torch.backends.mkl.is_available()
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x W^T + bias in any layout: x [r, in], weight [out, in] -> [r, out]."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return product
+
+
+class _OnednnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gradient_sum: GradientSum | None,
+    ) -> Tensor:
+        rows = x.flatten(0, -2)  # [r, in]
+        ctx.save_for_backward(rows, weight)
+        ctx.gradient_sum = gradient_sum
+        # no view as autograd counts them, so that it may be overwritten
+        out = _multiply(rows, weight, bias)
+        return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.size(0)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        grad_rows = grad.flatten(0, -2)  # [r, out]
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _multiply(grad_rows, weight.t()).view(*grad.shape[:-1], weight.size(1))
+        if ctx.needs_input_grad[1] and not (
+            ctx.gradient_sum is not None and ctx.gradient_sum.add(grad_rows, rows)
+        ):
+            grad_weight = _multiply(grad_rows.t(), rows.t())
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_rows.sum(0)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def onednn_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gradient_sum: GradientSum | None = None,
+) -> Tensor:
+    """Compute x W^T + bias as `linear_product` does: x [..., in], weight [out, in], bias [out] -> [..., out].
+
+    Other dtypes than fp32 go to `linear_product`. A backward pass computes both gradients at once: one that asks for
+    the input's first computes the weight's twice.
+    """
+    if x.dtype != torch.float32:
+        return linear_product(x, weight, bias, gradient_sum)
+    product: Tensor = _OnednnProduct.apply(x, weight, bias, gradient_sum)
+    return product

@@ -1,0 +1,122 @@
+"""oneDNN's product against F.linear, autograd and fp64, and where it is chosen."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron.errors import ConfigError
+from megatron.kernels.linear_product import linear_product
+from megatron.kernels.onednn_product import FASTER_THAN_MKL, cpu_kind, obstacle, onednn_product
+from megatron.kernels.registry import Situation, choose_kernels
+
+pytestmark = pytest.mark.skipif(
+    obstacle("cpu", torch.float32) is not None, reason="torch is built without oneDNN"
+)
+
+
+def leaves(shape, out=48):
+    """Give x, weight and bias with values of their own."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = (shape, (out, shape[-1]), (out,))
+    return [torch.randn(one, generator=generator).requires_grad_() for one in shapes]
+
+
+def on_cpu(kind="", dtype=torch.float32, **changes):
+    return Situation("cpu", dtype, 128, 0.0, cpu_kind=kind, **changes)
+
+
+@pytest.mark.parametrize("shape", [(6, 32), (5, 3, 33), (1, 1, 7), (5, 1, 32)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_it_gives_the_librarys_product_and_gradients(shape, has_bias):
+    ours, theirs = leaves(shape), leaves(shape)
+    if not has_bias:
+        ours[2] = theirs[2] = None
+    out, expected = onednn_product(*ours), F.linear(*theirs)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad)
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_factors_in_any_layout_give_the_same():
+    x, weight = torch.randn(6, 4, 32)[::2, :, ::2], torch.randn(16, 20)[:, ::2].t()
+    torch.testing.assert_close(onednn_product(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_are_the_librarys(dtype):
+    x, weight, bias = (one.detach().to(dtype) for one in leaves((5, 3, 32)))
+    assert torch.equal(onednn_product(x, weight, bias), F.linear(x, weight, bias))
+
+
+def relative_error(result, expected):
+    return ((result.double() - expected).norm() / expected.norm()).item()
+
+
+def test_it_adds_up_in_fp32():
+    x, weight, _ = (one.detach() for one in leaves((64, 1024), out=96))
+    exact = x.double() @ weight.double().t()
+    assert relative_error(onednn_product(x, weight), exact) < 2e-6  # of TF32: 3e-4, of bf16: 2e-3
+
+
+def test_a_sum_takes_the_weights_gradient_and_what_it_leaves_autograd_gets():
+    class Sum:
+        def __init__(self, is_open):
+            self.total, self.is_open = None, is_open
+
+        def add(self, grad, x):
+            self.total = grad.t() @ x
+            return self.is_open
+
+    (x, weight, bias), is_open, is_shut = leaves((5, 3, 32)), Sum(True), Sum(False)
+    onednn_product(x, weight, bias, is_open).square().sum().backward()
+    assert weight.grad is None
+    onednn_product(x, weight, bias, is_shut).square().sum().backward()
+    torch.testing.assert_close(weight.grad, is_open.total)
+
+
+def test_what_it_gives_may_be_overwritten():
+    x, weight, bias = leaves((4, 3, 32))
+    out = onednn_product(x, weight, bias)
+    assert not out._is_view()  # fully_shard and recomputation hang hooks on it
+    out.add_(1.0).sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
+def test_the_kind_of_a_cpu_is_read_from_what_linux_says(tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t\t: 2\n")
+    assert cpu_kind(told) == f"AuthenticAMD {torch.backends.cpu.get_cpu_capability()}"
+    assert cpu_kind(tmp_path / "nothing") == ""
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is built without MKL")
+def test_it_is_chosen_where_it_was_measured_to_be_faster_and_nowhere_else():
+    kernels = choose_kernels("auto", on_cpu(FASTER_THAN_MKL))
+    assert kernels.product is kernels.output_product is onednn_product
+    assert "twice MKL" in kernels.choices[1].reason
+    others = [on_cpu("GenuineIntel AVX512"), on_cpu(), on_cpu(FASTER_THAN_MKL, torch.bfloat16)]
+    for other in others:
+        assert choose_kernels("auto", other).product is linear_product
+
+
+def test_what_is_asked_for_by_its_name_is_taken():
+    library = choose_kernels("auto", on_cpu(FASTER_THAN_MKL), ["auto", "product=library"])
+    assert library.product is linear_product
+    assert choose_kernels("auto", on_cpu(), ["product=onednn"]).product is onednn_product
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (Situation("cuda", torch.float32, 128, 0.0), "is for CPUs"),
+        (on_cpu(dtype=torch.bfloat16), "is for fp32"),
+        (on_cpu(has_fp8=True), "one of them"),
+    ],
+)
+def test_where_it_cannot_be_it_is_refused(where, words):
+    with pytest.raises(ConfigError, match=words):
+        choose_kernels("auto", where, ["product=onednn"])
