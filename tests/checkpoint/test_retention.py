@@ -53,6 +53,16 @@ def test_older_ones_go_behind_a_run_whatever_their_clocks_say(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"iter_0000003", "iter_0000004", TRACKER}
 
 
+def test_every_file_is_read_from_disk_and_not_from_what_the_system_remembers(tmp_path):
+    save(tmp_path, 1, 2)
+    retention = Retention(tmp_path, RetentionPolicy(1))
+    with mock.patch("megatron.checkpoint.retention.forget_cached") as forget:
+        retention.published(2)
+        assert retention.wait(60)
+    forgotten = {call.args[0] for call in forget.call_args_list}
+    assert forgotten == set((tmp_path / "iter_0000002").iterdir())
+
+
 def test_nothing_goes_if_the_new_one_does_not_read_back(tmp_path, caplog):
     save(tmp_path, 1, 2, 3)
     path = tmp_path / "iter_0000003" / "rank_00000.safetensors"
