@@ -14,6 +14,7 @@ from megatron.curation.dedup import DedupConfig, dedup_comparison
 from megatron.curation.filters import FilterConfig, filter_stage
 from megatron.curation.formatting import FormatConfig, format_stage
 from megatron.curation.passes import Step
+from megatron.curation.pii import PiiConfig, pii_stage
 from megatron.curation.select import SelectConfig, select_stage
 
 
@@ -38,6 +39,9 @@ STAGES: dict[str, StageKind] = {
     ),
     "decontaminate": StageKind(
         "drop or flag what holds a benchmark", DecontaminateConfig, decontaminate_stage
+    ),
+    "pii": StageKind(
+        "replace e-mail, IP addresses, keys and passwords of URLs", PiiConfig, pii_stage
     ),
     "format": StageKind(
         "code, issues, commits and notebooks as text with sentinels", FormatConfig, format_stage
