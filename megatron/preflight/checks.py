@@ -16,15 +16,14 @@ from megatron.checkpoint.agreement import gather_on_first, on_first_rank
 from megatron.config import Config
 from megatron.data.checksum import checksum_path
 from megatron.errors import CheckpointError
-from megatron.model.flops import num_parameters
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
+from megatron.planning.goodput import checkpoint_bytes
 from megatron.preflight import network, node, tiny_run
 from megatron.preflight.finding import Finding, Level, same_everywhere
 from megatron.preflight.network import Link
 from megatron.training.inputs import Inputs
 
-BYTES_A_PARAMETER = 12  # of a checkpoint: weights and two moments in fp32
 KEPT_CHECKPOINTS = 3
 BUSY_BYTES = 1 << 30  # what an idle GPU may hold
 SLOW_LINK, SLOW_DISK = 0.5, 100e6  # of the median; bytes a second
@@ -82,7 +81,14 @@ def check_gpus(preflight: Preflight) -> list[Finding]:
         return []
     if preflight.context.device.type == "cpu":
         return [Finding("PASS", "gpus", "none in use: the processes are on the CPU")]
-    findings = []
+    mute = {host: gpus[0]["error"] for host, gpus in seen.items() if gpus and "error" in gpus[0]}
+    findings = [
+        Finding("FAIL", "gpus", error, "drain the node, or mend its driver", (host,))
+        for host, error in mute.items()
+    ]
+    seen = {host: gpus for host, gpus in seen.items() if host not in mute}
+    if not seen:
+        return findings
     names = {
         host: ", ".join(sorted({gpu.get("name", "?") for gpu in gpus}))
         for host, gpus in seen.items()
@@ -118,14 +124,12 @@ def check_gpus(preflight: Preflight) -> list[Finding]:
 
 def _is_busy(gpu: dict[str, str]) -> bool:
     # this preflight's own process holds some hundred MB there
-    return int(gpu.get("memory.used", "0")) * 2**20 > 2 * BUSY_BYTES
+    used = gpu.get("memory.used", "")
+    return used.isdecimal() and int(used) * 2**20 > 2 * BUSY_BYTES  # "[N/A]" with shared memory
 
 
 def _has_errors(gpu: dict[str, str]) -> bool:
-    return "error" in gpu or gpu.get("ecc.errors.uncorrected.volatile.total", "0") not in (
-        "0",
-        "[N/A]",
-    )
+    return gpu.get("ecc.errors.uncorrected.volatile.total", "0") not in ("0", "[N/A]")
 
 
 def _is_slowed(gpu: dict[str, str]) -> bool:
@@ -200,7 +204,7 @@ def check_disks(preflight: Preflight) -> list[Finding]:
         if blind
         else Finding("PASS", "shared folder", shared)
     )
-    needed = KEPT_CHECKPOINTS * BYTES_A_PARAMETER * num_parameters(preflight.config.model)
+    needed = KEPT_CHECKPOINTS * checkpoint_bytes(preflight.config)
     least = min(value for value in free.values())
     seen = f"{least / 1e9:.1f} GB free, {KEPT_CHECKPOINTS} checkpoints take {needed / 1e9:.1f} GB"
     findings.append(

@@ -15,6 +15,7 @@ import torch
 GPU_FIELDS = ("name", "memory.total", "memory.used", "driver_version")
 # These are not known of every GPU: nvidia-smi answers "[N/A]".
 GPU_HEALTH = ("ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.hw_slowdown")
+GPU_SECONDS = 60  # a driver that hangs never answers
 SAMPLE_BYTES = 1 << 20
 NUM_SAMPLES = 64
 WRITE_BYTES = 64 << 20
@@ -36,9 +37,13 @@ def gpus() -> list[dict[str, str]]:
         return []
     fields = (*GPU_FIELDS, *GPU_HEALTH)
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [{"error": f"nvidia-smi gave no answer in {GPU_SECONDS} s"}]
     if result.returncode != 0:
-        return [{"error": (result.stdout + result.stderr).strip().splitlines()[0]}]
+        said = (result.stdout + result.stderr).strip() or f"exit code {result.returncode}"
+        return [{"error": f"nvidia-smi: {said.splitlines()[0]}"}]
     rows = (line.split(", ") for line in result.stdout.splitlines())
     return [dict(zip(fields, row, strict=False)) for row in rows]
 

@@ -1,5 +1,6 @@
 """Preflight: two processes that pass for two nodes are told apart from nodes where something is wrong."""
 
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,22 @@ def test_a_slow_group_is_named_with_its_hosts() -> None:
     ]
     finding = checks._judge_axis("tp", links, ["a", "a", "b", "b", "c", "c"])
     assert finding.level == "WARN" and finding.where == ("ranks 0, 1 on a",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"side_effect": subprocess.TimeoutExpired("nvidia-smi", 60)}, "gave no answer in 60 s"),
+        ({"return_value": subprocess.CompletedProcess([], 9, "", "")}, "exit code 9"),
+        ({"return_value": subprocess.CompletedProcess([], 6, "No devices\n", "")}, "No devices"),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_told_and_ends_nothing(
+    answer: dict[str, Any], expected: str
+) -> None:
+    with (
+        mock.patch.object(node.shutil, "which", lambda name: name),
+        mock.patch.object(node.subprocess, "run", **answer),
+    ):
+        (gpu,) = node.gpus()
+    assert expected in gpu["error"]
