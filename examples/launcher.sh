@@ -32,16 +32,16 @@ has_flag() { # has_flag PATTERN ARGUMENTS...
 
 # ----------------------------------------------------------------------------------------------- checks
 
-check_number() { # check_number NAME VALUE LEAST
+check_number() { # check_number NAME VALUE LEAST [MOST]
     [[ -z $2 ]] && return
-    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && (($2 >= $3)) && return
-    die "$1 is '$2'; give a whole number from $3 on, or leave it out"
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && (($2 >= $3 && $2 <= ${4:-999999})) && return
+    die "$1 is '$2'; give a whole number from $3 ${4:+to }${4:-on}, or leave it out"
 }
 check_node_variables() {
     check_number GPUS_PER_NODE "${GPUS_PER_NODE:-}" 1
     check_number NNODES "${NNODES:-}" 1
     check_number NODE_RANK "${NODE_RANK:-}" 0
-    check_number MASTER_PORT "${MASTER_PORT:-}" 1
+    check_number MASTER_PORT "${MASTER_PORT:-}" 1 65535
     check_number MAX_RESTARTS "${MAX_RESTARTS:-}" 0
     check_number MAX_REQUEUES "${MAX_REQUEUES:-}" 0
     [[ -z ${NODE_RANK:-} ]] || ((NODE_RANK < num_nodes)) ||
@@ -210,7 +210,8 @@ requeue_after() { # requeue_after CODE BEFORE: a run that was asked to leave goe
     state=$(scontrol show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z]*' | cut -d= -f2 || true)
     if [[ $state != RUNNING ]]; then # scancel, or Slurm requeues it itself
         echo "not requeued: the job is $state" >&2
-    elif [[ $code == "$LEFT" || $is_asked == yes ]]; then
+    elif [[ $code == "$LEFT" ]] || [[ $is_asked == yes && $code =~ ^(130|138|143)$ ]]; then
+        # Those: the signal met a step that could not hear it yet. Asked and failed is failed: it might do so for ever.
         requeue "asked to leave before it was finished"
     elif [[ $(saved_iteration) != "$before" ]]; then
         requeue "failed with exit code $code, after it had saved more"
