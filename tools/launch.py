@@ -71,6 +71,12 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     # The agent takes the others; this one, the terminal's Ctrl-\\, ends the launcher and its processes.
     args.signals_to_handle = "SIGQUIT"
+    try:
+        config, _, _ = run.config_from_args(args)
+    except (ValueError, RuntimeError) as error:  # what argparse lets pass
+        fail(str(error))
+    if config.nproc_per_node < 1:
+        fail(f"--nproc-per-node {args.nproc_per_node}: give a whole number from 1 on")
     return args
 
 

@@ -11,7 +11,6 @@ from megatron.config import Config
 from megatron.errors import CheckpointError, ConfigError, MegatronError, TrainingError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
-from megatron.training.leave import EXIT_STOPPED
 from megatron.training.signals import leaving_at_once
 from megatron.training.start import Start, describe_fallback, plan_start
 from megatron.training.summary import summarize
@@ -88,7 +87,11 @@ def _start_and_train(config: Config, launch: Launch) -> int:
         if launch.rank == 0:
             raise
         return cli.exit_code(error)  # every process raises the same
-    return 0 if outcome == "finished" else EXIT_STOPPED
+    except ConfigError:
+        if launch.local_rank == 0:
+            raise
+        return cli.EXIT_USER_ERROR  # as above
+    return 0 if outcome == "finished" else cli.EXIT_STOPPED
 
 
 def _described(start: Start) -> str:

@@ -25,7 +25,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from megatron.launching.end import EXIT_SIGNAL, EXIT_STOPPED, End, cause
+from megatron.cli import EXIT_SIGNAL, EXIT_STOPPED
+from megatron.launching.end import End, cause
 
 ASKING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 RESTART_VARIABLE = "LAUNCH_RESTART"  # why processes are started again; parallel/launch.py reads it

@@ -7,11 +7,15 @@ import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from megatron.cli import EXIT_FAILURE, EXIT_USER_ERROR
+from megatron.cli import (
+    EXIT_FAILURE,
+    EXIT_HUNG,
+    EXIT_LOST_PEER,
+    EXIT_SIGNAL,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+)
 
-EXIT_STOPPED = 75  # left early because it was asked to, having saved
-EXIT_LOST_PEER = 76  # another process failed
-EXIT_SIGNAL = 128  # plus the signal: left at once, having saved nothing
 # Nothing a restart would change: the process has said what is wrong, or did as it was told.
 QUIET_CODES = (EXIT_USER_ERROR, EXIT_STOPPED)
 
@@ -25,9 +29,13 @@ class End:
     code: int
 
     def __str__(self) -> str:
+        if self.code == EXIT_HUNG:  # all end alike: this one need not be to blame
+            return f"the watchdog ended a run that hung (exit code {EXIT_HUNG}); its line names who held it up"
         who = f"rank {self.rank} on {self.host}"
         if self.code < 0:
             return f"{who} was killed by {_signal_name(-self.code)}"
+        if self.code == EXIT_LOST_PEER:
+            return f"{who} lost another process (exit code {EXIT_LOST_PEER}); the watchdog's line names it"
         return f"{who} ended with exit code {self.code}"
 
     @property

@@ -18,7 +18,7 @@ class Launch:
     local_world_size: int = 1
     has_rendezvous: bool = False  # MASTER_ADDR and MASTER_PORT say where the others are
     restart: str | None = None  # why this is not the first try
-    parent_pid: int = 0  # the launcher, if there is one
+    parent_pid: int | None = None  # torchrun, if that started it: nobody else is left without it
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -35,5 +35,5 @@ class Launch:
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             has_rendezvous={"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ),
             restart=os.environ.get("LAUNCH_RESTART"),
-            parent_pid=os.getppid(),
+            parent_pid=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
         )

@@ -141,7 +141,7 @@ def build_run(
     pipeline = _pipeline(config, context, stages, modules)
     datasets, resets = inputs.datasets, _document_resets(inputs)
     spikes = SpikeGuard(config.training, progress.spikes)
-    saver = RunSaver(config, inputs.contents, tensors, last_saved=progress.iteration)
+    saver = RunSaver(config, inputs.contents, tensors, marks, last_saved=progress.iteration)
     return Run(
         config=config,
         parts=_step_parts(config, pipeline, context, tensors, tied_embedding),

@@ -22,6 +22,7 @@ from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.options import CheckpointConfig
 from megatron.training.fingerprint import Contents
+from megatron.training.marks import Marks
 from megatron.training.run_state import Progress, RunTensors, state_of
 from megatron.training.votes import NO_VOTES, Votes
 
@@ -34,9 +35,16 @@ class RunSaver:
     """Writes checkpoints of one run under --save."""
 
     def __init__(
-        self, config: Config, contents: Contents, tensors: RunTensors, *, last_saved: int
+        self,
+        config: Config,
+        contents: Contents,
+        tensors: RunTensors,
+        marks: Marks,
+        *,
+        last_saved: int,
     ) -> None:
         self._config = config
+        self._marks = marks
         self._contents = contents
         self._tensors = tensors
         self._last_begun = self._last_saved = last_saved
@@ -160,6 +168,7 @@ class RunSaver:
         """Take a save under way to its next stage, or out of the way."""
         assert self._pending is not None
         started = time.monotonic()
+        self._marks.enter("save")  # a slow disk is no step that hangs
         self._last_stale, self._heard = self._last_vote, NO_VOTES
         try:
             folder = self._pending.advance()

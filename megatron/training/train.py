@@ -64,6 +64,7 @@ def train(run: Run) -> Outcome:
             elif should_leave:
                 run.saver.finish()
                 return _left(run)
+    run.marks.enter("leave")
     run.saver.wait_for_deletions()
     return "finished"
 

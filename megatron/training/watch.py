@@ -20,8 +20,9 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.config import Config
-from megatron.errors import CheckpointError, TrainingError
+from megatron.errors import CheckpointError, ConfigError, TrainingError
 from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
@@ -29,7 +30,7 @@ from megatron.training.board import Alarm, Board, Report
 from megatron.training.exchange import Exchange, Survey, beat_seconds
 from megatron.training.flight_recorder import write_flight_record
 from megatron.training.heartbeat import Heartbeat, State
-from megatron.training.leave import EXIT_HUNG, EXIT_LOST_PEER, leave_at_once
+from megatron.training.leave import leave_at_once
 from megatron.training.marks import Marks
 from megatron.training.patience import Patience
 from megatron.training.signals import STOP_SIGNALS
@@ -46,7 +47,10 @@ CHECK_SECONDS = 0.25
 WRITE_SECONDS = 10.0  # for stacks on a disk that may hang
 PEER_SECONDS = 3.0  # that a failing process has for its own message
 LAST_SECONDS = 30.0  # for a failing process to end
-AGREED_ERRORS = (CheckpointError, TrainingError)  # every process raises them alike
+# Every process raises them alike; a ConfigError at least those of a node, and its launcher ends the others.
+AGREED_ERRORS = (CheckpointError, ConfigError, TrainingError)
+# Of NCCL's errors those that are this process's own: a GPU that fails, no memory, two processes on one GPU.
+OWN_NCCL_ERRORS = re.compile("ncclUnhandledCudaError|ncclInvalidArgument|ncclInvalidUsage")
 
 
 class Watch:
@@ -148,7 +152,7 @@ class Watch:
             self._own_seconds += elapsed
 
     def _check(self) -> None:
-        if self._launch.has_rendezvous and os.getppid() != self._launch.parent_pid:
+        if self._launch.parent_pid not in (None, os.getppid()):
             if self._launch.local_rank == 0:
                 logger.warning("the launcher of these processes is gone: left at once")
             leave_at_once(EXIT_LOST_PEER)
@@ -290,6 +294,6 @@ def is_lost_peer(error: BaseException | None) -> bool:
     while error is not None:
         is_gloo = isinstance(error, RuntimeError) and "gloo/" in str(error)
         if is_gloo or isinstance(error, dist.DistError):
-            return True
+            return OWN_NCCL_ERRORS.search(str(error)) is None
         error = error.__cause__ or error.__context__
     return False

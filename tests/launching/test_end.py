@@ -26,4 +26,6 @@ def test_an_end_names_who_where_and_how() -> None:
     assert str(End(3, "n2", -9)) == "rank 3 on n2 was killed by SIGKILL"
     assert str(End(3, "n2", -200)) == "rank 3 on n2 was killed by signal 200"
     assert str(End(3, "n2", 70)) == "rank 3 on n2 ended with exit code 70"
+    assert "rank" not in str(End(0, "n1", 124))  # all end so: rank 0 is not to blame
+    assert "the watchdog's line" in str(End(0, "n1", 76))
     assert End.from_json(End(3, "n2", 70).to_json()) == End(3, "n2", 70)

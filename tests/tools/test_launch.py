@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.world import launcher_environment
+from tools.launch import parse
 
 TOOL = Path(__file__).parents[2] / "tools" / "launch.py"
 PATIENCE_SECONDS = 40
@@ -75,6 +76,28 @@ def test_an_expected_end_is_silent_keeps_its_code_and_restarts_nothing(
     assert result.stderr.count("said why") >= 1
     assert result.stderr.replace("said why", "").strip() == ""
     assert {name[:4] for name in tries(tmp_path)} == {"try0"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--nproc-per-node", "many"), "nproc_per_node value: many"),
+        (("--nproc-per-node", "0"), "--nproc-per-node 0"),
+        (("--nnodes", "a:b"), "'a'"),
+    ],
+)
+def test_a_wrong_option_of_torchrun_is_one_line(
+    options: tuple[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["launch.py", *options, "script.py"])
+    with pytest.raises(SystemExit) as left:
+        parse()
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert message in error and error.count("\n") == 1
 
 
 def test_processes_that_start_again_meet_in_an_empty_store(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from megatron.checkpoint import save as saving
 from megatron.errors import CheckpointError
 from megatron.training import saver
-from tests.training.runs import flags_of, read_metrics, train_here
+from megatron.training.marks import Marks
+from tests.training.runs import flags_of, parse, read_metrics, train_here
 
 LAYOUT = "--tensor-model-parallel-size 2"
 EVERY_TWO = "--train-iters 9 --save-interval 2 --eval-iters 0"
@@ -107,3 +108,13 @@ def test_a_run_keeps_its_last_checkpoints_and_those_at_an_interval(world, corpus
     assert world(2).run(train_here, flags) == ["finished"] * 2
     names = sorted(path.name for path in tmp_path.glob("iter_*"))
     assert names == [f"iter_000000{number}" for number in (3, 6, 7, 8)]
+
+
+def test_what_waits_for_a_disk_is_marked_as_saving_and_not_as_a_step(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron.training.saver.dist.get_rank", lambda: 1)
+    marks, phases = Marks(), []
+    ours = saver.RunSaver(parse(flags_of(corpus, tmp_path)), None, None, marks, last_saved=0)
+    ours._pending = mock.Mock(advance=lambda: phases.append(marks.current.phase) or tmp_path)
+    marks.enter("step", 1, 0)
+    ours.finish()
+    assert phases == ["save"]

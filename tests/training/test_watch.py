@@ -1,23 +1,27 @@
 """The watch: one process of several stops, dies, fails or is slow; the others say which, and end."""
 
+import faulthandler
 import json
 import os
 import signal
 import time
+from unittest import mock
 
 import pytest
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron import logging
+from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
+from megatron.errors import ConfigError, DataError, MegatronError
 from megatron.parallel.launch import Launch
 from megatron.training.board import Report
 from megatron.training.heartbeat import Heartbeat
-from megatron.training.leave import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.training.marks import Mark, Marks
 from megatron.training.patience import LEAST_SECONDS, LONG_FACTOR, NUM_FIRST, Patience
 from megatron.training.straggler import NUM_WINDOWS, WINDOW_SECONDS, WINDOW_STEPS, Stragglers
 from megatron.training.verdict import verdict
-from megatron.training.watch import Watch
+from megatron.training.watch import Watch, is_lost_peer
 from tests.training.runs import flags_of, parse, read_lines
 from tests.training.watched import train_watched
 
@@ -112,6 +116,40 @@ def test_a_process_ends_with_its_launcher(corpus, tmp_path):
     if not has_ended:
         os.kill(worker, signal.SIGKILL)
     assert has_ended
+
+
+def test_a_process_that_torchrun_did_not_start_outlives_its_parent(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a shell that starts it and ends
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert Launch.from_environment().parent_pid is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    assert Launch.from_environment().parent_pid == os.getppid()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ConfigError("--a b is wrong"), False), (DataError("a.bin is short"), True)]
+)
+def test_only_what_may_be_one_process_s_own_is_told_to_the_others(corpus, tmp_path, error, told):
+    watch, exchange = Watch(parse(flags_for(corpus, tmp_path)), Launch(), Marks()), mock.Mock()
+    with pytest.raises(MegatronError), watch:
+        watch._exchange = exchange
+        exchange.alarm, exchange.reports = None, []
+        raise error
+    faulthandler.cancel_dump_traceback_later()
+    assert exchange.raise_alarm.called == told
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("NCCL error in: a.cpp:1, remote process exited\nncclRemoteError: A call failed", True),
+        ("NCCL error in: a.cpp:1, unhandled cuda error\nncclUnhandledCudaError: Call to", False),
+        ("NCCL error in: a.cpp:1, invalid usage\nncclInvalidUsage: Duplicate GPU", False),
+    ],
+)
+def test_an_error_of_this_process_s_own_gpu_is_no_lost_peer(text, is_lost):
+    assert is_lost_peer(dist.DistBackendError(text)) == is_lost
 
 
 def step_mark(number):
