@@ -3,7 +3,7 @@
 #
 #   bash examples/finetune_python.sh
 #       MODEL=tiny: the demo's model on the Python part of its corpus, in about two minutes on two cores, and the
-#       losses by language before and after. Needs a finished examples/pretrain_starcoder.sh.
+#       losses by language before and after. Needs what examples/pretrain_starcoder.sh made.
 #   MODEL=15b LOAD=bigcode/starcoderbase DATA_PATH=data/python_text_document bash examples/finetune_python.sh
 #       LOAD is a run's folder of checkpoints, or a Hugging Face folder on disk, which is converted first.
 #   MODEL=15b bash examples/finetune_python.sh --dry-run
@@ -173,7 +173,7 @@ check_cluster "${recipe[@]}" "$@"
 make_launcher
 code=0
 run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
-((code != LEFT)) || printf '\nfinetune_python.sh: stopped; the same command continues\n' >&2
+say_how_to_go_on "$code"
 ((code == 0)) || exit "$code"
 if [[ ${node_rank:-0} == 0 ]]; then
     say "losses on held-out files, before and after"

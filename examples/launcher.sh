@@ -14,6 +14,7 @@ num_processes=0 num_gpus=0 num_cores=1 # count_processors fills them in
 launcher=()
 max_restarts=${MAX_RESTARTS:-3} # crashes that a launch survives
 readonly LEFT=75                # the exit code of a run that saved and left because it was asked to
+readonly MISTAKE=2              # of a user's, which has to be corrected first
 
 say() { printf '\n== %s\n' "$*"; }
 die() {
@@ -52,8 +53,12 @@ check_train_python() { # .venv is what make_env.sh makes; another Python may lac
     missing=$("$python" - 2>/dev/null <<'END'
 import importlib.util, sys
 assert sys.version_info >= (3, 10)
-names = "torch numpy tokenizers safetensors pyarrow orjson zstandard tqdm tensorboard yaml transformers matplotlib megatron"
-print(*(name for name in names.split() if importlib.util.find_spec(name) is None))
+names = "torch numpy tokenizers safetensors pyarrow orjson zstandard tqdm tensorboard yaml transformers matplotlib"
+missing = [name for name in names.split() if importlib.util.find_spec(name) is None]
+# Another project may be called megatron, too.
+if importlib.util.find_spec("megatron") is None or importlib.util.find_spec("megatron.cli") is None:
+    missing.append("megatron (this one)")
+print(*missing)
 END
     ) || die "TRAIN_PYTHON is '$python', which runs no Python >= 3.10; name one, or leave it out for .venv"
     [[ -z $missing ]] ||
@@ -181,6 +186,13 @@ run() { # run COMMAND...: give its exit code, also after a signal
     return "$code"
 }
 
+say_how_to_go_on() { # say_how_to_go_on CODE: the last word of a run that ended early
+    local why=stopped
+    (($1 != 0 && $1 != MISTAKE)) || return 0
+    (($1 == LEFT)) || why="ended with exit code $1; what it said is above"
+    printf '\n%s: %s; the same command continues from the last checkpoint\n' "$(basename "$0")" "$why" >&2
+}
+
 # ------------------------------------------------------------------------------------------------ Slurm
 
 is_batch_script() { [[ -n ${SLURM_JOB_ID:-} && -z ${SLURM_STEP_ID:-} ]]; }
@@ -202,7 +214,7 @@ requeue_after() { # requeue_after CODE BEFORE: a run that was asked to leave goe
     local code=$1 before=$2 state number=${SLURM_RESTART_COUNT:-0} most=${MAX_REQUEUES:-3}
     case $code in
         0) return ;;
-        2)
+        "$MISTAKE")
             echo "not requeued: a mistake has to be corrected first" >&2
             return
             ;;

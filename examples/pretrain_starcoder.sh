@@ -154,7 +154,9 @@ fi
 
 if has_flag --dry-run "$@"; then
     [[ -n ${GPUS_PER_NODE:-} ]] || world_size=$recipe_gpus
-    if [[ $has_data == no ]]; then
+    if [[ $model == tiny && $has_data == no && -n $(find "$save" -name 'iter_*' -print -quit 2>/dev/null) ]]; then
+        prepare_tiny_data # which is there: the run that goes on is checked with it
+    elif [[ $has_data == no ]]; then
         dry_run_without_data "$@"
         exit
     fi
@@ -186,6 +188,6 @@ if [[ $model != tiny ]]; then
 fi
 code=0
 run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
-((code != LEFT)) || printf '\npretrain_starcoder.sh: stopped; the same command continues\n' >&2
+say_how_to_go_on "$code"
 ((code == 0)) || exit "$code"
 [[ ${node_rank:-0} != 0 ]] || finish_tiny

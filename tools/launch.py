@@ -128,17 +128,13 @@ def main() -> int:
 
 
 def after_failure(agent: Agent | None, error: ChildFailedError) -> int:
-    """Give the exit code after processes failed; raise torchrun's report of a crash on this node."""
+    """Give the exit code after processes failed; the agent has said which one, and that one has said why."""
     if agent is None or agent.end is None:
         raise error
     code = agent.exit_code_when_asked
     if code is not None:
         return code
-    if agent.end.is_quiet:
-        return agent.end.code
-    if agent.end.rank not in error.failures:
-        return EXIT_FAILURE  # the node where it happened has the report
-    raise error
+    return agent.end.code if agent.end.says_why else EXIT_FAILURE
 
 
 def explain_meeting(args: argparse.Namespace, error: RendezvousError) -> NoReturn:

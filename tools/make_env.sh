@@ -149,7 +149,7 @@ install_packages() {
 }
 
 build() {
-    say "compiling csrc/"
+    say "compiling csrc/ (about a minute)"
     rm -f .venv/build.stamp
     if ! pip_install --no-build-isolation --no-deps -e .; then
         # From the compiler's first line to our hint, without the command lines and pip's own words.

@@ -230,7 +230,9 @@ class Agent(LocalElasticAgent):
         self._remaining_restarts = 0
         if self.is_store_lost:
             say("lost the launcher of the node that all met at: it ended, or the network did")
-        if not end.is_quiet and self.asked is None:
+        if self.asked is not None and self.exit_code_when_asked is None:
+            say(f"{end}, told to leave")
+        elif not end.is_quiet and self.asked is None:
             say(f"{end}; " + ("all restarts are used up" if max_restarts else "see --max-restarts"))
         self._wait_for_the_others()
 

@@ -42,6 +42,11 @@ class End:
     def is_quiet(self) -> bool:
         return self.code in QUIET_CODES
 
+    @property
+    def says_why(self) -> bool:
+        """Whether the code means the same as of the whole launch."""
+        return self.is_quiet or self.code == EXIT_HUNG
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -315,7 +315,8 @@ def _load(definition: Json, name: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
     except Exception as error:  # the package raises nothing more specific
         raise DataError(
-            f"{name}: the tokenizers package refuses this tokenizer.json: {error}"
+            f"{name}: the tokenizers package refuses tokenizer.json ({error}); it is damaged or was edited: copy or "
+            "train it again"
         ) from None
 
 
