@@ -56,7 +56,7 @@ class Faulty:
     def batch(self, consumed, size):
         step = consumed // size + 1
         if self._fault == "delay":
-            time.sleep(0.2)
+            time.sleep(0.4)  # far above what a busy machine does
         elif step == self._step:
             self._note.write_text(str(time.monotonic()))
             if self._fault == "memory":
