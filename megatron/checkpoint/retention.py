@@ -86,6 +86,15 @@ class Retention:
         with self._lock:
             self._published = self._read = None
 
+    def clear(self) -> None:
+        """Delete what an earlier run took the names of and had no time to delete, unless that has begun already."""
+        if self._job is not None:
+            return
+        try:
+            delete_retired(self._root)
+        except OSError as error:
+            logger.warning(f"older checkpoints in {self._root} cannot be deleted: {error}")
+
     def wait(self, seconds: float | None) -> bool:
         """Wait for what has begun, not longer than a number of seconds; say whether it came to an end."""
         return self._job is None or self._job.wait(seconds)

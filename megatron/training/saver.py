@@ -106,7 +106,10 @@ class RunSaver:
 
     def wait_for_deletions(self) -> None:
         """Wait a while for --keep-last and --save-retain-interval to be carried out."""
-        if self._retention is not None and not self._retention.wait(DELETION_SECONDS):
+        if self._retention is None:
+            return
+        self._retention.clear()
+        if not self._retention.wait(DELETION_SECONDS):
             self._retention.stop()  # the folder may soon be another run's
             logger.info("left before older checkpoints could be deleted: another run here does it")
 

@@ -53,6 +53,14 @@ def test_older_ones_go_behind_a_run_whatever_their_clocks_say(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"iter_0000003", "iter_0000004", TRACKER}
 
 
+def test_what_a_dead_run_began_to_delete_goes_though_nothing_new_is_published(tmp_path):
+    save(tmp_path, 1, 2)
+    retire_obsolete(tmp_path, RetentionPolicy(1), 2)
+    assert any(".deleted-" in path.name for path in tmp_path.iterdir())
+    Retention(tmp_path, RetentionPolicy(1)).clear()
+    assert {path.name for path in tmp_path.iterdir()} == {"iter_0000002", TRACKER}
+
+
 def test_every_file_is_read_from_disk_and_not_from_what_the_system_remembers(tmp_path):
     save(tmp_path, 1, 2)
     retention = Retention(tmp_path, RetentionPolicy(1))
