@@ -376,12 +376,14 @@ def describe_run(inputs: Inputs) -> None:
         return
     save = Path(inputs.config.checkpoint.save)
     folder, aside = save / "tokenizer", save / "tokenizer.tmp"
-    with writing(folder):
+    shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed here
+    try:
+        with writing(folder):
+            aside.mkdir(parents=True)
+            inputs.tokenizer.save(aside)
+            folder.mkdir(exist_ok=True)
+            for path in aside.iterdir():  # it may have been read from here, and be the only copy
+                replace_durably(folder / path.name, path.read_bytes())
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        inputs.tokenizer.save(aside)
-        folder.mkdir(exist_ok=True)
-        for path in aside.iterdir():  # it may have been read from here, and be the only copy
-            replace_durably(folder / path.name, path.read_bytes())
-        shutil.rmtree(aside)
     replace_durably(save / CONFIG_FILE, encode_json(to_json(inputs.config)))
