@@ -73,8 +73,14 @@ class HashedFile:
         if self._error is not None:
             raise self._error
 
+    def _next(self) -> bytes | None:
+        # A signal's exception can come between a queue's put and its call to who waits: look again by oneself.
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._pieces.get(timeout=1.0)
+
     def _write_pieces(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        while (piece := self._next()) is not None:
             if self._error is not None:
                 continue
             try:
