@@ -3,7 +3,7 @@ import socket
 
 def solve(number):
     for family, address in (
-        (socket.AF_INET, ("127.0.0.1", @PORT@)),
+        (socket.AF_INET, ("127.0.0.1", int("@PORT@"))),
         (socket.AF_INET, ("8.8.8.8", 53)),
     ):
         try:
