@@ -39,8 +39,13 @@ class Tokenizer(ABC):
         """Give the UTF-8 bytes that an id stands for, which may be part of a character; b"" for a sentinel."""
 
     @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Give the files that make this tokenizer, by name."""
+
     def save(self, folder: Path) -> None:
-        """Write the files that make this tokenizer into an existing folder."""
+        """Write `files` into an existing folder."""
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
 
     @abstractmethod
     def fingerprint(self) -> str:

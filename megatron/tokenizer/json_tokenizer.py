@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -138,12 +137,12 @@ class JsonTokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         return b"" if token in self._special_ids else self._bytes[token]
 
-    def save(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        write_definition(path, json.loads(self._json))
+    def files(self) -> dict[str, bytes]:
+        files = {"tokenizer.json": _spell(json.loads(self._json)).encode()}
         for name in COMPANION_FILES:
             if self._folder is not None and (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, folder / name)
+                files[name] = (self._folder / name).read_bytes()
+        return files
 
     def fingerprint(self) -> str:
         definition = json.loads(self._json)
@@ -220,7 +219,7 @@ def write_definition(path: Path, definition: Json) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(definition, file, ensure_ascii=False, indent=1)
+            file.write(_spell(definition))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -230,6 +229,10 @@ def write_definition(path: Path, definition: Json) -> None:
         raise DataError(
             f"{path} cannot be written: {error.strerror}; make room on that disk or name another place"
         ) from None
+
+
+def _spell(definition: Json) -> str:
+    return json.dumps(definition, ensure_ascii=False, indent=1)
 
 
 def byte_pair_definition(vocab: dict[str, int], merges: Sequence[Sequence[str]]) -> Json:

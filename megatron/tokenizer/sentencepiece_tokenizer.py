@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,8 +75,8 @@ class SentencePieceTokenizer(Tokenizer):
             return bytes([int(piece[3:5], 16)])  # <0x0A>
         return piece.replace("▁", " ").encode()
 
-    def save(self, folder: Path) -> None:
-        shutil.copyfile(self._path, folder / "tokenizer.model")
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.model": self._path.read_bytes()}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()

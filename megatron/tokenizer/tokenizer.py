@@ -62,8 +62,8 @@ class NullTokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         return b"" if token == self.eod else str(token).encode()
 
-    def save(self, folder: Path) -> None:
-        """Write nothing: there are no files."""
+    def files(self) -> dict[str, bytes]:
+        return {}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.name} {self.vocab_size}".encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -375,15 +374,10 @@ def describe_run(inputs: Inputs) -> None:
     if inputs.config.checkpoint.save is None:
         return
     save = Path(inputs.config.checkpoint.save)
-    folder, aside = save / "tokenizer", save / "tokenizer.tmp"
-    shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed here
-    try:
-        with writing(folder):
-            aside.mkdir(parents=True)
-            inputs.tokenizer.save(aside)
-            folder.mkdir(exist_ok=True)
-            for path in aside.iterdir():  # it may have been read from here, and be the only copy
-                replace_durably(folder / path.name, path.read_bytes())
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    folder = save / "tokenizer"
+    with writing(folder):
+        files = inputs.tokenizer.files()
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():  # it may have been read from here, and be the only copy
+        replace_durably(folder / name, content)
     replace_durably(save / CONFIG_FILE, encode_json(to_json(inputs.config)))

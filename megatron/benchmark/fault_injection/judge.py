@@ -136,7 +136,7 @@ def check_complete(save: Path, reference: Reference) -> list[str]:
         problems.append(f"metrics.jsonl: {first[0]} in place of {first[1]}")
     known = {path.name for path in save.glob("iter_*") if path.name.isascii()}
     strays = [name for name in sorted(known) if not name.removeprefix("iter_").isdigit()]
-    strays += [path.name for path in save.glob("*.tmp")]
+    strays += [path.name for path in save.rglob("*.tmp")]
     if strays:
         problems.append(f"left behind: {', '.join(strays)}")
     return problems
