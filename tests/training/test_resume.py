@@ -251,7 +251,7 @@ def test_a_disk_that_fills_ends_every_process_alike_and_keeps_what_was_saved(
     flags = flags_of(corpus, run, "--train-iters 5 --override-opt_param-scheduler --eval-iters 0")
     assert corpus.tokenizer.stat().st_size > 10_000
     for limit, message in [
-        (10_000, r"tokenizer\.json cannot be written: File too large; make room"),
+        (10_000, r"tokenizer\.json\.tmp cannot be written: File too large; make room"),
         (100_000, r"safetensors cannot be written: File too large; .*the same command continues"),
     ]:
         messages = world(2).run(_train_with_small_files, flags, limit, message)
