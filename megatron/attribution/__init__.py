@@ -1,0 +1,1 @@
+"""Which files a text came from, looked up in the token files that a model was trained on."""

@@ -1,0 +1,130 @@
+"""Which documents are like a text: BM25 over their words, in one SQLite file beside the token file.
+
+The words of a document are indexed with their places and not its text, which is in the token file: 0.25 bytes for a
+byte of text. A code snippet holds many words that are in every file, so only its rarest are looked up, and `ranking`
+then compares the best candidates line by line. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.errors import DataError
+
+VERSION = 1
+# Letters, digits and the underscore make words, in lower case. Accents count.
+TOKENIZER = "unicode61 remove_diacritics 0 tokenchars '_'"
+BUILD_CACHE_KIB = 200_000
+MAX_WORDS = 16  # of a query that are looked up: the rarest
+MAX_POSTINGS = (
+    20_000  # documents that hold them, counted for each word: what bounds the time of a query
+)
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A document that shares words with a query."""
+
+    document: int
+    score: float  # BM25, higher is better; of one index
+
+
+def build_search(path: Path, texts: Iterable[tuple[int, str]], about: Mapping[str, str]) -> None:
+    """Index documents, given with their numbers in rising order, into a new file; about: what the file says of itself.
+
+    Memory is BUILD_CACHE_KIB, however many there are. The file is not forced to disk, and one that was cut short is
+    refused by `SearchIndex`: write it aside and publish it. Raises DataError where it cannot be written.
+    """
+    path.unlink(missing_ok=True)
+    with _errors_named(path), contextlib.closing(sqlite3.connect(path)) as database:
+        # No journal: the whole file is thrown away if this does not end.
+        database.executescript(
+            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{BUILD_CACHE_KIB};"
+            "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
+            f'CREATE VIRTUAL TABLE words USING fts5(text, content="", tokenize="{TOKENIZER}");'
+            "CREATE VIRTUAL TABLE counts USING fts5vocab(words, row);"
+        )
+        database.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", texts)
+        database.execute("INSERT INTO words(words) VALUES ('optimize')")
+        database.executemany(
+            "INSERT INTO about VALUES (?, ?)", {**about, "version": str(VERSION)}.items()
+        )
+        database.commit()
+
+
+class SearchIndex:
+    """An index opened for reading. For one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open an index. Raises DataError if it is missing, damaged, cut short or of another version."""
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; build it with tools/attribute.py build")
+        self._path = path
+        with self._errors_named():
+            # immutable: read-only folders serve, and no lock file is written
+            self._database = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+            rows = self._database.execute("SELECT name, value FROM about").fetchall()
+        self.about: dict[str, str] = dict(rows)
+        version = self.about.get("version")
+        if version != str(VERSION):
+            found = f"version {version}" if version else "cut short"
+            raise DataError(
+                f"{path} is {found}, this program reads version {VERSION}; build it again"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def candidates(self, text: str, limit: int) -> list[Candidate]:
+        """Give the documents with the best BM25 for the rarest words of a text, the best first."""
+        words = self._rarest(text)
+        if not words:
+            return []
+        query = " OR ".join(f'"{word}"' for word in words)
+        with self._errors_named():
+            rows = self._database.execute(
+                "SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?",
+                (query, limit),
+            )
+            return [Candidate(document, -rank) for document, rank in rows]
+
+    def _rarest(self, text: str) -> list[str]:
+        """Choose the words to look up: from the rarest on, as many as are cheap; at least one."""
+        words = sorted({word.lower() for word in _WORD.findall(text)})
+        counts: list[tuple[int, str]] = []
+        with self._errors_named():
+            for word in words:  # each a search in the tree of words
+                row = self._database.execute(
+                    "SELECT doc FROM counts WHERE term = ?", (word,)
+                ).fetchone()
+                if row is not None:
+                    counts.append((row[0], word))
+        chosen: list[str] = []
+        num_postings = 0
+        for count, word in sorted(counts):
+            num_postings += count
+            if chosen and (len(chosen) == MAX_WORDS or num_postings > MAX_POSTINGS):
+                break
+            chosen.append(word)
+        return chosen
+
+    def _errors_named(self) -> contextlib.AbstractContextManager[None]:
+        return _errors_named(self._path)
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a file into a DataError that names it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(
+            f"{path} cannot be used: {error}; if the disk is not full, build it again"
+        ) from error
