@@ -20,11 +20,11 @@ VERSION = 1
 # Letters, digits and the underscore make words, in lower case. Accents count.
 TOKENIZER = "unicode61 remove_diacritics 0 tokenchars '_'"
 BUILD_CACHE_KIB = 200_000
-MAX_WORDS = 16  # of a query that are looked up: the rarest
+MAXWORDS = 16  # of a query that are looked up: the rarest
 MAX_POSTINGS = (
     20_000  # documents that hold them, counted for each word: what bounds the time of a query
 )
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class SearchIndex:
 
     def _rarest(self, text: str) -> list[str]:
         """Choose the words to look up: from the rarest on, as many as are cheap; at least one."""
-        words = sorted({word.lower() for word in _WORD.findall(text)})
+        words = sorted({word.lower() for word in WORD.findall(text)})
         counts: list[tuple[int, str]] = []
         with self._errors_named():
             for word in words:  # each a search in the tree of words
@@ -110,7 +110,7 @@ class SearchIndex:
         num_postings = 0
         for count, word in sorted(counts):
             num_postings += count
-            if chosen and (len(chosen) == MAX_WORDS or num_postings > MAX_POSTINGS):
+            if chosen and (len(chosen) == MAXWORDS or num_postings > MAX_POSTINGS):
                 break
             chosen.append(word)
         return chosen

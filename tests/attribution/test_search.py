@@ -9,6 +9,7 @@ import pytest
 
 from megatron.attribution.ranking import LineRanking, Place
 from megatron.attribution.search import SearchIndex, build_search
+from megatron.attribution.tantivy_search import TantivyIndex, build_tantivy
 from megatron.errors import DataError
 
 NUM_TRIES, NUM_LINES = 60, 10
@@ -25,9 +26,13 @@ def library():
     return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
-@pytest.fixture(scope="module")
-def index(library, tmp_path_factory):
-    path = tmp_path_factory.mktemp("search") / "code.search.db"
+@pytest.fixture(scope="module", params=["sqlite", "tantivy"])
+def index(request, library, tmp_path_factory):
+    path = tmp_path_factory.mktemp("search") / "index"
+    if request.param == "tantivy":
+        pytest.importorskip("tantivy")
+        build_tantivy(path, enumerate(library), {"dataset": "code"})
+        return TantivyIndex(path)
     build_search(path, enumerate(library), {"dataset": "code"})
     return SearchIndex(path)
 
@@ -92,7 +97,7 @@ def test_ranking_finds_the_lines_and_how_much_of_the_text_they_are():
     assert LineRanking("}").place_in(document) is None
 
 
-def test_a_bad_index_is_refused_by_name(index, tmp_path):
+def test_a_bad_index_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"none\.db does not exist; build it"):
         SearchIndex(tmp_path / "none.db")
     (tmp_path / "text.db").write_text("no database" * 1000)
@@ -113,3 +118,17 @@ def test_a_bad_index_is_refused_by_name(index, tmp_path):
     database.close()
     with pytest.raises(DataError, match="version 9, this program reads version 1"):
         SearchIndex(tmp_path / "new.db")
+
+
+def test_a_bad_tantivy_index_is_refused_by_name(tmp_path):
+    pytest.importorskip("tantivy")
+    with pytest.raises(DataError, match=r"none cannot be used: .*; build it again"):
+        TantivyIndex(tmp_path / "none")
+    build_tantivy(tmp_path / "one", [(0, "a word")], {})
+    assert [one.document for one in TantivyIndex(tmp_path / "one").candidates("Word", 3)] == [0]
+    (tmp_path / "one/meta.json").write_text("{")
+    with pytest.raises(DataError, match=r"one cannot be used: .*; build it again"):
+        TantivyIndex(tmp_path / "one")
+    (tmp_path / "one/about.json").write_text('{"version": "9"}')
+    with pytest.raises(DataError, match="version 9, this program reads 1"):
+        TantivyIndex(tmp_path / "one")
