@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from megatron.curation.document import Document, Drop
-from megatron.curation.sentinels import neutralise
+from megatron.curation.sentinels import Sentinel
 
 MAX_CHARACTERS = 100_000
 FEW_LINES, MANY_LINES, RARE = 2, 200, 0.1
@@ -24,8 +24,10 @@ MEANINGLESS = frozenset(
 VERSION = re.compile(r"(?:bump(?:ed)? (?:to )?|version |release )?v?\d+\.\d+\.\d+\S*")
 
 
-def commit_text(document: Document, draw: Callable[[str], float], *, sample: bool) -> str | Drop:
-    """Give a commit as text, or why it is left out; draw: this document's random numbers by name."""
+def commit_text(
+    document: Document, draw: Callable[[str], float], *, sample: bool
+) -> list[str] | Drop:
+    """Give a commit as sentinels and text, or why it is left out; draw: this document's random numbers by name."""
     old, new = document.word("old_contents"), document.text
     subject = (
         document.word("subject").strip() or document.word("message").strip().partition("\n")[0]
@@ -45,8 +47,11 @@ def commit_text(document: Document, draw: Callable[[str], float], *, sample: boo
         above = max(first - int(draw("above") * MAX_CONTEXT), 0)
         below = int(draw("below") * MAX_CONTEXT)
         before, after = before[above : old_end + below], after[above : new_end + below]
-    parts = ("<commit_before>", "".join(before)), ("<commit_msg>", subject), ("<commit_after>", "".join(after))  # fmt: skip
-    return "".join(sentinel + neutralise(text) for sentinel, text in parts)
+    return [
+        *(Sentinel("<commit_before>"), "".join(before)),
+        *(Sentinel("<commit_msg>"), subject),
+        *(Sentinel("<commit_after>"), "".join(after)),
+    ]
 
 
 def changed_lines(before: list[str], after: list[str]) -> tuple[int, int, int]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.data.formatted import SENTINELS
+
 # Where records of known origin keep a property; the first that is there counts. The second names are The Stack's.
 NAMES: dict[str, tuple[str, ...]] = {
     "path": ("path", "max_stars_repo_path", "file_path", "filename"),
@@ -58,8 +60,9 @@ class Document:
         return Document(self.id, self.text, {**self.metadata, **values})
 
     def with_text(self, text: str) -> Document:
-        """Give the same properties with another text."""
-        return Document(self.id, text, self.metadata)
+        """Give the same properties with another text, but for where sentinels stood in the old one."""
+        metadata = {key: value for key, value in self.metadata.items() if key != SENTINELS}
+        return Document(self.id, text, metadata)
 
 
 @dataclass(frozen=True)

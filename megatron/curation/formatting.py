@@ -1,7 +1,7 @@
 """From records to the text that is trained on (StarCoder §3 and §5.1): code, issues, commits, notebooks.
 
-What a record is is told by its keys. Sentinels in raw text are neutralised first, so that those in the result are ours.
-Every random choice is a function of seed and document id. Knows nothing of tokenizers.
+What a record is is told by its keys. Beside the text stands where its sentinels are, so that what raw text spells is
+none (megatron/data/formatted.py). Every random choice is a function of seed and document id. Knows nothing of tokenizers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from megatron.curation.commits import commit_text
 from megatron.curation.document import NAMES, Changed, Document, Drop, Stage, Verdict
 from megatron.curation.issues import issue_text
 from megatron.curation.notebooks import script_text, structured_text
-from megatron.curation.sentinels import count_sentinels, neutralise
+from megatron.curation.sentinels import Sentinel, join
+from megatron.data.formatted import SENTINELS
 from megatron.data.permutation import keyed_word
 from megatron.option_field import check_bounds, option
 
@@ -36,6 +37,10 @@ class FormatConfig:
     all_commits: bool = option(
         False, "keep all, not a tenth of the smallest and largest, half of short subjects and data"
     )
+    raw_sentinels: Literal["keep", "space"] = option(
+        "keep",
+        "raw text that spells one; space: gets a space behind its <, for programs that take sentinels from the text",
+    )
     seed: int = option(1234, "of all random choices, with the id of the document")
 
     def check(self) -> None:
@@ -50,10 +55,12 @@ def format_stage(config: FormatConfig) -> Stage:
     def apply(document: Document) -> Verdict:
         kind = config.kind if config.kind != "auto" else kind_of(document, config)
         draw = drawer(config.seed, document.id)
-        answer = _text_of(kind, document, config, draw)
-        if isinstance(answer, Drop):
-            return answer
-        return Changed(document.with_text(answer), kind, count_sentinels(answer))
+        parts = _parts_of(kind, document, config, draw)
+        if isinstance(parts, Drop):
+            return parts
+        marked = join(parts, neutral=config.raw_sentinels == "space")
+        changed = document.with_text(marked.text).with_metadata(**{SENTINELS: [*marked.places]})
+        return Changed(changed, kind, len(marked.places))
 
     return Stage("format", apply, vars(config))
 
@@ -75,9 +82,10 @@ def kind_of(document: Document, config: FormatConfig) -> str:
     return f"notebook-{config.notebooks}" if is_notebook else "code"
 
 
-def _text_of(
+def _parts_of(
     kind: str, document: Document, config: FormatConfig, draw: Callable[[str], float]
-) -> str | Drop:
+) -> list[str] | Drop:
+    """Give sentinels and raw text in turn, or why there are none."""
     if kind == "issue":
         return issue_text(document)
     if kind == "commit":
@@ -87,22 +95,22 @@ def _text_of(
     text: str | Drop = script_text(document.text) if kind == "notebook-script" else document.text
     if isinstance(text, Drop):
         return text
-    return code_prefix(document, draw, config.prefix_rate) + neutralise(text)
+    return [*code_prefix(document, draw, config.prefix_rate), text]
 
 
-def code_prefix(document: Document, draw: Callable[[str], float], rate: float) -> str:
+def code_prefix(document: Document, draw: Callable[[str], float], rate: float) -> list[str]:
     """Give repository, file name and stars, each with its own chance, and a new line if there is any of them.
 
     What a record does not state is left out; stars that are stated as null are none, as in The Stack.
     """
-    parts = []
+    parts: list[str] = []
     if (repo := _line(document.find("repo"))) and draw("repo") < rate:
-        parts.append(f"<reponame>{repo}")
+        parts += [Sentinel("<reponame>"), repo]
     if (path := _line(document.find("path"))) and draw("path") < rate:
-        parts.append(f"<filename>{path}")
+        parts += [Sentinel("<filename>"), path]
     if (bucket := star_bucket(document)) and draw("stars") < rate:
-        parts.append(f"<gh_stars>{bucket}")
-    return "".join(parts) + "\n" if parts else ""
+        parts += [Sentinel("<gh_stars>"), bucket]
+    return [*parts, "\n"] if parts else []
 
 
 def star_bucket(document: Document) -> str:
@@ -120,5 +128,5 @@ def star_bucket(document: Document) -> str:
 
 
 def _line(value: Any) -> str:
-    """Give text on one line that spells no sentinel; "" for what is no text."""
-    return neutralise(" ".join(value.split())) if isinstance(value, str) else ""
+    """Give text on one line; "" for what is no text."""
+    return " ".join(value.split()) if isinstance(value, str) else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.curation.document import Document, Drop
-from megatron.curation.sentinels import neutralise
+from megatron.curation.sentinels import Sentinel
 
 MIN_CHARACTERS, MAX_CHARACTERS, MAX_EVENTS = 200, 7000, 10  # the last two where one person speaks
 MAX_LINES, FIRST_LINES, LAST_LINES = 80, 60, 20
@@ -38,8 +38,8 @@ class _Event:
     is_closing: bool
 
 
-def issue_text(document: Document) -> str | Drop:
-    """Give an issue as text, or why it is left out."""
+def issue_text(document: Document) -> list[str] | Drop:
+    """Give an issue as sentinels and text, or why it is left out."""
     found = document.find("events")
     events = [_event(item) for item in found if isinstance(item, dict)] if found else []
     title = next((event.title for event in events if event.title), document.word("title"))
@@ -51,13 +51,15 @@ def issue_text(document: Document) -> str | Drop:
     if len(authors) < 2 and (size > MAX_CHARACTERS or len(events) > MAX_EVENTS):
         return Drop("issue-monologue", size)
     names = {author: f"username_{number}" for number, author in enumerate(authors)}
-    parts = []
+    parts: list[str] = []
     for number, event in enumerate(spoken):
         head = f"Title: {_renamed(title, names)}\n" if number == 0 and title else ""
         name = names.get(event.author, "username")
-        parts.append(neutralise(f"{head}{name}: {_renamed(event.text, names)}"))
-    closing = "<issue_closed>" if any(event.is_closing for event in events) else ""
-    return "<issue_start>" + "<issue_comment>".join(parts) + closing
+        parts.append(Sentinel("<issue_comment>" if parts else "<issue_start>"))
+        parts.append(f"{head}{name}: {_renamed(event.text, names)}")
+    if any(event.is_closing for event in events):
+        parts.append(Sentinel("<issue_closed>"))
+    return parts
 
 
 def _event(item: dict[str, Any]) -> _Event:

@@ -15,10 +15,16 @@ from typing import Literal
 
 import orjson
 
-from megatron.curation.document import Document, num_bytes
+from megatron.curation.document import Document
 from megatron.curation.options import RunOptions
 from megatron.curation.passes import plan
 from megatron.curation.record_io import BadRecord, PartSource, RecordWriter, Source
+from megatron.data.formatted import (
+    SENTINELS,
+    check_sentinels,
+    encode_formatted,
+    why_not_formatted,
+)
 from megatron.data.ordered_map import Workers
 from megatron.data.publish import publish, sync
 from megatron.errors import DataError
@@ -49,6 +55,9 @@ class MixConfig:
         metavar="PATTERN",
     )
     split_records: bool = option(False, "write the records of each group to --output/GROUP")
+    formatted: bool = option(
+        False, "count as preprocess_data.py --formatted writes: sentinels of format as one token"
+    )
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be meant."""
@@ -189,16 +198,16 @@ class _ShardCounter:
         number, source, name = task
         counts: dict[Key, Count] = defaultdict(Count)
         writers: dict[str, tuple[RecordWriter, Path, Path]] = {}
-        batch: list[tuple[Key, str]] = []
+        batch: list[tuple[Key, Document]] = []
         size = num_bad = 0
         for document in source.read():
-            if isinstance(document, BadRecord):
+            if isinstance(document, BadRecord) or self._is_not_formatted(document):
                 num_bad += 1
                 continue
             key = (document.word("language").lower() or NO_LANGUAGE, name)
             if self._config.split_records:
                 self._write(writers, number, key, document)
-            batch.append((key, document.text))
+            batch.append((key, document))
             size += len(document.text)
             if size >= BATCH_BYTES:
                 self._count(batch, counts)
@@ -209,13 +218,21 @@ class _ShardCounter:
             publish([(temporary, path)])
         return dict(counts), num_bad
 
-    def _count(self, batch: Sequence[tuple[Key, str]], counts: dict[Key, Count]) -> None:
+    def _is_not_formatted(self, document: Document) -> bool:
+        places = document.metadata.get(SENTINELS)
+        return self._config.formatted and bool(why_not_formatted(document.text, places))
+
+    def _count(self, batch: Sequence[tuple[Key, Document]], counts: dict[Key, Count]) -> None:
         if not batch:
             return
-        texts = [text.encode("utf-8", "replace") for _, text in batch]
-        _, sizes = self._tokenizer.encode_batch(texts)
-        for (key, text), num_tokens in zip(batch, sizes.tolist(), strict=True):
-            counts[key].add(Count(1, num_bytes(text), num_tokens + 1))  # and the end of document
+        texts = [document.text.encode() for _, document in batch]
+        if self._config.formatted:
+            places = [document.metadata[SENTINELS] for _, document in batch]
+            _, sizes = encode_formatted(self._tokenizer, texts, places)
+        else:
+            _, sizes = self._tokenizer.encode_batch(texts)
+        for (key, _), text, num_tokens in zip(batch, texts, sizes.tolist(), strict=True):
+            counts[key].add(Count(1, len(text), num_tokens + 1))  # and the end of document
 
     def _write(
         self,
@@ -243,6 +260,8 @@ def mix(
 ) -> Mixture:
     """Count all input and write what training reads to the output folder. Forks; the same for any number of workers."""
     config.check()
+    if config.formatted:
+        check_sentinels(tokenizer, "--formatted")
     output = options.folder
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
         raise DataError(f"--output {output} is not empty; name another folder, or add --overwrite")

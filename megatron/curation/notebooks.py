@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.curation.document import Drop
-from megatron.curation.sentinels import neutralise
+from megatron.curation.sentinels import Sentinel
 
 _SLASHES = (
     "c c++ cpp java javascript typescript scala go rust kotlin swift csharp c# f# fsharp groovy"
@@ -106,8 +106,8 @@ def _without_magics(lines: list[str], sign: str, language: str) -> Iterator[str]
         depth = max(depth + sum(map(line.count, "([{")) - sum(map(line.count, ")]}")), 0)
 
 
-def structured_text(text: str, output_characters: int) -> str | Drop:
-    """Give a notebook as text, code and output in turn, for Python; code before the first text is left out."""
+def structured_text(text: str, output_characters: int) -> list[str] | Drop:
+    """Give a notebook as sentinels and text: prose, code and output in turn, for Python; code before the first text is left out."""
     read = _cells(text)
     if isinstance(read, Drop):
         return read
@@ -118,18 +118,16 @@ def structured_text(text: str, output_characters: int) -> str | Drop:
     groups = [(is_code, list(group)) for is_code, group in grouped]
     if groups[0][0]:
         groups = groups[1:]
-    parts = []
+    parts: list[str] = []
     for (_, prose), (_, code) in zip(groups[::2], groups[1::2], strict=False):
         shown = " ".join(filter(None, (_prose(_source(cell)) for cell in prose)))
         source = "\n".join(filter(None, (_source(cell).strip("\n") for cell in code)))
         if not shown or not source.strip():
             continue
         output = _output(code[-1], output_characters)
-        answer = neutralise(output) if output else "<empty_output>"
-        parts.append(
-            f"<jupyter_text>{neutralise(shown)}<jupyter_code>{neutralise(source)}<jupyter_output>{answer}"
-        )
-    return "<jupyter_start>" + "".join(parts) if parts else Drop("notebook-empty")
+        parts += [Sentinel("<jupyter_text>"), shown, Sentinel("<jupyter_code>"), source]
+        parts += [Sentinel("<jupyter_output>"), output or Sentinel("<empty_output>")]
+    return [Sentinel("<jupyter_start>"), *parts] if parts else Drop("notebook-empty")
 
 
 def _prose(markdown: str) -> str:

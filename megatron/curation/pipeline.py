@@ -39,7 +39,14 @@ def read_pipeline(path: Path, args: argparse.Namespace) -> tuple[RunOptions, lis
         content["input"] = [name for pattern in patterns for name in _expand(path, pattern)]
     stated = _parse(path, "the file", RunOptions, content)
     options = section_from(args, RunOptions, vars(stated))
-    return options, [_step(path, entry) for entry in stages]
+    steps = [_step(path, entry) for entry in stages]
+    names = [step.name for step in steps]
+    if "format" in names and (after := {"pii", "format"} & {*names[names.index("format") + 1 :]}):
+        raise ConfigError(
+            f"{path}: {min(after)} stands behind format and would change text whose sentinels are counted out; put "
+            "format behind it"
+        )
+    return options, steps
 
 
 def _load(path: Path) -> dict[str, Any]:

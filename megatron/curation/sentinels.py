@@ -1,24 +1,53 @@
-"""Raw text that spells a sentinel must not become one: a space is put behind its `<`.
+"""Texts put together from sentinels and raw text, and where the sentinels are: raw text that spells one is none.
 
-In code that keeps `vector<filename>` what it was for a compiler. Knows nothing of formats.
+Knows nothing of formats.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 SENTINEL = re.compile("|".join(map(re.escape, STARCODER_SPECIAL_TOKENS)))
+HALF = re.compile(
+    "[\ud800-\udfff]"
+)  # of a surrogate pair; no character, and nothing can be encoded with it
+
+
+class Sentinel(str):
+    """A part of a text that is a sentinel, not its spelling."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A text, and the bytes of its UTF-8 where sentinels begin."""
+
+    text: str
+    places: tuple[int, ...]
+
+
+def join(parts: Iterable[str], *, neutral: bool = False) -> Marked:
+    """Put parts together; neutral: raw parts get a space where they spell a sentinel."""
+    texts, places, size = [], [], 0
+    for part in parts:
+        if isinstance(part, Sentinel):
+            places.append(size)
+        else:
+            part = neutralise(part) if neutral else part
+            if not part.isascii():
+                part = HALF.sub("\ufffd", part)
+        texts.append(part)
+        size += len(part) if part.isascii() else len(part.encode())
+    return Marked("".join(texts), tuple(places))
 
 
 def neutralise(text: str) -> str:
-    """Give a text that spells no sentinel."""
+    """Put a space behind the `<` of what spells a sentinel; in code `vector< filename>` is what it was."""
     if "<" not in text:
         return text
     return SENTINEL.sub(lambda match: "< " + match[0][1:], text)
-
-
-def count_sentinels(text: str) -> int:
-    """Count the spellings of sentinels in a text."""
-    return len(SENTINEL.findall(text)) if "<" in text else 0

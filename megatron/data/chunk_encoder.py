@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from megatron.data.document_reader import Chunk, Part
 from megatron.data.documents import Documents
+from megatron.data.formatted import encode_formatted
 from megatron.data.indexed_dataset import IdArray, id_dtype
 from megatron.data.records import BadRecord, parse_chunk
 from megatron.tokenizer.interface import Tokenizer
@@ -36,6 +37,7 @@ class EncodedChunk:
     named: list[BadRecord]
     documents: dict[str, Documents]
     num_empty: dict[str, int]  # records whose text gives no ids
+    num_formatted: int  # records that say where their sentinels are
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,16 @@ class ChunkEncoder:
     fields: tuple[str, ...] = ()
     append_eod: bool = False
     splitter: Splitter | None = None
+    formatted: bool = False  # sentinels where the records say; one key then, and no splitter
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
-        records = parse_chunk(chunk, self.keys, self.fields)
+        records = parse_chunk(chunk, self.keys, self.fields, formatted=self.formatted)
         num_text_bytes, documents, num_empty = 0, {}, {}
         for key in self.keys:
             # Freed key by key: a text may be large. What is not ASCII is encoded once here, not twice in the encoder.
             texts = [t if t.isascii() else t.encode() for t in records.texts.pop(key)]
             num_text_bytes += sum(map(len, texts))
-            documents[key] = self._encode(texts, records.fields)
+            documents[key] = self._encode(texts, records.places, records.fields)
             num_empty[key] = len(texts) - len(documents[key])
         return EncodedChunk(
             part=chunk.part,
@@ -67,16 +70,25 @@ class ChunkEncoder:
             named=records.bad[:NUM_NAMED],
             documents=documents,
             num_empty=num_empty,
+            num_formatted=records.num_formatted,
         )
 
-    def _encode(self, texts: list[str | bytes], fields: dict[str, list[str | None]]) -> Documents:
+    def _encode(
+        self,
+        texts: list[str | bytes],
+        places: list[list[int]],
+        fields: dict[str, list[str | None]],
+    ) -> Documents:
         """Encode texts into documents; one that gives no ids is left out."""
         num_items = np.ones(len(texts), np.int64)
         if self.splitter is not None:
             pieces = [self.splitter(t.decode() if isinstance(t, bytes) else t) for t in texts]
             num_items = np.array([len(items) for items in pieces], np.int64)
             texts = [item for items in pieces for item in items]
-        encoded, sizes = self.tokenizer.encode_batch(texts)
+        if self.formatted:
+            encoded, sizes = encode_formatted(self.tokenizer, texts, places)
+        else:
+            encoded, sizes = self.tokenizer.encode_batch(texts)
         is_item = sizes > 0
         owners = np.repeat(np.arange(len(num_items)), num_items)[is_item]
         num_items = np.bincount(owners, minlength=len(num_items))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from megatron.data.chunk_encoder import NUM_NAMED, ChunkEncoder, EncodedChunk, S
 from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.document_reader import Part, check_inputs, load, plan_parts, read_chunks
 from megatron.data.documents import Documents
+from megatron.data.formatted import SENTINELS, check_sentinels
 from megatron.data.indexed_dataset import id_dtype
 from megatron.data.ordered_map import Workers, in_thread
 from megatron.data.origin import Origin
@@ -56,6 +57,10 @@ class PreprocessConfig:
         (),
         "keys or columns whose values are kept for each document, in PREFIX_KEY_document.provenance.arrow",
         metavar="KEY",
+    )
+    formatted: bool = option(
+        False,
+        "records of tools/curate.py format: the sentinels that it wrote become their ids, what else spells one is text",
     )
     append_eod: bool = option(False, "end every document with the end-of-document id")
     split_sentences: bool = option(
@@ -107,6 +112,12 @@ class PreprocessConfig:
             self.seed is None or self.shuffle,
             f"--seed {self.seed} is of --shuffle; add that, or leave --seed out",
         )
+        if self.formatted:
+            require(
+                len(self.json_keys) == 1 and not self.split_sentences,
+                "--formatted says where the sentinels of one text are; leave out --split-sentences and further "
+                "--json-keys",
+            )
         if self.provenance_keys:
             check_fields(self.provenance_keys)
         if self.shard is not None:
@@ -146,7 +157,7 @@ class PreprocessConfig:
             "shuffle": self.order_seed if self.shuffle else None,
             "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
             "shard": self.shard,
-        }
+        } | ({"formatted": True} if self.formatted else {})  # not said by older versions
 
 
 @dataclass
@@ -187,8 +198,13 @@ def preprocess(
     """
     parts = config.parts()
     splitter = sentence_splitter(config.language) if config.split_sentences else None
+    if config.formatted:
+        check_sentinels(tokenizer, "--formatted")
     fields = config.provenance_keys
-    encoder = ChunkEncoder(tokenizer, config.json_keys, fields, config.append_eod, splitter)
+    encoder = ChunkEncoder(
+        tokenizer, config.json_keys, fields, config.append_eod, splitter, config.formatted
+    )
+    columns = [*fields, SENTINELS]
     dtype = id_dtype(tokenizer.vocab_size)
     try:
         with (
@@ -211,14 +227,17 @@ def preprocess(
                 if config.shuffle
             }
             chunks = itertools.chain.from_iterable(
-                read_chunks(part, config.json_keys, fields, max_records=config.chunk_size)
+                read_chunks(part, config.json_keys, columns, max_records=config.chunk_size)
                 for part in parts
             )
             ahead = stack.enter_context(contextlib.closing(in_thread(chunks, CHUNKS_AHEAD)))
             sinks: dict[str, Sink] = {
                 key: (shufflers or writers)[key].add for key in config.json_keys
             }
-            summary = _write(workers.map(ahead), sinks, strict=config.strict, on_read=on_read)
+            encoded = workers.map(ahead)
+            if not config.formatted:
+                encoded = _warn_if_formatted(encoded)
+            summary = _write(encoded, sinks, strict=config.strict, on_read=on_read)
             _check_summary(summary, config)
             for key, shuffler in shufflers.items():
                 for documents in shuffler.in_order():
@@ -268,6 +287,20 @@ def _write(
             }
         on_read(chunk.num_input_bytes)
     return summary
+
+
+def _warn_if_formatted(encoded: Iterable[EncodedChunk]) -> Iterator[EncodedChunk]:
+    """Give the chunks, and say it once if their records say where sentinels are that nobody asked for."""
+    is_said = False
+    for chunk in encoded:
+        if chunk.num_formatted and not is_said:
+            is_said = True
+            logger.warning(
+                "%s has %r, as tools/curate.py format writes it: without --formatted its sentinels become text",
+                chunk.part.path,
+                SENTINELS,
+            )
+        yield chunk
 
 
 def _place(chunk: EncodedChunk, record: BadRecord, num_before: Counter[Part]) -> str:

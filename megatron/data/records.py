@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from megatron.data.document_reader import Chunk
+from megatron.data.formatted import SENTINELS, why_not_formatted
 from megatron.data.provenance import as_text
 from megatron.errors import DataError
 
@@ -34,15 +35,19 @@ class Records:
 
     texts: dict[str, list[str]]
     fields: dict[str, list[str | None]]
+    places: list[list[int]] = field(default_factory=list)  # of sentinels, if texts are formatted
     num_read: int = 0
     num_blank: int = 0
+    num_formatted: int = 0  # that say where their sentinels are, whether or not that is asked for
     bad: list[BadRecord] = field(default_factory=list)
 
 
-def parse_chunk(chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = ()) -> Records:
+def parse_chunk(
+    chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = (), *, formatted: bool = False
+) -> Records:
     """Give the texts under `keys`, and the values of `fields` as text, None where one is missing.
 
-    A record counts only if it has a string under each key.
+    A record counts only if it has a string under each key, and if formatted, where sentinels are in the first one.
     """
     records = Records({key: [] for key in keys}, {name: [] for name in fields})
     rows = arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
@@ -52,7 +57,13 @@ def parse_chunk(chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = ()) -
         records.num_read += 1
         if isinstance(row, dict):
             reason = _why_unusable(row, keys)
+            places: Any = row.get(SENTINELS)
+            records.num_formatted += isinstance(places, list)
+            if reason is None and formatted:
+                reason = why_not_formatted(row[keys[0]], places)
             if reason is None:
+                if formatted:
+                    records.places.append(places)
                 for values, key in columns:
                     values.append(row[key])
                 for found, key in field_columns:

@@ -9,7 +9,8 @@ import pytest
 
 from megatron.curation.document import Changed, Document, Drop
 from megatron.curation.formatting import FormatConfig, format_stage, star_bucket
-from megatron.curation.sentinels import count_sentinels, neutralise
+from megatron.curation.sentinels import neutralise
+from megatron.data.formatted import FORMAT_TOKENS, SENTINELS
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 CODE = {"repo": "octocat/hello", "path": "src/a.py", "stars": 42}
@@ -19,6 +20,17 @@ def formatted(text, id="1", *, config=None, **metadata):
     answer = format_stage(config or FormatConfig()).apply(Document(id, text, metadata))
     assert isinstance(answer, Changed), answer
     return answer.document.text
+
+
+def sentinels(text, config=None, **metadata):
+    """Give what stands at the places that a formatted record names, and the raw texts between."""
+    answer = format_stage(config or FormatConfig()).apply(Document("1", text, metadata))
+    data, start, found, raw = answer.document.text.encode(), 0, [], []
+    for place in answer.document.metadata[SENTINELS]:
+        raw.append(data[start:place].decode())
+        found.append(next(t for t in FORMAT_TOKENS if data.startswith(t.encode(), place)))
+        start = place + len(found[-1])
+    return found, [*raw, data[start:].decode()]
 
 
 def reason(text, **metadata):
@@ -63,18 +75,43 @@ def test_stars_are_told_in_the_ranges_of_the_paper(stars, bucket):
     assert star_bucket(Document("1", "", {})) == ""
 
 
-def test_raw_text_spells_no_sentinel_in_any_kind():
-    raw = "a " + " ".join(STARCODER_SPECIAL_TOKENS) + " <<filename>filename> b"
-    assert count_sentinels(neutralise(raw)) == 0
-    assert neutralise("vector<filename> x;") == "vector< filename> x;"
-    assert (
-        formatted(raw, path="<reponame>.py", config=FormatConfig(prefix_rate=1.0)).count("<") > 19
-    )
+RAW = "é " + " ".join(STARCODER_SPECIAL_TOKENS) + " <<filename>filename> < filename> \U0001f600"
+ISSUE = [{"author": "ann", "title": RAW, "text": RAW * 3}, {"author": "bob", "text": RAW}]
+
+
+def test_raw_text_stays_as_it_is_and_is_no_sentinel_in_any_kind():
     always = FormatConfig(prefix_rate=1.0)
-    sentinels = re.findall("|".join(map(re.escape, STARCODER_SPECIAL_TOKENS)), formatted(raw, path=raw, config=always))  # fmt: skip
-    assert sentinels == ["<filename>"]
-    issue = {"events": [{"author": "ann", "title": raw, "text": raw * 3}, {"author": "bob", "text": raw}]}  # fmt: skip
-    assert count_sentinels(formatted("t", **issue)) == 2
+    found, raw = sentinels(RAW, always, path=RAW, repo="<filename>")
+    assert found == ["<reponame>", "<filename>"]
+    assert raw == ["", "<filename>", f"{RAW}\n{RAW}"]
+    found, raw = sentinels("t", events=ISSUE)
+    assert found == ["<issue_start>", "<issue_comment>"]
+    assert raw[2] == f"username_1: {RAW}"
+    found, raw = sentinels(RAW, FormatConfig(all_commits=True), old_contents="", subject="Say it")
+    assert found == ["<commit_before>", "<commit_msg>", "<commit_after>"]
+    assert raw == ["", "", "Say it", RAW]
+    cells = ("markdown", "Hi", []), ("code", f"# {RAW}", [{"text": RAW}])
+    found, raw = sentinels(notebook(*cells), FormatConfig(kind="notebook-structured"))
+    assert found == ["<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>"]
+    assert raw == ["", "", "Hi", f"# {RAW}", RAW]
+
+
+def test_for_other_programs_raw_text_gets_a_space_where_it_spells_a_sentinel():
+    config = FormatConfig(prefix_rate=1.0, raw_sentinels="space")
+    spelled = re.compile("|".join(map(re.escape, STARCODER_SPECIAL_TOKENS)))
+    assert spelled.findall(formatted(RAW, path=RAW, config=config)) == ["<filename>"]
+    assert len(spelled.findall(formatted("t", config=config, events=ISSUE))) == 2
+    assert neutralise("vector<filename> x;") == "vector< filename> x;"
+
+
+def test_a_record_cannot_say_itself_where_sentinels_are():
+    found, raw = sentinels("<filename>a", FormatConfig(prefix_rate=0.0), sentinels=[0], path="b")
+    assert (found, raw) == ([], ["<filename>a"])
+
+
+def test_half_a_surrogate_pair_in_a_notebook_does_not_end_the_run():
+    text = formatted(notebook(("code", "x = 1 # \ud83d", [])), path="a.ipynb")
+    assert text.endswith("x = 1 # \ufffd\n")
 
 
 def test_an_issue_is_a_conversation_of_numbered_users():
@@ -171,7 +208,7 @@ def test_a_notebook_becomes_a_script_that_parses():
 def test_a_notebook_becomes_text_code_and_output_in_turn():
     config = FormatConfig(notebooks="structured", output_characters=2)
     assert formatted(notebook(*CELLS), path="a.ipynb", config=config) == (
-        "<jupyter_start><jupyter_text>Means All of < filename> them"
+        "<jupyter_start><jupyter_text>Means All of <filename> them"
         "<jupyter_code>x = np.mean([1,\n  2\n  % 3])\nprint(x)<jupyter_output>1.[...]"
     )
     quiet = notebook(("markdown", "Hi", []), ("code", "x = 1", []))
@@ -184,3 +221,9 @@ def test_what_is_no_notebook_is_dropped_with_a_reason():
     assert reason("{", path="a.ipynb") == "notebook-unreadable"
     assert reason("[]", path="a.ipynb") == "notebook-unreadable"
     assert reason('{"cells": []}', path="a.ipynb") == "notebook-empty"
+
+
+def test_a_text_that_is_changed_afterwards_no_longer_says_where_sentinels_are():
+    answer = format_stage(FormatConfig()).apply(Document("1", "a", CODE))
+    assert SENTINELS in answer.document.metadata
+    assert SENTINELS not in answer.document.with_text("b").metadata

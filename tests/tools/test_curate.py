@@ -104,6 +104,7 @@ def test_stages_one_by_one_and_a_pipeline_keep_the_same_files(curate, repositori
             "stages: [{filter: {max-line: many}}]",
             "filter: argument --max-line: invalid int value: 'many'",
         ),
+        ("stages: [format, dedup, pii]", "pii stands behind format and would change text"),
         ("stages: [filter]\ninptu: a", "the file: inptu is not an option"),
         ("stages: [filter]\ninput: 'no/*.jsonl'", r"no file is named no/\*\.jsonl"),
         ("stages: [filter]", "no --input"),
