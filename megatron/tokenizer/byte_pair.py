@@ -87,7 +87,7 @@ def make_encoder(definition: Json, token_bytes: Sequence[bytes]) -> BytePairEnco
         ]
     except KeyError as error:
         raise DataError(
-            f"the tokenizer's merges use {error.args[0]!r}, which its vocabulary lacks"
+            f"its merges use {error.args[0]!r}, which its vocabulary lacks; copy it again"
         ) from None
     if len(set(vocab.values())) < len(vocab):
         raise UnsupportedError("a vocabulary in which two tokens share an id")

@@ -55,7 +55,8 @@ class JsonTokenizer(Tokenizer):
     ) -> None:
         """Build from the content of a tokenizer.json; `folder` holds companion files for `save`.
 
-        Raises DataError if the definition is not usable. Call `add_special_tokens` first for missing sentinels.
+        Raises DataError if the definition is not usable, which does not name the file: the caller knows it. Call
+        `add_special_tokens` first for missing sentinels.
         """
         self.name = name
         self._folder = folder
@@ -68,7 +69,7 @@ class JsonTokenizer(Tokenizer):
         self.special_tokens = specials
         self.eod = specials[eod]
         for_encoding = definition_for_encoding(definition, specials.keys())
-        self.package = _load(for_encoding, name)
+        self.package = _load(for_encoding)
         self.package.encode_special_tokens = True  # do not look for them in text
         self._is_byte_level = _is_byte_level(definition)
         self._bytes = token_bytes_of(definition)
@@ -313,13 +314,12 @@ def definition_for_encoding(definition: Json, specials: Set[str]) -> Json:
     )
 
 
-def _load(definition: Json, name: str) -> tokenizers.Tokenizer:
+def _load(definition: Json) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
     except Exception as error:  # the package raises nothing more specific
         raise DataError(
-            f"{name}: the tokenizers package refuses tokenizer.json ({error}); it is damaged or was edited: copy or "
-            "train it again"
+            f"the tokenizers package refuses it ({error}); it is damaged or was edited: copy or train it again"
         ) from None
 
 

@@ -11,6 +11,7 @@ from megatron.options import TokenizerConfig
 from megatron.tokenizer.definition_check import check_definition
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.json_tokenizer import (
+    Json,
     JsonTokenizer,
     add_special_tokens,
     byte_pair_definition,
@@ -98,7 +99,7 @@ def _from_file(name: str, path: Path, *, with_fim: bool) -> Tokenizer:
             f"{path} has no {EOD}, which ends documents; --tokenizer-type TokenizerFromFileWithFIM adds it, "
             "tools/train_tokenizer.py makes a tokenizer that has it"
         )
-    return JsonTokenizer(name, definition, eod=EOD)
+    return _make(name, definition, path, eod=EOD)
 
 
 def _from_folder(name: str, folder: Path) -> Tokenizer:
@@ -127,7 +128,7 @@ def _from_folder(name: str, folder: Path) -> Tokenizer:
             f"{folder} has no {eod!r} token to end documents; name its own as eos_token in {config_path}"
         )
     add_special_tokens(definition, [eod])
-    return JsonTokenizer(name, definition, eod=eod, folder=folder)
+    return _make(name, definition, path, eod=eod, folder=folder)
 
 
 def _from_vocab_and_merges(name: str, vocab: Path, merges: Path, *, with_fim: bool) -> Tokenizer:
@@ -144,4 +145,14 @@ def _from_vocab_and_merges(name: str, vocab: Path, merges: Path, *, with_fim: bo
     definition = byte_pair_definition(entries, pairs)
     check_definition(definition, vocab)
     add_special_tokens(definition, [EOD, *FIM_TOKENS] if with_fim else [EOD])
-    return JsonTokenizer(name, definition, eod=EOD)
+    return _make(name, definition, f"{vocab} with {merges}", eod=EOD)
+
+
+def _make(
+    name: str, definition: Json, where: object, *, eod: str, folder: Path | None = None
+) -> JsonTokenizer:
+    """Build the tokenizer of a definition; a DataError names where it was read."""
+    try:
+        return JsonTokenizer(name, definition, eod=eod, folder=folder)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None

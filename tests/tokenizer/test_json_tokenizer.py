@@ -254,8 +254,15 @@ def test_a_file_that_is_no_usable_tokenizer_is_named(tmp_path, content, message)
     assert str(path) in str(caught.value)
 
 
-def test_a_definition_the_package_refuses_is_an_error(definition):
+@pytest.mark.parametrize("kind", ["TokenizerFromFile", "HuggingFaceTokenizer"])
+def test_a_definition_the_package_refuses_is_an_error_that_names_the_file(
+    definition, tmp_path, kind
+):
     changed = copy.deepcopy(definition)
     changed["model"]["merges"].append(["a", "not in the vocabulary"])
-    with pytest.raises(DataError, match="refuses"):
-        build(changed)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(changed))
+    config = TokenizerConfig(kind, tokenizer_file=str(path), tokenizer_model=str(tmp_path))
+    with pytest.raises(DataError, match="refuses it") as caught:
+        build_tokenizer(config)
+    assert str(caught.value).startswith(f"{path}: ")
