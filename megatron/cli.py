@@ -84,7 +84,13 @@ REPLACED: dict[str, str] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ConfigErrors, so that a tool fails in one way."""
+    """An ArgumentParser whose errors are ConfigErrors, so that a tool fails in one way.
+
+    It takes no beginnings of flags for them, nor do the parsers of its commands, which are of its class.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -96,7 +102,6 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 

@@ -409,6 +409,15 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert "did you mean --num-layers" in result.stderr
 
 
+@pytest.mark.parametrize("argv", ["--inp x", "check --inp x"])
+def test_the_beginning_of_a_flag_is_no_flag(argv):
+    parser = cli.make_parser("", "")
+    parser.add_argument("--input")
+    parser.add_subparsers().add_parser("check").add_argument("--input")
+    with pytest.raises(ConfigError, match=r"--inp is not an option; did you mean --input\?"):
+        cli.parse_known(parser, argv.split())
+
+
 @pytest.mark.parametrize("argv", ["--inptu x", "--inptu=x --output y", "check --inptu x"])
 def test_a_misspelled_required_flag_is_named_before_the_missing_one(argv):
     parser = cli.make_parser("", "")

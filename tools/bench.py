@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             description=(module.__doc__ or "").split(": ", 1)[1],
             epilog=f"examples:\n{module.EXAMPLES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         module.add_arguments(command)
     args = parse_known(parser, given)

@@ -81,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=help, allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
     return parser
 
 

@@ -81,7 +81,7 @@ def _command(
     what: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    parser = commands.add_parser(name, help=what, description=what)
     parser.set_defaults(run=run)
     return parser
 
