@@ -57,6 +57,7 @@ class Account:
         self._pending: deque[Entry] = deque()
         self._last: StepResult | None = None
         self._num_lost = 0  # in a row
+        self._is_warm = False  # a step has been taken
 
     @property
     def last(self) -> StepResult:
@@ -69,6 +70,9 @@ class Account:
         stop = self._progress.consumed_samples
         samples = range(stop - num_samples, stop)
         self._pending.append(Entry(self._progress.iteration, samples, num_tokens, step))
+        if not self._is_warm:
+            self._is_warm = True
+            self.clock.end_warm_up()
 
     def read_earlier(self) -> None:
         """Read all steps but the newest, on which the device goes on working. Raises as `read_all`."""

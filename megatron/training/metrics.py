@@ -87,14 +87,25 @@ class MetricsWriter:
             self._tensorboard = _open_tensorboard(config, save, start_iteration)
         self._wandb = _open_wandb(config, save)
 
-    def training(self, values: Mapping[str, Any], *, total_iterations: int) -> None:
-        """Write one training line; values are the fields of metrics.jsonl."""
+    def training(
+        self,
+        values: Mapping[str, Any],
+        *,
+        total_iterations: int,
+        usual_step_seconds: float | None,
+    ) -> None:
+        """Write one training line; values are the fields of metrics.jsonl.
+
+        usual_step_seconds: of the steps to come; None if only a first one was seen, which takes longer.
+        """
         self._write(values)
         iteration = values["iteration"]
         for name, value in values.items():
             if name != "iteration" and value is not None:
                 self._scalar(f"train/{name}", value, iteration)
-        remaining = (total_iterations - iteration) * values["step_time_s"]
+        eta = "with the next line"
+        if usual_step_seconds is not None or iteration == total_iterations:
+            eta = format_duration((total_iterations - iteration) * (usual_step_seconds or 0.0))
         mfu = f" | MFU {values['mfu_full']:.1%}" if values["mfu_full"] is not None else ""
         skipped = f" | {values['skipped']} skipped" if values["skipped"] else ""
         logger.info(
@@ -102,7 +113,7 @@ class MetricsWriter:
             f" | loss {values['lm_loss']:.4f} | grad norm {values['grad_norm']:.3f}"
             f" | lr {values['learning_rate']:.2e} | {values['step_time_s']:.2f} s/step"
             f" | {values['tokens_per_second']:,.0f} tokens/s{mfu}{skipped}"
-            f" | ETA {format_duration(remaining)}"
+            f" | ETA {eta}"
         )
 
     def validation(self, iteration: int, losses: Mapping[str, float]) -> None:

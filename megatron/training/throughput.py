@@ -19,6 +19,8 @@ class Clock:
     tokens: int = 0
     num_steps: int = 0
     attention_share: float = 1.0  # mean over the tokens
+    warm_up_seconds: float = 0.0  # of the first step of a process, where it is among these
+    num_warm_up_steps: int = 0
     _started: float | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -31,6 +33,18 @@ class Clock:
         if self._started is not None:
             self.seconds += time.monotonic() - self._started
             self._started = None
+
+    def end_warm_up(self) -> None:
+        """Tell the step that has just been taken apart: a process compiles, allocates and opens files in its first."""
+        self.pause()
+        self.warm_up_seconds, self.num_warm_up_steps = self.seconds, 1
+        self.start()
+
+    @property
+    def usual_step_seconds(self) -> float | None:
+        """What a step takes that is no process's first; None where there was no other."""
+        num_steps = self.num_steps - self.num_warm_up_steps
+        return (self.seconds - self.warm_up_seconds) / num_steps if num_steps > 0 else None
 
     def count(self, tokens: int, attention_share: float) -> None:
         """Account for one step."""

@@ -157,7 +157,11 @@ def _log(run: Run, account: Account) -> None:
         **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
         "skipped": interval.num_skipped,
     }
-    run.writer.training(values, total_iterations=run.total_iterations)
+    run.writer.training(
+        values,
+        total_iterations=run.total_iterations,
+        usual_step_seconds=clock.usual_step_seconds,
+    )
     run.marks.metrics = values
     while run.marks.remarks:
         run.writer.remark(progress.iteration, run.marks.remarks.popleft())

@@ -76,6 +76,19 @@ def test_a_result_is_read_once_the_next_step_is_queued_and_counts_once():
     assert (progress.interval.num_steps, account.clock.num_steps) == (0, 0)
 
 
+def test_only_the_first_step_of_a_process_is_left_out_of_what_steps_take():
+    progress = Progress(iteration=10)  # of a resumed run
+    account = account_of(progress)
+    account.clock.start()
+    enter(account, progress, Step())
+    account.read_all()
+    assert account.clock.usual_step_seconds is None
+    account.begin_interval()
+    enter(account, progress, Step())
+    account.read_all()
+    assert account.clock.usual_step_seconds == account.clock.seconds
+
+
 def test_a_skipped_step_is_named_by_its_own_number(caplog):
     progress = Progress(iteration=10, consumed_samples=40)
     account = account_of(progress, save="runs/a")

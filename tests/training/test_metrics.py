@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_at_the_start_takes_numbers_and_not_the_run(tmp_path
         mock.patch("torch.utils.tensorboard.SummaryWriter", side_effect=full),
     ):
         writer = MetricsWriter(config, start_iteration=1)
-    writer.training({"iteration": 2, **LINE}, total_iterations=5)
+    writer.training({"iteration": 2, **LINE}, total_iterations=5, usual_step_seconds=0.5)
     writer.close()
     assert [line["iteration"] for line in _lines(path)] == [1, 2]
     assert caplog.text.count("goes on without") == 2
@@ -76,7 +76,9 @@ def test_writer_continues_a_resumed_run_and_writes_json_only(tmp_path):
     config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
     writer = MetricsWriter(config, start_iteration=0)
     for iteration in (1, 2, 3):
-        writer.training({"iteration": iteration, **LINE}, total_iterations=5)
+        writer.training(
+            {"iteration": iteration, **LINE}, total_iterations=5, usual_step_seconds=0.5
+        )
     writer.close()
     writer = MetricsWriter(config, start_iteration=2)
     writer.validation(2, {"python": 1.0})
@@ -131,6 +133,34 @@ def test_clock_weighs_the_share_of_attention_by_tokens():
     assert clock.attention_share == pytest.approx(0.4)
 
 
+def test_an_eta_leaves_a_process_s_first_step_out(monkeypatch):
+    times = iter([0.0, 60.0, 60.0, 64.0])  # the first step takes 60 s, two more 2 s each
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    clock = Clock()
+    clock.start()
+    clock.end_warm_up()
+    clock.count(100, 1.0)
+    assert clock.usual_step_seconds is None
+    for _ in range(2):
+        clock.count(100, 1.0)
+    clock.pause()
+    assert (clock.seconds, clock.usual_step_seconds) == (64.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "seconds", "eta"),
+    [(1, None, "with the next line"), (2, 2.0, "6s"), (5, None, "0s")],
+)
+def test_an_eta_is_told_of_usual_steps_only(caplog, iteration, seconds, eta):
+    writer = MetricsWriter(Config(), start_iteration=0)
+    with caplog.at_level("INFO", "megatron"):
+        writer.training(
+            {"iteration": iteration, **LINE}, total_iterations=5, usual_step_seconds=seconds
+        )
+    writer.close()
+    assert caplog.messages[-1].endswith(f" | ETA {eta}")
+
+
 def test_read_of_each_source_is_a_line_that_says_so(tmp_path):
     config = Config(checkpoint=CheckpointConfig(save=str(tmp_path)))
     writer = MetricsWriter(config, start_iteration=0)
@@ -168,7 +198,7 @@ def test_a_full_disk_takes_numbers_and_not_the_run(tmp_path, caplog):
     writer = MetricsWriter(config, start_iteration=0)
     writer._file.close()
     writer._file = open("/dev/full", "w")  # noqa: SIM115 - the writer closes it
-    writer.training({"iteration": 1, **LINE}, total_iterations=5)
+    writer.training({"iteration": 1, **LINE}, total_iterations=5, usual_step_seconds=0.5)
     writer.close()
     said = [record.message for record in caplog.records if "metrics.jsonl" in record.message]
     assert said and "No space left" in said[0] and "goes on" in said[0]
