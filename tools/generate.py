@@ -23,17 +23,19 @@ from megatron.inference.job import (
     read_text,
     split_at_cursor,
 )
+from megatron.inference.model_flags import (
+    add_model_flags,
+    check_processes,
+    choose_dtype,
+    choose_tokenizer,
+    join_processes,
+)
 from megatron.inference.options import SamplingOptions
 from megatron.inference.writer import Write, json_writer, text_writer
 from megatron.option_field import require
-from megatron.options import ParallelConfig
 from megatron.parallel.launch import Launch
 
 if TYPE_CHECKING:
-    import torch
-
-    from megatron.convert.model_source import ModelSource
-    from megatron.parallel.context import ParallelContext
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -52,7 +54,6 @@ EXAMPLES = """\
 The same options and seed write the same text, whatever else is in the batch. docs/generation.md has more."""
 
 CURSOR = "<CURSOR>"
-DTYPES = ("auto", "fp32", "bf16", "fp16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,27 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__ or "", EXAMPLES)
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--load",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="run, checkpoint, or exported folder",
-    )
-    model.add_argument("--iteration", type=int, help="of a run's checkpoints (default: the latest)")
-    model.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="of weights and computation (default: what the model has, fp32 on a CPU without bf16)",
-    )
-    model.add_argument("--tokenizer-file", type=Path, help="tokenizer.json, where --load has none")
-    model.add_argument("--gelu-as-tanh", action="store_true", help="as in convert_from_hf.py")
-    model.add_argument("--cpu", action="store_true", help="leave GPUs alone")
-    for name, what in (("tensor", "share each layer"), ("pipeline", "share the stack of layers")):
-        flag = f"--{name}-model-parallel-size"
-        model.add_argument(flag, type=int, default=1, metavar="N", help=f"processes that {what}")
+    add_model_flags(parser)
     prompt = parser.add_argument_group("prompt", "One of these; stdin if there is none.")
     prompt.add_argument("--prompt", help="text to continue")
     prompt.add_argument(
@@ -172,13 +153,7 @@ def _jobs(args: argparse.Namespace, options: SamplingOptions, launch: Launch) ->
 
 
 def _check(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> None:
-    sizes = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
-    require(
-        sizes == launch.world_size,
-        f"--tensor-model-parallel-size {args.tensor_model_parallel_size} x --pipeline-model-parallel-size "
-        f"{args.pipeline_model_parallel_size} is {sizes} processes and there are {launch.world_size}; start so many "
-        f"with tools/launch.py --nproc-per-node",
-    )
+    check_processes(args, launch)
     require(bool(jobs), f"--input {args.input} holds no prompt")
     require(args.batch_size >= 1, f"--batch-size is {args.batch_size}; allowed: from 1")
     for job in jobs:
@@ -198,7 +173,7 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     from megatron.convert.model_source import ModelSource
 
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
-    tokenizer = _tokenizer(args, source)
+    tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
     fitting = Fitting(
         args.order, args.sentinels, args.truncate, shortens=not hasattr(args, "max_new_tokens")
     )
@@ -214,8 +189,8 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     from megatron.inference.load import load_model
     from megatron.inference.runner import Runner
 
-    context = _context(args, launch)
-    dtype = _dtype(args.dtype, source.dtype, context.device)
+    context = join_processes(args, launch)
+    dtype = choose_dtype(args.dtype, source.dtype, context.device)
     num_texts = sum(job.num_samples for job in jobs)
     model = load_model(source.model, source.tensors, context, dtype)
     runner = Runner(model, context, dtype, max_rows=min(args.batch_size, num_texts))
@@ -249,50 +224,6 @@ class Counts:
         place = f"{output}: " if output else ""
         speed = f"{self.tokens / max(seconds, 1e-9):,.0f} tokens/s"
         return f"{place}{self.texts:,} text{'s' * (self.texts != 1)}, {self.tokens:,} tokens in {seconds:,.1f} s, {speed}"
-
-
-def _tokenizer(args: argparse.Namespace, source: ModelSource) -> Tokenizer:
-    from megatron.options import TokenizerConfig
-    from megatron.tokenizer.tokenizer import build_tokenizer
-
-    if args.tokenizer_file is None:
-        if source.tokenizer is None:
-            raise ConfigError(f"{args.load} has no tokenizer; give --tokenizer-file tokenizer.json")
-        return source.tokenizer
-    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_file=str(args.tokenizer_file)))
-    if tokenizer.vocab_size > source.model.vocab_size:
-        raise ConfigError(
-            f"--tokenizer-file {args.tokenizer_file} has {tokenizer.vocab_size} ids and the model "
-            f"{source.model.vocab_size}; give the one that it was trained with"
-        )
-    return tokenizer
-
-
-def _context(args: argparse.Namespace, launch: Launch) -> ParallelContext:
-    """Join the processes. Collective over all of them."""
-    from megatron.parallel.context import ParallelContext, initialize_distributed
-
-    parallel = ParallelConfig(
-        tensor_model_parallel_size=args.tensor_model_parallel_size,
-        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        distributed_backend="gloo" if args.cpu else "auto",
-    )
-    device = initialize_distributed(parallel, launch)
-    return ParallelContext.create(parallel, launch.world_size, device)
-
-
-def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Give the dtype to compute in; what is asked for, or the model's own where the device is made for it."""
-    import torch
-
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    if device.type == "cuda":
-        return stored
-    multiplies_bf16 = torch.backends.mkldnn.is_available() and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return stored if stored == torch.bfloat16 and multiplies_bf16 else torch.float32
 
 
 def _write_utf8() -> None:

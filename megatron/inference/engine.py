@@ -80,12 +80,26 @@ class Engine:
         """Samples that have no row yet."""
         return len(self._waiting)
 
+    @property
+    def num_rows_in_use(self) -> int:
+        """Samples that are being written or whose prompts are being read."""
+        return len(self._written) + len(self._read)
+
     def add(self, request: Request) -> None:
         """Take a request. Raises ConfigError for one that cannot be served; others go on."""
-        options, size = request.options, len(request.prompt)
-        options.check()
+        self.check(request)
         if request.name in self._names:
             raise ConfigError(f"request {request.name} is in work already; give another name")
+        self._names[request.name] = request.num_samples
+        for sample in range(request.num_samples):
+            key = sample_key(request.options.seed, request.prompt, sample)
+            stream = TextStream(request.options.stop)
+            self._waiting.append(_Sequence(request, sample, stream, key))
+
+    def check(self, request: Request) -> None:
+        """Raise ConfigError for a request that cannot be served, whatever else is in work. Any thread may ask."""
+        options, size = request.options, len(request.prompt)
+        options.check()
         if size == 0:
             raise ConfigError("the prompt is empty; give a token or more, such as the end of text")
         if request.num_samples < 1:
@@ -100,10 +114,6 @@ class Engine:
                 f"the prompt has {size} tokens, and with {options.max_new_tokens} new ones (--max-new-tokens) that is "
                 f"more than the model's {self._num_positions} positions; shorten one of them"
             )
-        self._names[request.name] = request.num_samples
-        for sample in range(request.num_samples):
-            key = sample_key(options.seed, request.prompt, sample)
-            self._waiting.append(_Sequence(request, sample, TextStream(options.stop), key))
 
     def cancel(self, name: str) -> list[Update]:
         """End a request, if it is in work; gives what its samples have. Every process calls it at the same step."""
@@ -270,10 +280,11 @@ class Engine:
             reason = self._take(sequence, choice)
             if reason is None:
                 text = sequence.give(sequence.text.take())
-                updates.append(Update(sequence.request.name, sequence.sample, text, choice.token))
+                name, number = sequence.request.name, sequence.sample
+                updates.append(Update(name, number, text, choice.token, score=choice))
             else:
                 finished.append(row)
-                updates.append(self._finish(sequence, reason))
+                updates.append(self._finish(sequence, reason, choice))
         for row in reversed(finished):
             self._release(row)
         return updates
@@ -293,7 +304,9 @@ class Engine:
             return "stop"
         return "length" if len(sequence.ids) == options.max_new_tokens else None
 
-    def _finish(self, sequence: _Sequence, reason: FinishReason) -> Update:
+    def _finish(
+        self, sequence: _Sequence, reason: FinishReason, last: TokenScore | None = None
+    ) -> Update:
         """Make the completion of a sequence, which has no row any more or will lose it."""
         request = sequence.request
         self._names[request.name] -= 1
@@ -311,7 +324,7 @@ class Engine:
             sequence.prompt_scores,
         )
         token = sequence.ids[-1] if sequence.ids else None
-        return Update(request.name, sequence.sample, rest, token, completion)
+        return Update(request.name, sequence.sample, rest, token, completion, last)
 
     def _release(self, row: int) -> _Sequence:
         """Free a row by moving the last one there, and the prompts being read one down."""

@@ -55,3 +55,4 @@ class Update:
     text: str  # that cannot change any more: no end that may become a stop text
     token: int | None  # None: it ended before its first
     completion: Completion | None = None  # when it is finished
+    score: TokenScore | None = None  # of the token that this step chose

@@ -1,0 +1,106 @@
+"""The flags that name a model and where it runs, for every tool that predicts, and what they stand for.
+
+Imports torch only inside functions: `--help` and a user's mistake do not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.errors import ConfigError
+from megatron.option_field import require
+from megatron.options import ParallelConfig
+from megatron.parallel.launch import Launch
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron.parallel.context import ParallelContext
+    from megatron.tokenizer.interface import Tokenizer
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --load and its like."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--load",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run, checkpoint, or exported folder",
+    )
+    model.add_argument("--iteration", type=int, help="of a run's checkpoints (default: the latest)")
+    model.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of weights and computation (default: what the model has, fp32 on a CPU without bf16)",
+    )
+    model.add_argument("--tokenizer-file", type=Path, help="tokenizer.json, where --load has none")
+    model.add_argument("--gelu-as-tanh", action="store_true", help="as in convert_from_hf.py")
+    model.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    for name, what in (("tensor", "share each layer"), ("pipeline", "share the stack of layers")):
+        flag = f"--{name}-model-parallel-size"
+        model.add_argument(flag, type=int, default=1, metavar="N", help=f"processes that {what}")
+
+
+def check_processes(args: argparse.Namespace, launch: Launch) -> None:
+    """Raise ConfigError unless there are as many processes as the model is spread over."""
+    sizes = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
+    require(
+        sizes == launch.world_size,
+        f"--tensor-model-parallel-size {args.tensor_model_parallel_size} x --pipeline-model-parallel-size "
+        f"{args.pipeline_model_parallel_size} is {sizes} processes and there are {launch.world_size}; start so many "
+        f"with tools/launch.py --nproc-per-node",
+    )
+
+
+def choose_tokenizer(
+    args: argparse.Namespace, own: Tokenizer | None, model_vocab_size: int
+) -> Tokenizer:
+    """Give the tokenizer that is asked for, or the model's own. Raises ConfigError for one that does not fit."""
+    from megatron.options import TokenizerConfig
+    from megatron.tokenizer.tokenizer import build_tokenizer
+
+    if args.tokenizer_file is None:
+        if own is None:
+            raise ConfigError(f"{args.load} has no tokenizer; give --tokenizer-file tokenizer.json")
+        return own
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_file=str(args.tokenizer_file)))
+    if tokenizer.vocab_size > model_vocab_size:
+        raise ConfigError(
+            f"--tokenizer-file {args.tokenizer_file} has {tokenizer.vocab_size} ids and the model "
+            f"{model_vocab_size}; give the one that it was trained with"
+        )
+    return tokenizer
+
+
+def join_processes(args: argparse.Namespace, launch: Launch) -> ParallelContext:
+    """Join the processes. Collective over all of them."""
+    from megatron.parallel.context import ParallelContext, initialize_distributed
+
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        distributed_backend="gloo" if args.cpu else "auto",
+    )
+    device = initialize_distributed(parallel, launch)
+    return ParallelContext.create(parallel, launch.world_size, device)
+
+
+def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Give the dtype to compute in; what is asked for, or the model's own where the device is made for it."""
+    import torch
+
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return stored
+    multiplies_bf16 = torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return stored if stored == torch.bfloat16 and multiplies_bf16 else torch.float32
