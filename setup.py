@@ -23,6 +23,7 @@ except ImportError:
 EXTENSIONS = {
     "megatron.curation._minhash": "csrc/minhash.cpp",
     "megatron.curation._multi_search": "csrc/multi_search.cpp",
+    "megatron.curation._pii_scan": "csrc/pii_scan.cpp",
     "megatron.curation._text_scan": "csrc/text_scan.cpp",
     "megatron.data._helpers": "csrc/data_helpers.cpp",
     "megatron.tokenizer._byte_pair": "csrc/byte_pair_encoder.cpp",

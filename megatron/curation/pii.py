@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron.curation.document import Changed, Document, Keep, Stage, Verdict
-from megatron.curation.pii_rules import Found, find_all
+from megatron.curation.pii_rules import find_all
+from megatron.curation.pii_scan import Found
 from megatron.data.permutation import keyed_word
 from megatron.option_field import check_bounds, option, require
 

@@ -35,7 +35,7 @@ from megatron.logging import get_logger
 
 logger = get_logger(__name__)
 
-VERSION = 1  # of what the stages decide: a shard of another version is not continued
+VERSION = 2  # of what the stages decide: a shard of another version is not continued
 NUM_NAMED = 5  # bad records that are named; the others are in the quarantine
 
 OnShard = Callable[[int], object]  # is told the bytes of input of a shard that is done
