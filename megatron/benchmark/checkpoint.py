@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from megatron import logging
 from megatron.checkpoint.checksums import forget_cached
@@ -103,6 +104,7 @@ class Bench:
             "plain write": self._write_plain,
             "plain read": self._read_plain,
             "save": self._save,
+            "save without hashes": self._save_unhashed,
             "save --async-save, until training goes on": self._begin,
             "save --async-save, until it counts": self._end,
             "check of the hashes": self._verify,
@@ -142,6 +144,11 @@ class Bench:
         save_checkpoint(
             self._root, self._iteration, self._tensors, state={}, config={}, plan=self._plan
         )
+
+    def _save_unhashed(self) -> None:
+        """Save as `_save` does, with the wrong hashes: those of nothing."""
+        with mock.patch("megatron.checkpoint.content_hash.ContentHash.add"):
+            self._save()
 
     def _begin(self) -> None:
         from megatron.checkpoint.background import begin_save
@@ -214,8 +221,10 @@ def _table(seconds: dict[str, list[float]], num_bytes: int, num_processes: int) 
     save, stall = seconds["save"], seconds["save --async-save, until training goes on"]
     ratios = sorted(a / b for a, b in zip(stall, save, strict=True))
     costs = sorted(b / a for a, b in zip(seconds["plain write"], save, strict=True))
+    hashes = sorted(a / b - 1 for a, b in zip(save, seconds["save without hashes"], strict=True))
     lines += [
         "",
+        f"hashes add to a save: {statistics.median(hashes):.0%} ({hashes[0]:.0%} to {hashes[-1]:.0%})",
         f"stall of --async-save over that of a save: {statistics.median(ratios):.0%} "
         f"({ratios[0]:.0%} to {ratios[-1]:.0%})",
         f"a save over a plain write: {statistics.median(costs):.2f} ({costs[0]:.2f} to {costs[-1]:.2f})",
