@@ -21,6 +21,8 @@ except ImportError:
     raise SystemExit("setup.py needs pybind11: pip install pybind11, or run: make env") from None
 
 EXTENSIONS = {
+    "megatron.attribution._fingerprints": "csrc/fingerprints.cpp",
+    "megatron.attribution._suffix_search": "csrc/suffix_search.cpp",
     "megatron.curation._minhash": "csrc/minhash.cpp",
     "megatron.curation._multi_search": "csrc/multi_search.cpp",
     "megatron.curation._pii_scan": "csrc/pii_scan.cpp",
@@ -96,6 +98,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "attribution": ["pydivsufsort>=0.0.18"],
         "convert": ["transformers>=5"],
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
         "plot": ["matplotlib>=3.8"],

@@ -1,0 +1,55 @@
+"""How indexes are built: one field, one flag of `attribute.py build`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron.option_field import check_bounds, option, require
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How indexes are built."""
+
+    memory: float = option(
+        4.0,
+        "gigabytes that building may take, checked before it starts. An exact trace takes 12 bytes a token at uint16 "
+        "ids and 17 at int32, of as many tokens at a time as fit; a filter that is larger takes more passes",
+        metavar="GB",
+        above=0,
+    )
+    threads: int = option(1, "threads that compute fingerprints", minimum=1)
+    line_starts: bool = option(
+        False,
+        "trace: only places where a line starts, a tenth of the size. What is found is exact for spans that begin "
+        "there, and carried on to the left from them",
+    )
+    false_positives: float = option(
+        1e-6,
+        "membership: rate of false positives of one look-up",
+        metavar="RATE",
+        above=0,
+        below=0.5,
+    )
+    gram: int = option(
+        50, "membership: bytes of normalised text that a fingerprint is of", minimum=8
+    )
+    window: int = option(
+        50,
+        "membership: of so many grams in a row one is kept; any shared run of gram + window - 1 bytes is found",
+        minimum=1,
+        maximum=1 << 16,
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for values that cannot be."""
+        check_bounds(self)
+        require(
+            self.false_positives >= 1e-12,
+            f"--false-positives {self.false_positives:g}: the smallest is 1e-12",
+        )
+        require(self.gram <= 1 << 16, f"--gram {self.gram}: at most 65536")
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory * 1e9)

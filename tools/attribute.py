@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Find out whether, and where, a text stands in the training data: build indexes beside token files, and ask them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import megatron.logging
+from megatron.attribution import membership, report
+from megatron.attribution.build import build, plan
+from megatron.attribution.corpus import open_token_files
+from megatron.attribution.index_file import IndexFile, index_path
+from megatron.attribution.kinds import KINDS
+from megatron.attribution.options import BuildOptions
+from megatron.attribution.spelling import Spelling
+from megatron.attribution.trace import Trace, to_json
+from megatron.cli import (
+    EXIT_USER_ERROR,
+    add_section,
+    make_parser,
+    parse_known,
+    run_tool,
+    section_from,
+)
+from megatron.errors import ConfigError, DataError
+from megatron.options import TokenizerConfig
+from megatron.tokenizer.tokenizer import build_tokenizer
+
+EXAMPLES = """\
+  indexes of every kind beside two token files; run again, it makes only what is missing or stale
+    python tools/attribute.py build data/py_text_document data/cpp_text_document --tokenizer-file tokenizer.json
+  does this text stand in the data? (needs no tokenizer)
+    python tools/attribute.py membership data/*_text_document.idx --file completion.py
+  which parts of it, how often, in which files of which repositories
+    python tools/attribute.py trace data/py_text_document --tokenizer-file tokenizer.json < completion.py
+  the same for programs, without what an opt-out list names
+    python tools/attribute.py trace data/py_text_document --tokenizer-file tokenizer.json --text 'def f(' --json \\
+      --exclude-documents optout.jsonl
+  which indexes there are, and whether they are whole
+    python tools/attribute.py list data/py_text_document --verify"""
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one command."""
+    parser = make_parser(__doc__ or "", EXAMPLES)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_build(commands)
+    _add_membership(commands)
+    _add_trace(commands)
+    _add_list(commands)
+    args = parse_known(parser, argv)
+    args.prefix = list(dict.fromkeys(map(prefix_of, args.prefix)))  # PREFIX.* names each twice
+    megatron.logging.configure()
+    return args.run(args)
+
+
+def prefix_of(given: str) -> str:
+    """Give the prefix of a token file, which a shell's pattern names with .idx or .bin."""
+    return given[:-4] if given.endswith((".idx", ".bin")) else given
+
+
+def _add(
+    commands: Any, name: str, help: str, run: Callable[..., int | None]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False
+    )
+    parser.add_argument(
+        "prefix",
+        nargs="+",
+        metavar="PREFIX",
+        help="token files: the path of .bin and .idx, with or without these",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_build(commands: Any) -> None:
+    parser = _add(commands, "build", "build the indexes that token files lack, beside them", _build)
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=list(KINDS),
+        default=list(KINDS),
+        help="; ".join(f"{name}: {kind.help}" for name, kind in KINDS.items()) + " (default: all)",
+    )
+    parser.add_argument("--again", action="store_true", help="build also what is up to date")
+    add_section(parser, BuildOptions, title="how")
+    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
+
+
+def _build(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    options = section_from(args, BuildOptions)
+    tasks = plan(args.prefix, args.kinds, options, again=args.again)
+    if tasks:
+        build(tasks, build_tokenizer(section_from(args, TokenizerConfig)), options, _show)
+    num_bytes = sum(task.path.stat().st_size for task in tasks)
+    num_current = len(args.prefix) * len(args.kinds) - len(tasks)
+    print(f"built {len(tasks)} indexes, {num_bytes / 1e6:,.1f} MB; {num_current} were up to date")
+
+
+@contextlib.contextmanager
+def _show(name: str, total: int) -> Iterator[Callable[[int], object]]:
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=None, desc=Path(name).name) as bar:
+        yield bar.update
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--text", help="the text")
+    which.add_argument(
+        "--file", type=Path, metavar="FILE", help="a file that holds it (default: standard input)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--color",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="mark what is found in the text (default: on a terminal)",
+    )
+    parser.add_argument(
+        "--exclude-documents",
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="opt-out lists, as for training: what they name is not found, at once",
+    )
+    parser.add_argument(
+        "--exclude-documents-skip",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="token files for which such lists need not be decidable",
+    )
+
+
+def _question(args: argparse.Namespace) -> bytes:
+    """Read the text that is asked for."""
+    if args.text is not None:
+        text = args.text.encode()
+    elif args.file is not None:
+        try:
+            text = args.file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--file {args.file}: {error.strerror}") from None
+    else:
+        text = sys.stdin.buffer.read()
+    if not text.strip():
+        raise ConfigError("the text is empty; give --text, --file, or standard input")
+    return text
+
+
+def _answer(
+    args: argparse.Namespace,
+    values: dict[str, Any],
+    text: bytes,
+    lines: Callable[..., Iterator[str]],
+) -> None:
+    if args.json:
+        print(json.dumps(values))
+        return
+    colored = sys.stdout.isatty() if args.color == "auto" else args.color == "always"
+    print("\n".join(lines(text, values, colored=colored)))
+
+
+def _add_membership(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "membership",
+        "say which parts of a text stand in the data, by their fingerprints; needs no tokenizer but for opt-out lists",
+        _membership,
+    )
+    _add_question(parser)
+    add_section(parser, TokenizerConfig, title="tokenizer, with --exclude-documents")
+
+
+def _membership(args: argparse.Namespace) -> None:
+    text = _question(args)
+    indexes = [membership.MembershipIndex(prefix) for prefix in args.prefix]
+    files, spelling = [], None
+    if args.exclude_documents:
+        files = open_token_files(
+            args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
+        )
+        spelling = Spelling(build_tokenizer(section_from(args, TokenizerConfig)))
+    answer = membership.ask(text, indexes, files, spelling)
+    _answer(args, answer.to_json(), text, report.membership_lines)
+
+
+def _add_trace(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "trace",
+        "give the longest parts of a text that stand in the data, how often each does, and in which documents",
+        _trace,
+    )
+    _add_question(parser)
+    parser.add_argument(
+        "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
+    )
+    parser.add_argument(
+        "--documents",
+        type=int,
+        default=10,
+        metavar="N",
+        help="documents that are named (default: 10)",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads that search (default: 1)")
+    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
+
+
+def _trace(args: argparse.Namespace) -> None:
+    if min(args.min_tokens, args.documents, args.threads) < 1:
+        raise ConfigError("--min-tokens, --documents and --threads are 1 at least")
+    text = _question(args)
+    files = open_token_files(
+        args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
+    )
+    tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
+    spelling = Spelling(tokenizer)
+    trace = Trace(files, tokenizer, spelling, num_threads=args.threads)
+    spans = trace(text, min_tokens=args.min_tokens, most=max(args.documents, 10))
+    _answer(args, to_json(text, spans, spelling, args.documents), text, report.trace_lines)
+
+
+def _add_list(commands: Any) -> None:
+    parser = _add(
+        commands, "list", "say which indexes there are and whether they are up to date", _list
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read all of each, and compare its SHA-256"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object an index: its header")
+
+
+def _list(args: argparse.Namespace) -> int:
+    is_good = True
+    for prefix in args.prefix:
+        for kind in KINDS:
+            path = index_path(prefix, kind)
+            if not path.exists():
+                print(
+                    json.dumps({"path": str(path), "kind": None}) if args.json else f"{path}: none"
+                )
+                continue
+            try:
+                index = IndexFile.open(prefix, kind)
+                if args.verify:
+                    with tqdm(
+                        total=index.num_bytes,
+                        unit="B",
+                        unit_scale=True,
+                        disable=None,
+                        desc="verify",
+                    ) as bar:
+                        index.verify(bar.update)
+            except DataError as error:
+                is_good = False
+                print(error, file=sys.stderr)
+                continue
+            if args.json:
+                print(json.dumps({"path": str(path), **index.facts}))
+            else:
+                print(report.index_line(path, index))
+    return 0 if is_good else EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    run_tool(main)
