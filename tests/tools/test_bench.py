@@ -2,17 +2,17 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 
 
 def bench(*args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "data", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_forked("tools/bench.py", "data", *args, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +56,14 @@ def test_mistakes_are_one_line(args, message):
 
 
 def test_a_mistake_in_faults_is_one_line():
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "faults", "--life", "17"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_forked("tools/bench.py", "faults", "--life", "17")
     assert result.returncode == 2 and "--life 17: give a seed and a number" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_faults_are_played_counted_and_written_down(tmp_path):
     out = tmp_path / "faults.json"
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "faults", "--life", "1/1"]
-    result = subprocess.run(
-        [*command, "--out", str(out)], capture_output=True, text=True, check=False
-    )
+    result = run_forked("tools/bench.py", "faults", "--life", "1/1", "--out", out, timeout=120)
     assert result.returncode == 0, result.stderr
     (life,) = json.loads(out.read_text())["lives"]
     num_faults = sum(attempt["has_fired"] for attempt in life["attempts"])

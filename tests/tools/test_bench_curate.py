@@ -1,18 +1,18 @@
 """tools/bench.py curate measures what it names; its figures are not looked at here."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import run_forked
 
 pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
 ROOT = Path(__file__).parents[2]
 
 
 def bench(*args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "curate", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_forked("tools/bench.py", "curate", *args, timeout=120)
 
 
 def test_every_stage_has_its_rows():

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model", "tiny", "--seq-length", "64", "--steps", "2", "--warmup", "1", "--threads", "1"]
 
 
 def bench(*args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "train", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_forked("tools/bench.py", "train", *args, timeout=120)
 
 
 def data_of(corpus) -> list[str]:

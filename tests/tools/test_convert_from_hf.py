@@ -19,8 +19,8 @@ from megatron.training.fingerprint import Contents, Fingerprint
 from megatron.training.start import find_start
 from tests.convert.runs import STARCODER2, make_run
 from tests.convert.test_hf_import import make_theirs
+from tests.forked import run_forked
 from tests.training.runs import flags_of, parse, read_metrics, train_here
-from tests.world import launcher_environment
 
 NOTHING = Contents("", {}, {})
 TOOL = Path(__file__).parents[2] / "tools" / "convert_from_hf.py"
@@ -34,10 +34,7 @@ def run(*args):
 
 
 def call(*args):
-    environment = launcher_environment() | {"PYTHONPATH": str(TOOL.parents[1])}
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment
-    )
+    return run_forked(TOOL, *args)
 
 
 def export(root, folder):
@@ -204,6 +201,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_help_shows_two_examples():
-    result = call("--help")
+    command = [sys.executable, TOOL, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.count("python tools/convert_from_hf.py --load") == 3

@@ -11,16 +11,13 @@ from tests.convert.megatron_checkpoint import write_megatron
 from tests.convert.runs import write_tokenizer_files
 from tests.convert.test_megatron_legacy import make_model
 from tests.convert.test_torch_file import ATTACKS
-from tests.world import launcher_environment
+from tests.forked import run_forked
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_from_megatron.py"
 
 
 def call(*args):
-    environment = launcher_environment() | {"PYTHONPATH": str(TOOL.parents[1])}
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment
-    )
+    return run_forked(TOOL, *args)
 
 
 def test_a_checkpoint_of_tp_4_and_pp_2_becomes_a_run(tmp_path):
@@ -56,6 +53,7 @@ def test_a_malicious_pickle_in_its_place_runs_nothing(tmp_path, is_zip):
 
 
 def test_help_shows_two_examples():
-    result = call("--help")
+    command = [sys.executable, TOOL, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.count("python tools/convert_from_megatron.py --load") == 2

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron.errors import CheckpointError, ConfigError
 from tests.convert.runs import make_run
-from tests.world import launcher_environment
+from tests.forked import run_forked
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_to_hf.py"
 spec = importlib.util.spec_from_file_location("convert_to_hf", TOOL)
@@ -24,10 +24,7 @@ def run(*args):
 
 
 def call(*args):
-    environment = launcher_environment() | {"PYTHONPATH": str(TOOL.parents[1])}
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment
-    )
+    return run_forked(TOOL, *args)
 
 
 def test_root_and_folder_give_the_same_files(tmp_path, capsys):
@@ -128,6 +125,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_help_shows_two_examples():
-    result = call("--help")
+    command = [sys.executable, TOOL, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.count("python tools/convert_to_hf.py --load") == 2

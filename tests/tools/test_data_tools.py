@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = "def add(a, b):\n    return a + b  # 2023\n\n\nclass Point:\n    x: int = 10\n"
 
@@ -23,9 +25,8 @@ def start(tool: str, *args: str | Path) -> subprocess.Popen:
 
 def run(tool: str, *args: str | Path) -> tuple[int, str, str]:
     """Run a tool and give its exit code, stdout and stderr."""
-    process = start(tool, *args)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    result = run_forked(f"tools/{tool}.py", *args)
+    return result.returncode, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +279,9 @@ def test_mistakes_of_the_other_tools_are_one_line_and_exit_code_2(
 
 def test_help_shows_two_examples_and_needs_no_torch():
     for tool in ("train_tokenizer", "preprocess_data", "merge_datasets", "verify"):
-        code, out, _ = run(tool, "--help")
-        assert code == 0
+        process = start(tool, "--help")
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
         assert out.count(f"python tools/{tool}.py") >= 2
     script = "import sys; sys.argv = ['x', '--help']; import preprocess_data; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}

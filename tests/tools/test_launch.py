@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked, run_forked
 from tests.world import launcher_environment
 from tools.launch import parse
 
@@ -18,20 +19,12 @@ TOOL = Path(__file__).parents[2] / "tools" / "launch.py"
 PATIENCE_SECONDS = 40
 
 
-def start(script: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(TOOL), *options, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=launcher_environment() | {"OMP_NUM_THREADS": "1"},  # else torchrun tells of its choice
-    )
+def start(script: Path, *options: str) -> Forked:
+    return Forked(TOOL, *options, script)
 
 
 def launch(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    process = start(script, "--standalone", *options)
-    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return run_forked(TOOL, "--standalone", *options, script, timeout=PATIENCE_SECONDS)
 
 
 def write_script(folder: Path, body: str) -> Path:
@@ -113,21 +106,24 @@ def test_processes_that_start_again_meet_in_an_empty_store(tmp_path: Path) -> No
     assert [(tmp_path / f"met{tried}").read_text() for tried in (0, 1)] == ["1", "1"]
 
 
-def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
-
-
 def test_help_begins_with_examples_and_a_mistake_is_one_line() -> None:
-    shown = run_tool("--help").stdout
+    shown = run_forked(TOOL, "--help").stdout
     assert shown.count("python tools/launch.py") >= 2
     assert shown.index("examples:") < shown.index("--rdzv-endpoint RDZV_ENDPOINT")
-    result = run_tool()
+    result = run_forked(TOOL)
     assert result.returncode == 2
     assert result.stderr.startswith("launch.py: error: ") and result.stderr.count("\n") == 1
 
 
 def test_a_crash_ends_with_the_line_of_who_failed_behind_its_own_traceback(tmp_path: Path) -> None:
-    result = launch(write_script(tmp_path, "raise RuntimeError('a bug')"))
+    script = write_script(tmp_path, "raise RuntimeError('a bug')")
+    result = subprocess.run(
+        [sys.executable, str(TOOL), "--standalone", str(script)],
+        capture_output=True,
+        text=True,
+        env=launcher_environment() | {"OMP_NUM_THREADS": "1"},  # else torchrun tells of its choice
+        timeout=PATIENCE_SECONDS,
+    )
     assert result.returncode == 1
     assert result.stderr.count("Traceback") == 1
     *_, error, last = result.stderr.splitlines()
@@ -172,7 +168,7 @@ def test_a_signal_is_handed_on_once_and_nothing_is_restarted(
         while not got:
             time.sleep(0.05)
         time.sleep(0.3)  # the launcher waits for who saves
-        print('signals:', len(got))
+        sys.stdout.write(f'signals: {{len(got)}}\\n')  # in one piece, as others write too
         sys.exit(75)
     """
     process = start(
@@ -203,23 +199,17 @@ def test_a_second_signal_ends_processes_that_do_not_leave(tmp_path: Path) -> Non
     wait_for(tmp_path, "try0*", 1)
     process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.returncode is None and time.monotonic() < deadline:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(1) == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGTERM
     assert not is_running(int((tmp_path / "try0_rank0").read_text()))
-    process.communicate()
 
 
 def test_processes_that_stay_too_long_are_killed(tmp_path: Path) -> None:
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(60)\n"
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(TOOL), "--standalone", str(write_script(tmp_path, body))],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=launcher_environment() | environment,
-    )
+    process = Forked(TOOL, "--standalone", write_script(tmp_path, body), environment=environment)
     wait_for(tmp_path, "try0*", 1)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
@@ -241,7 +231,7 @@ def test_a_taken_port_is_named_in_a_line(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
 
 
-def nodes(folder: Path, script: Path, *options: str) -> list[subprocess.Popen[str]]:
+def nodes(folder: Path, script: Path, *options: str) -> list[Forked]:
     """Start two launchers that meet through a file, as on two nodes."""
     meeting = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a")
     where = ("--rdzv-endpoint", str(folder / "meeting"), "--rdzv-conf", "store_type=file")

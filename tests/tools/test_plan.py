@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import launcher_environment
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 STARCODER = (
@@ -21,14 +21,7 @@ NOTHING_FUSED = "--kernels reference --gradient-accumulation-fusion off"  # but 
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "tools/plan.py", *arguments],
-        cwd=ROOT,
-        env=launcher_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_forked("tools/plan.py", *arguments, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +144,8 @@ def test_hardware_of_ones_own_is_checked_field_by_field(tmp_path):
 
 
 def test_help_shows_two_examples():
-    help_text = _run("--help").stdout
+    command = [sys.executable, "tools/plan.py", "--help"]
+    help_text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert help_text.count("python tools/plan.py") == 3 and "torchrun" in help_text
 
 

@@ -17,22 +17,15 @@ from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import FINGERPRINT
 from megatron.training.inputs import open_inputs
 from tests.checkpoint.seal import seal
+from tests.forked import run_forked
 from tests.training.corpus import Corpus
 from tests.training.runs import flags_of, parse
-from tests.world import launcher_environment
 
 ROOT = Path(__file__).parents[2]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "tools/pretrain_gpt.py", *arguments],
-        cwd=ROOT,
-        env=launcher_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_forked("tools/pretrain_gpt.py", *arguments, timeout=120)
 
 
 def _copy(corpus: Corpus, folder: Path) -> Corpus:
@@ -179,6 +172,7 @@ def test_dry_run_does_not_import_torch(corpus, tmp_path):
 
 
 def test_help_shows_examples_and_exit_codes():
-    text = _run("--help").stdout
+    command = [sys.executable, "tools/pretrain_gpt.py", "--help"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert text.count("python tools/pretrain_gpt.py") == 2
     assert "exit codes" in text

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ from megatron.parallel.launch import Launch
 from megatron.training import replay as replaying
 from megatron.training.replay import compare_replays, read_steps, replay, replay_times
 from megatron.training.replay_start import plan_replay
+from tests.forked import run_forked
 from tests.grid import grid_of
 from tests.training.runs import flags_of, train_here
-from tests.world import launcher_environment
 
 LAYOUTS = {
     "distributed optimizer, spikes": "--use-distributed-optimizer --loss-spike-policy skip "
@@ -109,10 +107,8 @@ def test_what_cannot_be_replayed_is_refused(trained, corpus, tmp_path):
 
 def test_the_command_says_equal_or_different_by_its_exit_code(trained, tmp_path):
     def verify(root, *arguments):
-        command = [sys.executable, "tools/verify.py", "replay", "--load", str(root), *arguments]
-        # one thread, as the run had: on a CPU sums are grouped by it
-        environment = launcher_environment() | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        # of one thread, as the run was: on a CPU sums are grouped by it
+        return run_forked("tools/verify.py", "replay", "--load", root, *arguments)
 
     result = verify(trained, "--step", "6", "--times", "2")
     assert result.returncode == 0, result.stderr
