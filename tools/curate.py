@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.command == "card":
         print(f"wrote {data_card.write_card(args.output)}")
     elif args.command == "mix":
-        blend_groups(args)
+        blend_groups(args, given)
     else:
         curate(args, given)
 
@@ -128,7 +128,7 @@ def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
     print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s ({speed:,.1f} MB/s)")
 
 
-def blend_groups(args: argparse.Namespace) -> None:
+def blend_groups(args: argparse.Namespace, given: Sequence[str]) -> None:
     """Count tokens and write the blend."""
     options, config = section_from(args, RunOptions), section_from(args, MixConfig)
     options.check()
@@ -138,7 +138,7 @@ def blend_groups(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
     size = sum(source.num_bytes for source in plan(options))
     with show("mix", size) as on_bytes:
-        mixture = mix(options, config, tokenizer, on_bytes=on_bytes)
+        mixture = mix(options, config, tokenizer, command=given, on_bytes=on_bytes)
     print(mixture.describe())
     print(f"{options.output}: data_path.txt, weighted_split_paths.txt, tokens.json")
 

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.curation.benchmarks import Pattern, read_patterns
 from megatron.curation.document import Changed, Document, Drop, Keep, Stage, Verdict
@@ -252,12 +252,17 @@ class Detector:
 
     def __init__(self, patterns: Sequence[Pattern], config: DecontaminateConfig) -> None:
         """Build the searches."""
+        self._made_from = (patterns, config)
         least = config.min_characters
         wanted = [one for one in patterns if len("".join(one.text.split())) >= least]
         require(bool(wanted), f"no text has --min-characters {least}; state fewer")
         self.layers: list[Layer] = [
             make(wanted, config) for name, make in LAYERS.items() if name in config.layers
         ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Searches are memory of C++; another machine builds its own.
+        return Detector, self._made_from
 
     def find(self, document: Document) -> list[Hit]:
         """Give what a document holds: each text once, by the first layer that finds it."""

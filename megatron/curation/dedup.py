@@ -27,9 +27,9 @@ from megatron.curation.fingerprints import (
     copy_survivors,
     sign,
 )
+from megatron.curation.output_folder import remove_leftovers
 from megatron.curation.passes import Comparison, Corpus
 from megatron.curation.record_io import Source
-from megatron.data.ordered_map import Workers
 from megatron.errors import ConfigError, DataError
 from megatron.option_field import check_bounds, option
 
@@ -103,7 +103,7 @@ def _decide(
     _fingerprint_all(config, corpus)
     older = _older(config, corpus)
     collection = Collection([*older, *_shards(corpus)])
-    decisions = Decisions(corpus.work, len(collection))
+    decisions = Decisions.create(corpus.work, len(collection))
     _compare(config, corpus, collection, decisions)
     starts = collection.starts[len(older) :]
     # What an index holds by then decides, too.
@@ -142,43 +142,46 @@ def _folder(corpus: Corpus, number: int) -> Path:
 
 
 def _fingerprint_all(config: DedupConfig, corpus: Corpus) -> None:
-    def work(task: tuple[int, Source]) -> int:
-        number, source = task
-        folder = _folder(corpus, number)
-        try:
-            compute(source, config.scheme, folder, corpus.max_document_bytes)
-        except OSError as error:
-            raise DataError(
-                f"{error.filename or folder}: {error.strerror or error}; finished shards are kept: make room, and run "
-                "the same command again"
-            ) from error
-        return source.num_bytes
-
+    remove_leftovers(corpus.work)
+    work = partial(_fingerprint, config.scheme, corpus.work, corpus.max_document_bytes)
     total = sum(source.num_bytes for source in corpus.sources)
     with (
         corpus.progress("fingerprints", total) as on_bytes,
-        Workers(work, min(corpus.workers, len(corpus.sources))) as pool,
+        corpus.pool(work, len(corpus.sources)) as pool,
     ):
         for size in pool.map(enumerate(corpus.sources)):
             on_bytes(size)
+
+
+def _fingerprint(scheme: Scheme, work: Path, max_bytes: int, task: tuple[int, Source]) -> int:
+    number, source = task
+    folder = work / f"{number:05d}"
+    try:
+        compute(source, scheme, folder, max_bytes)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror or error}; finished shards are kept: make room, and run "
+            "the same command again"
+        ) from error
+    return source.num_bytes
 
 
 def _compare(config: DedupConfig, corpus: Corpus, collection: Any, decisions: Any) -> None:
     from megatron.curation.duplicates import exact_pairs, near_edges, num_ranges
 
     count = num_ranges(len(collection))
-    with Workers(lambda number: exact_pairs(collection, number, count), corpus.workers) as pool:
+    with corpus.pool(lambda number: exact_pairs(collection, number, count), count) as pool:
         for documents, twins in pool.map(range(count)):
             decisions.add_exact(documents, twins)
     if config.near == "none":
         return
-    is_out = decisions.is_dropped
+    decisions.flush()
     threshold = config.threshold if config.verify == "signature" else None
     count = num_ranges(sum(len(shard.array("keys")) for shard in collection.shards))
     with (
         corpus.progress("duplicates", count) as on_range,
-        Workers(
-            lambda number: near_edges(collection, number, count, is_out, threshold), corpus.workers
+        corpus.pool(
+            lambda number: near_edges(collection, number, count, decisions, threshold), count
         ) as pool,
     ):
         for pair in pool.map(range(count)):
@@ -187,6 +190,7 @@ def _compare(config: DedupConfig, corpus: Corpus, collection: Any, decisions: An
     # Without verification a shared band is all that counts, to the end.
     is_one_kept = config.survivors == "one" or threshold is None
     decisions.resolve(collection, threshold=config.threshold, is_one_kept=is_one_kept)
+    decisions.flush()
 
 
 def _generation(config: DedupConfig, corpus: Corpus) -> str:

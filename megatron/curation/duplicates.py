@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,12 @@ RANGE_ENTRIES = 4 << 20  # keys that are held at a time, 16 bytes each and their
 BUCKET_ROUNDS = 8  # times that those unlike the best of a bucket are tried among themselves
 COMPARED = 1 << 15  # pairs of signatures that are compared at a time
 EXACT, NEAR = 1, 2
+_DECIDED = {
+    "twins": "i8",
+    "kinds": "u1",
+    "similarities": "f4",
+    "parents": "i8",
+}  # files of decisions
 
 Array = npt.NDArray[Any]
 Similarity = Callable[[Array, Array], Array]
@@ -111,9 +117,9 @@ def exact_pairs(collection: Collection, number: int, count: int) -> tuple[Array,
 
 
 def near_edges(
-    collection: Collection, number: int, count: int, is_out: Array, threshold: float | None
+    collection: Collection, number: int, count: int, decisions: Decisions, threshold: float | None
 ) -> tuple[Array, Array]:
-    """Give the pairs of documents that share a band key in a range and are similar enough; is_out: not looked at.
+    """Give the pairs of documents that share a band key in a range and are similar enough, but for exact duplicates.
 
     threshold None: every pair that shares a key, as the original has it.
     """
@@ -123,7 +129,7 @@ def near_edges(
         keys, rows = shard.array("keys"), shard.array("rows")
         part = slice(np.searchsorted(keys, low), np.searchsorted(keys, high, side="right"))
         documents = rows[part] + start
-        chosen = ~is_out[documents]
+        chosen = ~decisions.is_dropped(documents)
         found_keys.append(keys[part][chosen])
         found.append(documents[chosen])
     keys, numbers = np.concatenate(found_keys), np.concatenate(found)
@@ -187,17 +193,32 @@ def _cover(
 class Decisions:
     """For each document 0 or 1 + the document it repeats, how (EXACT or NEAR), and how similar. Mapped files."""
 
-    def __init__(self, folder: Path, num_documents: int) -> None:
+    def __init__(self, folder: Path, *, is_writable: bool = False) -> None:
+        """Map the files."""
+        self._folder = folder
+        mode: Literal["r", "r+"] = "r+" if is_writable else "r"
+        self.twins, self.kinds, self.similarities, self._parents = (
+            np.load(folder / f"{name}.npy", mmap_mode=mode) for name in _DECIDED
+        )
+
+    @classmethod
+    def create(cls, folder: Path, num_documents: int) -> Decisions:
         """Create the files, in which nothing is dropped yet."""
         shape = (max(num_documents, 1),)
-        create = np.lib.format.open_memmap
-        self.twins = create(folder / "twins.npy", mode="w+", dtype=np.int64, shape=shape)
-        self.kinds = create(folder / "kinds.npy", mode="w+", dtype=np.uint8, shape=shape)
-        self.similarities = create(
-            folder / "similarities.npy", mode="w+", dtype=np.float32, shape=shape
-        )
-        self._parents = create(folder / "parents.npy", mode="w+", dtype=np.int64, shape=shape)
-        self._parents[:] = np.arange(shape[0])
+        for name, dtype in _DECIDED.items():
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        decisions = cls(folder, is_writable=True)
+        decisions._parents[:] = np.arange(shape[0])
+        return decisions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another machine maps the files for itself, to read.
+        return Decisions, (self._folder,)
+
+    def flush(self) -> None:
+        """Write what was decided to the files, before others read it."""
+        for array in (self.twins, self.kinds, self.similarities):
+            array.flush()
 
     def add_exact(self, documents: Array, twins: Array) -> None:
         """Note what equals a kept document."""
@@ -205,9 +226,9 @@ class Decisions:
         self.kinds[documents] = EXACT
         self.similarities[documents] = 1.0
 
-    @property
-    def is_dropped(self) -> Array:
-        return np.asarray(self.twins) != 0
+    def is_dropped(self, documents: Array) -> Array:
+        """Say which of these are dropped."""
+        return np.asarray(self.twins[documents]) != 0
 
     def add_edges(self, first: Array, second: Array) -> None:
         """Join the groups of each pair of similar documents."""

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from megatron.curation.document import Document
 from megatron.curation.licences import PERMISSIVE, as_expressions, is_allowed
+from megatron.curation.output_folder import aside
 from megatron.curation.record_io import BadRecord, Source
 from megatron.errors import DataError
 
@@ -111,14 +112,12 @@ def compute(source: Source, scheme: Scheme, folder: Path, max_bytes: int) -> Non
     done = folder / "done.json"
     if done.exists() and done.read_text() == wanted:
         return
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    for leftover in (temporary, folder):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    temporary = aside(folder)
     temporary.mkdir(parents=True)
     documents = (item for item in source.read() if not isinstance(item, BadRecord))
     _write(_fingerprint(documents, scheme, max_bytes), temporary)
     (temporary / "done.json").write_text(wanted)
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 

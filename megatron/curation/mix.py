@@ -1,7 +1,7 @@
 """How much there is of each language and source, in tokens, and the blend that training reads.
 
-Records are counted by processes, a shard each, and may be written apart by group on the way. Knows nothing of how token
-files are made.
+Records are counted a shard at a time, and may be written apart by group on the way; the counts of a shard are kept, so
+that a run which was interrupted goes on, and other caps need no counting. Knows nothing of how token files are made.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import orjson
-
-from megatron.curation.document import Document
+from megatron.curation.document import Document, Keep, Stage
+from megatron.curation.engine import pool_of
 from megatron.curation.options import RunOptions
+from megatron.curation.output_folder import (
+    aside,
+    claim,
+    digest,
+    fingerprint_of,
+    read_counts,
+    remove_leftovers,
+    write_json,
+    write_whole,
+)
 from megatron.curation.passes import plan
 from megatron.curation.record_io import BadRecord, PartSource, RecordWriter, Source
 from megatron.data.formatted import (
@@ -25,8 +34,7 @@ from megatron.data.formatted import (
     encode_formatted,
     why_not_formatted,
 )
-from megatron.data.ordered_map import Workers
-from megatron.data.publish import publish, sync
+from megatron.data.publish import open_locked, publish
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.option_field import check_bounds, option, require
@@ -37,6 +45,7 @@ logger = get_logger(__name__)
 BATCH_BYTES = 1 << 20  # of text, encoded at a time
 NO_LANGUAGE = "unknown"
 ALL = "all"
+COUNTS = ".counts"  # folder of the counts of each shard; no group has such a name
 
 Key = tuple[str, str]  # language, source
 
@@ -82,6 +91,15 @@ class MixConfig:
             )
         return caps
 
+    def step(self, tokenizer: Tokenizer) -> Stage:
+        """Give what the counts of a shard depend on; caps and names of files come after."""
+        settings = {
+            "tokenizer": tokenizer.fingerprint(),
+            "formatted": self.formatted,
+            "split_records": self.by if self.split_records else "",
+        }
+        return Stage("mix", Keep, settings)
+
     def group_of(self, key: Key) -> str:
         """Give the group of a language and a source, as part of a file name."""
         parts = {"language": key[:1], "source": key[1:], "both": (key[1], key[0])}[self.by]
@@ -110,6 +128,12 @@ class Mixture:
     config: MixConfig
     counts: dict[Key, Count] = field(default_factory=lambda: defaultdict(Count))
     num_bad: int = 0
+
+    def add(self, counts: Mapping[Key, Count], num_bad: int) -> None:
+        """Count what a shard counted."""
+        for key, count in counts.items():
+            self.counts[key].add(count)
+        self.num_bad += num_bad
 
     def groups(self) -> dict[str, Count]:
         """Give the counts of groups, the largest first."""
@@ -173,12 +197,12 @@ class Mixture:
             for name, count in groups.items()
         }
         content = {"groups": shown, "counts": rows, "bad_records": self.num_bad}
-        _write(output / "tokens.json", orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        _write(
+        write_json(output / "tokens.json", content)
+        write_whole(
             output / "data_path.txt", (" ".join(f"{w} {path}" for w, path in named) + "\n").encode()
         )
         parts = ", ".join(f"{weight} 0:1 {path}" for weight, path in named)
-        _write(output / "weighted_split_paths.txt", f'"train: {parts}"\n'.encode())
+        write_whole(output / "weighted_split_paths.txt", f'"train: {parts}"\n'.encode())
 
 
 def _row(name: str, count: Count, weight: int, share: float) -> str:
@@ -186,16 +210,43 @@ def _row(name: str, count: Count, weight: int, share: float) -> str:
     return f"{name:<28} {count.documents:>12,} {megabytes:>12,.1f} {count.tokens:>16,} {weight:>16,} {share:>8.2%}"
 
 
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    source: Source
+    name: str  # of what the shard is part of
+    fingerprint: str
+
+
+_Counts = tuple[dict[Key, Count], int]  # and of records that are none
+
+
 class _ShardCounter:
-    """Counts one shard; runs in a worker."""
+    """Counts one shard; runs in a worker.
+
+    What it counted appears last, and says that the shard is done.
+    """
 
     def __init__(self, config: MixConfig, tokenizer: Tokenizer, output: Path) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._output = output
 
-    def __call__(self, task: tuple[int, Source, str]) -> tuple[dict[Key, Count], int]:
-        number, source, name = task
+    def __call__(self, task: _Task) -> _Counts:
+        try:
+            counts, num_bad = self._run(task)
+            rows = [[*key, *vars(count).values()] for key, count in sorted(counts.items())]
+            content = {"fingerprint": task.fingerprint, "bad": num_bad, "counts": rows}
+            write_json(_counts_path(self._output, task.number), content)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or self._output}: {error.strerror or error}; finished shards are kept: make room, and "
+                "run the same command again"
+            ) from error
+        return counts, num_bad
+
+    def _run(self, task: _Task) -> _Counts:
+        number, source, name = task.number, task.source, task.name
         counts: dict[Key, Count] = defaultdict(Count)
         writers: dict[str, tuple[RecordWriter, Path, Path]] = {}
         batch: list[tuple[Key, Document]] = []
@@ -246,7 +297,7 @@ class _ShardCounter:
             folder = self._output / group
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{number:05d}.jsonl.zst"
-            temporary = path.with_name(f".{path.name}.tmp")
+            temporary = aside(path)
             writers[group] = (RecordWriter(temporary, "jsonl.zst"), temporary, path)
         writers[group][0].write(document)
 
@@ -256,37 +307,60 @@ def mix(
     config: MixConfig,
     tokenizer: Tokenizer,
     *,
+    command: Sequence[str] = (),
     on_bytes: Callable[[int], object] = lambda size: None,
 ) -> Mixture:
-    """Count all input and write what training reads to the output folder. Forks; the same for any number of workers."""
+    """Count all input and write what training reads to the output folder; the same for any number of workers.
+
+    Goes on with a run that was interrupted. Raises DataError if the folder holds something else, or the disk is full.
+    """
     config.check()
     if config.formatted:
         check_sentinels(tokenizer, "--formatted")
     output = options.folder
-    if output.is_dir() and any(output.iterdir()) and not options.overwrite:
-        raise DataError(f"--output {output} is not empty; name another folder, or add --overwrite")
     sources = plan(options)
     if not sources:
         raise DataError(f"nothing to read in {', '.join(options.input)}")
     output.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (number, source, _name(source, options.input)) for number, source in enumerate(sources)
-    ]
-    mixture = Mixture(config)
-    with Workers(
-        _ShardCounter(config, tokenizer, output), min(options.workers, len(tasks))
-    ) as pool:
-        for task, (counts, num_bad) in zip(tasks, pool.map(tasks), strict=True):
-            _merge(mixture.counts, counts)
-            mixture.num_bad += num_bad
-            on_bytes(task[1].num_bytes)
-    mixture.write(output)
+    with open_locked(output / ".lock"):
+        step = config.step(tokenizer)
+        claim(output, fingerprint_of([step], sources, options), [step], options, command)
+        for folder in (output, *filter(Path.is_dir, output.iterdir())):
+            remove_leftovers(folder)
+        (output / COUNTS).mkdir(exist_ok=True)
+        mixture = Mixture(config)
+        tasks = []
+        for number, source in enumerate(sources):
+            name = _name(source, options.input)
+            fingerprint = digest([source.fingerprint(), name, dict(step.settings)])
+            task = _Task(number, source, name, fingerprint)
+            done = read_counts(_counts_path(output, number), fingerprint, _from_json)
+            if done is None:
+                tasks.append(task)
+            else:
+                mixture.add(*done)
+                on_bytes(source.num_bytes)
+        if len(tasks) < len(sources):
+            logger.info(
+                "continuing: %d of %d shards are done", len(sources) - len(tasks), len(sources)
+            )
+        if tasks:
+            with pool_of(options)(_ShardCounter(config, tokenizer, output), len(tasks)) as pool:
+                for task, counted in zip(tasks, pool.map(tasks), strict=True):
+                    mixture.add(*counted)
+                    on_bytes(task.source.num_bytes)
+        mixture.write(output)
+    (output / ".lock").unlink(missing_ok=True)
     return mixture
 
 
-def _merge(into: dict[Key, Count], counts: Mapping[Key, Count]) -> None:
-    for key, count in counts.items():
-        into[key].add(count)
+def _counts_path(output: Path, number: int) -> Path:
+    return output / COUNTS / f"{number:05d}.json"
+
+
+def _from_json(content: dict[str, Any]) -> _Counts:
+    counts = {(language, source): Count(*rest) for language, source, *rest in content["counts"]}
+    return counts, content["bad"]
 
 
 def _name(source: Source, inputs: Sequence[str]) -> str:
@@ -296,11 +370,3 @@ def _name(source: Source, inputs: Sequence[str]) -> str:
     if str(path) in inputs:
         return path.name.partition(".")[0]
     return path.resolve().parent.name
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        sync(file)
-    publish([(temporary, path)])

@@ -44,6 +44,12 @@ class RunOptions:
         False, "read a sample, write nothing, predict what is dropped, time and disk"
     )
     sample_mb: float = option(20.0, "with --dry-run: megabytes that are read", above=0)
+    ray: str | None = option(
+        None,
+        "do the work by Ray, --workers tasks at a time: auto (the cluster that this machine is part of), HOST:PORT, or "
+        "local; all machines must see --input and --output under the same paths",
+        metavar="ADDRESS",
+    )
 
     def check(self) -> None:
         """Raise ConfigError for what is missing or out of range."""

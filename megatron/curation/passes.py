@@ -6,7 +6,6 @@ the pass before wrote. Knows nothing of command lines.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from megatron.curation.document import Stage
+from megatron.curation.engine import MakePool, pool_of
 from megatron.curation.options import RunOptions
+from megatron.curation.output_folder import claim, fingerprint_of, read_counts, write_json
 from megatron.curation.record_io import Source, plan_sources
 from megatron.curation.runner import PassLayout, StagesOf, read_stage, run_pass, same_for_all
 from megatron.curation.totals import Totals
-from megatron.data.publish import open_locked, publish, sync
+from megatron.data.publish import open_locked
 from megatron.errors import DataError
 from megatron.logging import get_logger
 
@@ -43,7 +42,7 @@ class Corpus:
 
     sources: Sequence[Source]
     work: Path
-    workers: int
+    pool: MakePool
     max_document_bytes: int
     progress: Progress
 
@@ -100,12 +99,15 @@ def run_steps(
     output = options.folder
     output.mkdir(parents=True, exist_ok=True)
     with open_locked(output / ".lock"):
-        complete = _completed(output, steps, first, options)
+        fingerprint = fingerprint_of(steps, first, options)
+        complete = read_counts(output / "totals.json", fingerprint, Totals.from_json)
         if complete is not None:
+            logger.info("%s is complete already", output)
             return complete
-        fingerprint = _claim(output, steps, first, options, command)
+        (output / "totals.json").unlink(missing_ok=True)
+        claim(output, fingerprint, steps, options, command)
         totals = _run_passes(group(steps), first, options, progress)
-        _write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})
+        write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})
         if not options.keep_intermediate:
             for leftover in output.glob(".pass-*"):
                 shutil.rmtree(leftover)
@@ -138,7 +140,7 @@ def _run_passes(
         corpus = Corpus(
             sources,
             output / f".pass-{number}" / "work",
-            options.workers,
+            pool_of(options),
             options.max_document_bytes,
             progress,
         )
@@ -153,7 +155,7 @@ def _run_passes(
                 sources,
                 stages_of,
                 layout,
-                workers=options.workers,
+                pool=corpus.pool,
                 strict=options.strict,
                 on_shard=on_bytes,
             )
@@ -175,73 +177,3 @@ def _run_passes(
 
 def _in_front(stage_of: Callable[[int], Stage], stages: Sequence[Stage]) -> StagesOf:
     return lambda shard: (stage_of(shard), *stages)
-
-
-def _fingerprint(steps: Sequence[Step], sources: Sequence[Source], options: RunOptions) -> str:
-    described = [[step.name, dict(step.settings)] for step in steps]
-    content = [described, [source.fingerprint() for source in sources], options.format]
-    dumped = orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=list)
-    return hashlib.sha256(dumped).hexdigest()
-
-
-def _completed(
-    output: Path, steps: Sequence[Step], sources: Sequence[Source], options: RunOptions
-) -> Totals | None:
-    """Give the counts of a run that has ended, if it is this one."""
-    try:
-        content = orjson.loads((output / "totals.json").read_bytes())
-        if content["fingerprint"] != _fingerprint(steps, sources, options):
-            return None
-        logger.info("%s is complete already", output)
-        return Totals.from_json(content)
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return None
-
-
-def _claim(
-    output: Path,
-    steps: Sequence[Step],
-    sources: Sequence[Source],
-    options: RunOptions,
-    command: Sequence[str],
-) -> str:
-    """Make the folder this run's, or find that it is. Raises DataError if it holds anything else."""
-    fingerprint = _fingerprint(steps, sources, options)
-    path = output / "run.json"
-    (output / "totals.json").unlink(missing_ok=True)
-    others = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
-    try:
-        older = orjson.loads(path.read_bytes())["fingerprint"]
-    except FileNotFoundError:
-        older = None
-        if others:
-            raise DataError(
-                f"--output {output} holds {sorted(others)[0]}, which no run of curate.py wrote; name another folder"
-            ) from None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        older = "damaged"
-    if older not in (None, fingerprint):
-        if not options.overwrite:
-            raise DataError(
-                f"--output {output} holds what another command, other settings or other input wrote; name another "
-                "folder, or add --overwrite"
-            )
-        for name in others:
-            entry = output / name
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    run = {
-        "fingerprint": fingerprint,
-        "command": list(command),
-        "inputs": [str(Path(path).resolve()) for path in options.input],
-        "steps": [{"stage": step.name, "settings": dict(step.settings)} for step in steps],
-    }
-    _write_json(path, run)
-    return fingerprint
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2, default=list))
-        sync(file)
-    publish([(temporary, path)])

@@ -7,7 +7,6 @@ have none. Knows nothing of what the stages do.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ from megatron.curation.document import (
     apply_stages,
     num_bytes,
 )
+from megatron.curation.engine import MakePool
+from megatron.curation.output_folder import aside, digest, read_counts, remove_leftovers
 from megatron.curation.record_io import BadRecord, Format, RecordWriter, Source
 from megatron.curation.totals import Totals
-from megatron.data.ordered_map import Workers
 from megatron.data.publish import publish, sync
 from megatron.errors import DataError
 from megatron.logging import get_logger
@@ -64,9 +64,12 @@ class PassLayout:
         return self.output / kind / f"{self.name(shard)}.{suffix}"
 
     def make_folders(self) -> None:
+        """Make all folders, without what an interrupted run left aside in them."""
         for folder in ("ledger", "quarantine", "shards"):
             (self.output / folder).mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.output / folder)
         self.records.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.records)
 
 
 def read_stage(max_document_bytes: int) -> Stage:
@@ -109,7 +112,7 @@ class _ShardWorker:
         kinds = ("ledger", "quarantine", "shards")
         finals = [layout.side_path(kind, number) for kind in kinds]
         finals.insert(2, layout.records_path(number))
-        temporary = [path.with_name(f".{path.name}.tmp") for path in finals]
+        temporary = [aside(path) for path in finals]
         entries = ledger.LedgerWriter(temporary[0])
         records = RecordWriter(temporary[2], layout.format)
         named: list[str] = []
@@ -140,7 +143,7 @@ class _ShardWorker:
         for pair in zip(temporary, finals, strict=True):
             publish([pair])
         if not named:
-            finals[1].unlink()
+            finals[1].unlink(missing_ok=True)
         return totals, named
 
     def _set_aside(self, bad: BadRecord, write: Callable[[bytes], Any], named: list[str]) -> None:
@@ -158,11 +161,11 @@ def run_pass(
     stages_of: StagesOf,
     layout: PassLayout,
     *,
-    workers: int,
+    pool: MakePool,
     strict: bool = False,
     on_shard: OnShard = lambda size: None,
 ) -> Totals:
-    """Do all shards that are not done, and give the counts of all. Forks."""
+    """Do all shards that are not done, and give the counts of all. Forks, or asks other machines."""
     layout.make_folders()
     totals, tasks, num_named = Totals(), [], 0
     for number, source in enumerate(sources):
@@ -177,8 +180,8 @@ def run_pass(
         logger.info("continuing: %d of %d shards are done", len(sources) - len(tasks), len(sources))
     if tasks:
         worker = _ShardWorker(stages_of, layout, strict=strict)
-        with Workers(worker, min(workers, len(tasks))) as pool:
-            for task, (counts, named) in zip(tasks, pool.map(tasks), strict=True):
+        with pool(worker, len(tasks)) as workers:
+            for task, (counts, named) in zip(tasks, workers.map(tasks), strict=True):
                 for place in named[: max(NUM_NAMED - num_named, 0)]:
                     logger.warning("set aside %s", place)
                 num_named += len(named)
@@ -190,17 +193,11 @@ def run_pass(
 
 def _fingerprint(source: Source, stages: Sequence[Stage], layout: PassLayout) -> str:
     described = [[stage.name, dict(stage.settings)] for stage in stages]
-    content = [VERSION, source.fingerprint(), described, layout.format]
-    dumped = orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=list)
-    return hashlib.sha256(dumped).hexdigest()
+    return digest([VERSION, source.fingerprint(), described, layout.format])
 
 
 def _done(layout: PassLayout, number: int, fingerprint: str) -> Totals | None:
     """Give the counts of a shard that is done, None if there are none of this input and these stages."""
-    try:
-        content = orjson.loads(layout.side_path("shards", number).read_bytes())
-        if content["fingerprint"] != fingerprint or not layout.records_path(number).exists():
-            return None
-        return Totals.from_json(content)
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+    if not layout.records_path(number).exists():
         return None
+    return read_counts(layout.side_path("shards", number), fingerprint, Totals.from_json)

@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import pickle
 import re
 import sysconfig
 import tokenize
@@ -17,7 +18,7 @@ pytest.importorskip("megatron.curation._multi_search", reason="csrc/ is not comp
 
 from megatron.curation._multi_search import StringSearch
 from megatron.curation.benchmarks import read_patterns
-from megatron.curation.decontaminate import DecontaminateConfig, decontaminate_stage
+from megatron.curation.decontaminate import DecontaminateConfig, Detector, decontaminate_stage
 from megatron.curation.document import Changed, Document, Drop, Keep
 from megatron.errors import ConfigError, DataError
 
@@ -132,6 +133,14 @@ def test_a_comment_sign_in_a_string_is_no_comment(tmp_path):
     for language in ("python", "c"):
         assert verdict(shown, f"strings={path}", language).rule == "normalised"
     assert isinstance(verdict('color = "#ddeeff"; url = "http://b"', f"strings={path}"), Keep)
+
+
+def test_a_detector_sent_to_another_process_finds_the_same(problems):
+    config = DecontaminateConfig(against=(problems,))
+    detector = Detector(read_patterns(problems), config)
+    document = Document("1", AROUND + PROMPT + SOLUTION, {"language": "python"})
+    found = pickle.loads(pickle.dumps(detector)).find(document)
+    assert found == detector.find(document) != []
 
 
 def test_search_finds_all_that_a_loop_finds():

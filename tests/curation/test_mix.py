@@ -7,6 +7,7 @@ import pytest
 
 from megatron.curation.mix import MixConfig, mix
 from megatron.curation.options import RunOptions
+from megatron.curation.record_io import PartSource
 from megatron.data.split import read_data_options
 from megatron.errors import ConfigError, DataError
 from megatron.options import DataConfig
@@ -33,7 +34,8 @@ def mixed(inputs, tmp_path, name="out", workers=1, **settings):
 
 
 def contents(folder: Path):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "run.json")
+    return {p.relative_to(folder): p.read_bytes() for p in files}
 
 
 def test_tokens_are_counted_by_language_and_source(inputs, tmp_path):
@@ -65,6 +67,41 @@ def test_the_blend_is_what_training_reads(inputs, tmp_path):
     assert read == words
 
 
+def test_an_interrupted_mix_continues_and_ends_as_if_it_had_not_been(inputs, tmp_path, monkeypatch):
+    expected = mixed(inputs, tmp_path, "whole", split_records=True)
+    read = PartSource.read
+
+    def failing(self):
+        for document in read(self):
+            if self.part.path.name == "1.jsonl":
+                raise DataError("the disk went away")
+            yield document
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartSource, "read", failing)
+        with pytest.raises(DataError, match="went away"):
+            mixed(inputs, tmp_path, split_records=True)
+    out = tmp_path / "out"
+    assert [path.name for path in (out / ".counts").iterdir()] == ["00000.json"]
+    (out / "python/.00001.jsonl.zst.0.tmp").write_text("half a file of a killed run")
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("00000.*")}
+    assert mixed(inputs, tmp_path, split_records=True).groups() == expected.groups()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_other_caps_need_no_counting_and_another_tokenizer_another_folder(
+    inputs, tmp_path, monkeypatch
+):
+    mixed(inputs, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(PartSource, "read", None)
+        assert mixed(inputs, tmp_path, cap=("python=6",)).weights()["python"] == 6
+    options = RunOptions(input=inputs, output=str(tmp_path / "out"))
+    with pytest.raises(DataError, match="add --overwrite"):
+        mix(options, MixConfig(), NullTokenizer(99))
+
+
 def test_records_are_written_apart_the_same_for_any_number_of_workers(inputs, tmp_path):
     mixed(inputs, tmp_path, "one", split_records=True)
     mixed(inputs, tmp_path, "two", workers=2, split_records=True)
@@ -80,7 +117,7 @@ def test_what_cannot_be_meant_is_an_error(inputs, tmp_path):
         mixed(inputs, tmp_path, prefix="a,{group}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes").touch()
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(DataError, match="holds notes, which no run of curate"):
         mixed(inputs, tmp_path)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron.curation import data_card, ledger, runner
+from megatron.curation import data_card, engine, ledger
 from megatron.curation.document import Changed, Document, Drop, Keep, Stage
 from megatron.curation.estimate import estimate
 from megatron.curation.options import RunOptions
@@ -247,7 +247,7 @@ def test_folder_of_another_command_is_left_alone_unless_told(tmp_path, source):
 
 def test_complete_run_is_summed_up_without_work(tmp_path, source, monkeypatch):
     totals = run_steps([ODD], options(tmp_path, source))
-    monkeypatch.setattr(runner, "Workers", None)
+    monkeypatch.setattr(engine, "Workers", None)
     assert run_steps([ODD], options(tmp_path, source)).to_json() == totals.to_json()
 
 
