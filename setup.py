@@ -28,8 +28,11 @@ EXTENSIONS = {
     "megatron.curation._pii_scan": "csrc/pii_scan.cpp",
     "megatron.curation._text_scan": "csrc/text_scan.cpp",
     "megatron.data._helpers": "csrc/data_helpers.cpp",
+    "megatron.kernels._prediction": "csrc/prediction.cpp",
     "megatron.tokenizer._byte_pair": "csrc/byte_pair_encoder.cpp",
 }
+# threads as torch's on Linux: its libgomp is the one that is loaded; elsewhere one thread computes
+OPENMP = {"megatron.kernels._prediction": ["-fopenmp"] if sys.platform == "linux" else []}
 HEADERS = sorted(map(str, Path("csrc").glob("*.h")))
 
 COMPILER_HINT = """
@@ -82,7 +85,14 @@ setup(
     packages=find_packages(include=["megatron", "megatron.*"]),
     package_data={"megatron.planning": ["hardware/*.yaml"]},
     ext_modules=[
-        Pybind11Extension(name, [source], depends=HEADERS, cxx_std=17, extra_compile_args=["-O3"])
+        Pybind11Extension(
+            name,
+            [source],
+            depends=HEADERS,
+            cxx_std=17,
+            extra_compile_args=["-O3", *OPENMP.get(name, [])],
+            extra_link_args=OPENMP.get(name, []),
+        )
         for name, source in EXTENSIONS.items()
     ],
     cmdclass={"build_ext": BuildExtensions},

@@ -1,0 +1,279 @@
+// The loops of prediction.cpp for vectors of LANES floats, in functions with the attribute TARGET that allows those.
+// Included once for each width, inside a namespace of its own; hence no include guard.
+//
+// A weight [out, in] lies in panels of kPanel of its rows, [out / kPanel, in, kPanel], the last filled up with zeros:
+// for each input two vectors that lie together, so that a product reads its weight from front to back. Every sum goes
+// through its summands in one order, whatever is computed beside it: a row's result is the same among any others.
+
+using Floats [[gnu::vector_size(LANES * 4)]] = float;
+using Ints [[gnu::vector_size(LANES * 4)]] = int32_t;
+
+constexpr size_t kPanel = 2 * LANES;
+constexpr size_t kBlockRows = LANES == 16 ? 8 : 4;  // of x, whose sums stay in registers: a vector for each of 2
+constexpr size_t kChunk = 128;                      // of the inputs: a panel's part of so many stays in the nearest cache
+
+TARGET inline Floats load(const float* from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+TARGET inline Floats load_part(const float* from, size_t count) {
+    Floats value = {};
+    std::memcpy(&value, from, count * sizeof(float));
+    return value;
+}
+
+TARGET inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+TARGET inline float sum(Floats value) {
+    float parts[LANES];
+    store(parts, value);
+    for (size_t size = LANES / 2; size > 0; size /= 2) {
+        for (size_t i = 0; i < size; ++i) parts[i] += parts[i + size];
+    }
+    return parts[0];
+}
+
+// e^x within 2 units in the last place; x is brought to [-87, 88].
+TARGET inline Floats exponential(Floats x) {
+    const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f, shift = Floats{} + 12582912.0f;  // 1.5 * 2^23
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const Floats shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
+    const Floats power = shifted - shift;
+    const Floats r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
+    Floats value = Floats{} + 1.9875691500e-4f;
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+        value = value * r + next;
+    }
+    value = value * r * r + r + 1.0f;
+    const Ints exponent = (reinterpret_cast<Ints>(shifted) - 0x4b400000 + 127) << 23;
+    return value * reinterpret_cast<Floats>(exponent);
+}
+
+// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u))
+TARGET inline Floats gelu(Floats x) {
+    const Floats u = x * (x * x * 0.044715f + 1.0f) * 0.7978845608f;
+    return x / (exponential(u * -2.0f) + 1.0f);
+}
+
+// Add to total [kRows, kPanel] the products of rows of x, x_stride apart, and of `size` pairs of vectors of w, w_stride
+// apart; it starts there, or total holds some. kFetches: what w goes on with, `ahead`, comes into a cache meanwhile.
+template <size_t kRows, bool kFetches>
+TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t size, bool starts,
+                        float* total, const float* ahead) {
+    Floats sums[kRows][2];
+#pragma GCC unroll 8
+    for (size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Floats{};
+    for (size_t k = 0; k < size; ++k, w += w_stride) {
+        if (kFetches) {
+            for (size_t i = 0; i < kPanel; i += 16) __builtin_prefetch(ahead + k * kPanel + i);
+        }
+        const Floats first = load(w), second = load(w + LANES);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) {
+            const Floats factor = Floats{} + x[r * x_stride + k];
+            sums[r][0] += factor * first;
+            sums[r][1] += factor * second;
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < kRows; ++r) {
+        // chunks are added up by themselves first, which rounds less than one long sum
+        store(total + r * kPanel, starts ? sums[r][0] : load(total + r * kPanel) + sums[r][0]);
+        store(total + r * kPanel + LANES, starts ? sums[r][1] : load(total + r * kPanel + LANES) + sums[r][1]);
+    }
+}
+
+// The same for any number of rows up to kBlockRows.
+template <bool kFetches>
+TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t size,
+                           bool starts, float* total, const float* ahead) {
+#define CASE(n) \
+    case n:     \
+        return tile<n, kFetches>(x, x_stride, w, w_stride, size, starts, total, ahead)
+    switch (rows) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+#if LANES == 16
+        CASE(5);
+        CASE(6);
+        CASE(7);
+        CASE(8);
+#endif
+    }
+#undef CASE
+}
+
+// Bias, activation and addition, and the way of a panel's sums [rows, kPanel] to the rows of out.
+TARGET inline void finish(const Product& p, size_t first_row, size_t rows, size_t panel, const float* total) {
+    const size_t first = panel * kPanel, end = std::min(first + kPanel, p.out_size);
+    for (size_t column = first; column < end; column += LANES, total += LANES) {
+        const size_t count = std::min<size_t>(LANES, end - column);
+        const Floats bias = p.bias ? load_part(p.bias + column, count) : Floats{};
+        float* out = p.out + first_row * p.out_stride + column;
+        for (size_t r = 0; r < rows; ++r, out += p.out_stride) {
+            Floats value = load(total + r * kPanel) + bias;
+            if (p.has_gelu) value = gelu(value);
+            if (count == LANES) {
+                store(out, p.adds ? load(out) + value : value);
+            } else {
+                if (p.adds) value += load_part(out, count);
+                std::memcpy(out, &value, count * sizeof(float));
+            }
+        }
+    }
+}
+
+// The outputs of panels [begin, end), by groups of rows that stay in a cache. scratch: kGroupRows * kPanel floats.
+TARGET void multiply(const Product& p, size_t begin, size_t end, float* scratch) {
+    for (size_t first = 0; first < p.rows; first += kGroupRows) {
+        const size_t rows = std::min(kGroupRows, p.rows - first);
+        for (size_t panel = begin; panel < end; ++panel) {
+            const float* w = p.weight + panel * kPanel * p.in_size;
+            for (size_t k = 0; k < p.in_size; k += kChunk) {
+                const size_t size = std::min(kChunk, p.in_size - k);
+                for (size_t r = 0; r < rows; r += kBlockRows) {
+                    const size_t count = std::min(kBlockRows, rows - r);
+                    const float* x = p.x + (first + r) * p.x_stride + k;
+                    float* total = scratch + r * kPanel;
+                    const float *here = w + k * kPanel, *ahead = here + size * kPanel;
+                    // the last rows have time to fetch the next chunk: it lies behind this one
+                    if (r + count == rows) {
+                        tile_of<true>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
+                    } else {
+                        tile_of<false>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
+                    }
+                }
+            }
+            finish(p, first, rows, panel, scratch);
+        }
+    }
+}
+
+// LayerNorm of a row.
+TARGET void normalize(const float* x, const float* weight, const float* bias, float epsilon, size_t size, float* out) {
+    const size_t whole = size / LANES * LANES, rest = size - whole;
+    Floats total = load_part(x + whole, rest);
+    for (size_t i = 0; i < whole; i += LANES) total += load(x + i);
+    const float mean = sum(total) / static_cast<float>(size);
+    float squares = 0.0f;
+    for (size_t i = whole; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    Floats wide = {};
+    for (size_t i = 0; i < whole; i += LANES) wide += (load(x + i) - mean) * (load(x + i) - mean);
+    const float scale = 1.0f / std::sqrt((sum(wide) + squares) / static_cast<float>(size) + epsilon);
+    for (size_t i = 0; i < whole; i += LANES) {
+        store(out + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+    }
+    for (size_t i = whole; i < size; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+}
+
+// One step of adding up lanes: what is left of a goes to the even blocks of s lanes of the result, of b to the odd ones.
+#define FIRST(i, s) (i) / (2 * (s)) * 2 * (s) + (i) % (s) + ((i) / (s) % 2 ? LANES : 0)
+#define SECOND(i, s) FIRST(i, s) + (s)
+#if LANES == 16
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), \
+                   F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
+#elif LANES == 8
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
+#else
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, F, s) __builtin_shufflevector(a, b, EACH(F, s))
+#else
+#define SHUFFLE(a, b, F, s) __builtin_shuffle(a, b, Ints{EACH(F, s)})
+#endif
+#define MERGE(a, b, s) (SHUFFLE(a, b, FIRST, s) + SHUFFLE(a, b, SECOND, s))
+
+constexpr size_t kKeys = LANES / kHeads;
+
+// Give the products of kHeads queries, `size` apart, and kKeys keys: lane h * kKeys + j.
+TARGET inline Floats scores(const float* queries, const float* const* keys, size_t size) {
+    Floats v[LANES] = {};
+    for (size_t k = 0; k < size; k += LANES) {
+        const size_t count = size - k;
+        Floats key[kKeys];
+#pragma GCC unroll 4
+        for (size_t j = 0; j < kKeys; ++j) key[j] = count < LANES ? load_part(keys[j] + k, count) : load(keys[j] + k);
+#pragma GCC unroll 4
+        for (size_t h = 0; h < kHeads; ++h) {
+            const float* from = queries + h * size + k;
+            const Floats query = count < LANES ? load_part(from, count) : load(from);
+#pragma GCC unroll 4
+            for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * key[j];
+        }
+    }
+#if LANES == 16
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) v[i] = MERGE(v[i], v[i + 8], 8);
+#endif
+#if LANES >= 8
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = MERGE(v[i], v[i + 4], 4);
+#endif
+    v[0] = MERGE(v[0], v[2], 2);
+    v[1] = MERGE(v[1], v[3], 2);
+    return MERGE(v[0], v[1], 1);
+}
+
+// Put e^(s - max s) in the place of each of `size` numbers, and give their sum.
+TARGET inline float exponentials(float* s, size_t size) {
+    float most = s[0];
+    for (size_t i = 1; i < size; ++i) most = std::max(most, s[i]);
+    Floats total = {};
+    for (size_t i = 0; i < size; i += LANES) {
+        const size_t count = std::min<size_t>(LANES, size - i);
+        float parts[LANES] = {};
+        store(parts, exponential(load_part(s + i, count) - most));
+        std::fill(parts + count, parts + LANES, 0.0f);
+        std::memcpy(s + i, parts, count * sizeof(float));
+        total += load(parts);
+    }
+    return sum(total);
+}
+
+// Up to kHeads query heads of a row and group, from first_head on. scratch: kHeads times the tokens seen, and kHeads panels.
+TARGET void attend(const Attention& a, size_t row, size_t group, size_t first_head, size_t count, float* scratch) {
+    const size_t d = a.head_dim, end = a.lengths[row] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
+    const size_t offset = ((row * a.num_groups + group) * a.capacity + begin) * d;
+    const float *keys = a.keys + offset, *values = a.values + offset;
+    const float* queries = a.queries + row * a.query_stride + first_head * d;
+    float* total = scratch + kHeads * seen;
+    for (size_t j = 0; j < seen; j += kKeys) {
+        const float* chosen[kKeys];
+        for (size_t i = 0; i < kKeys; ++i) chosen[i] = keys + std::min(j + i, seen - 1) * d;
+        float parts[LANES];
+        store(parts, scores(queries, chosen, d) * a.scale);
+        for (size_t h = 0; h < count; ++h) {
+            std::memcpy(scratch + h * seen + j, parts + h * kKeys, std::min(kKeys, seen - j) * sizeof(float));
+        }
+    }
+    float sums[kHeads];
+    for (size_t h = 0; h < count; ++h) sums[h] = exponentials(scratch + h * seen, seen);
+    float* out = a.out + row * a.out_stride + first_head * d;
+    const size_t whole = d / kPanel * kPanel;
+    for (size_t i = 0; i < whole; i += kPanel) {
+        tile_of<false>(count, scratch, seen, values + i, d, seen, true, total, nullptr);
+        for (size_t h = 0; h < count; ++h) std::memcpy(out + h * d + i, total + h * kPanel, kPanel * sizeof(float));
+    }
+    for (size_t h = 0; h < count; ++h) {
+        float* context = out + h * d;
+        std::fill(context + whole, context + d, 0.0f);
+        for (size_t j = 0; j < seen && whole < d; ++j) {
+            for (size_t i = whole; i < d; ++i) context[i] += scratch[h * seen + j] * values[j * d + i];
+        }
+        for (size_t i = 0; i < d; ++i) context[i] /= sums[h];
+    }
+}
+
+const Kernels kKernels = {kPanel, &multiply, &normalize, &attend};
+
+#undef FIRST
+#undef SECOND
+#undef EACH
+#undef SHUFFLE
+#undef MERGE
