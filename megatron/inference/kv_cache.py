@@ -20,6 +20,8 @@ from torch import Tensor
 from megatron.kernels.attention import AttentionFunction
 from megatron.kernels.cached_attention import cached_attention
 from megatron.kernels.documents import Documents
+from megatron.kernels.prediction import Decoder
+from megatron.model.attention import MicroBatch
 from megatron.transfer import to_device
 
 
@@ -163,3 +165,22 @@ class Decode:
             query[0], keys.as_strided(*self._seen), values.as_strided(*self._seen), self._bias
         )
         return context.unsqueeze(0)
+
+
+class LayersDecode(Decode):
+    """The same where one call does the work of all layers, and nothing is asked for layer by layer."""
+
+    def __init__(self, cache: KVCache, lengths: Sequence[int], decoder: Decoder) -> None:
+        self._cache, self._decoder = cache, decoder
+        self._lengths = torch.tensor(lengths)
+        self.position_ids = self._lengths.unsqueeze(1)  # int64 [b, 1]
+
+    def run_layers(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Run hidden states [1, b, h] of the new tokens through the layers: the same shape back."""
+        turn = batch.rotation
+        rotation = None
+        if turn is not None:
+            rotation = (turn.cos.flatten(0, 2).contiguous(), turn.sin.flatten(0, 2).contiguous())
+        cache = self._cache
+        keys, values = list(cache.keys.values()), list(cache.values.values())
+        return self._decoder(x[0], self._lengths, keys, values, rotation).unsqueeze(0)

@@ -16,8 +16,14 @@ from torch.distributed.tensor import DTensor, Shard
 
 from megatron.checkpoint.metadata import has_row_per_token
 from megatron.checkpoint.safetensors_file import BLOCK_BYTES
-from megatron.kernels import packed_product
+from megatron.kernels import packed_product, prediction
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu, already_active
+from megatron.kernels.prediction import (
+    Decoder,
+    DecoderLayer,
+    PanelProduct,
+    PanelProductGelu,
+)
 from megatron.layer_split import assign_stages
 from megatron.logging import get_logger
 from megatron.model.gpt import GPTModel, choose_model_kernels
@@ -33,6 +39,9 @@ from megatron.parallel.layers import (
 logger = get_logger(__name__)
 
 VOCAB_MULTIPLE = 16  # rows of a process's share of the vocabulary
+
+
+ProductKind = type[PanelProduct] | type[PackedProduct]
 
 
 class Tensors(Protocol):
@@ -73,17 +82,71 @@ def load_model(
         sequence_parallel=False,
         kernels=kernels,
     )
-    obstacle = packed_product.obstacle(context.device, dtype)
+    kinds, layout = _choose_products(context.device, dtype)
     if context.device.type == "cpu":
-        reason = f"as they are: packing {obstacle}" if obstacle else "packed for the CPU"
-        logger.info("weights %s, in %s", reason, str(dtype).removeprefix("torch."))
+        logger.info("weights %s, in %s", layout, str(dtype).removeprefix("torch."))
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             part = _read_part(tensors, f"model.{prefix}.{name}", parameter, dtype)
             _replace(module, name, part.to(context.device))
-    if obstacle is None:
-        _pack(model)
+    if kinds is not None:
+        _pack(model, *kinds)
     return model.eval()
+
+
+def make_decoder(model: GPTModel) -> Decoder | None:
+    """Make what takes one token of each sequence through a stage's layers at once; None where that is for each operation.
+
+    It is for layers of one process, whose weights `load_model` has laid out for it.
+    """
+    layers = []
+    for layer in model.layers.values():
+        assert isinstance(layer, TransformerLayer)
+        part = _decoder_layer(layer)
+        if part is None:
+            return None
+        layers.append(part)
+    if not layers:
+        return None
+    config = model.config
+    return Decoder(
+        layers,
+        num_heads=config.num_attention_heads,
+        num_groups=config.query_groups,
+        head_dim=config.head_dim,
+        window=config.window_size,
+        epsilon=config.layernorm_epsilon,
+    )
+
+
+def _decoder_layer(layer: TransformerLayer) -> DecoderLayer | None:
+    attention, mlp = layer.self_attention, layer.mlp
+    qkv, dense = attention.joined, attention.dense.product
+    up, down = mlp.dense_h_to_4h.product, mlp.dense_4h_to_h.product
+    if attention.region.size > 1 or not (
+        isinstance(qkv, PanelProduct)
+        and isinstance(dense, PanelProduct)
+        and isinstance(up, PanelProductGelu)
+        and isinstance(down, PanelProduct)
+    ):
+        return None
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
+    return DecoderLayer(
+        (first.weight, first.bias), qkv, dense, (second.weight, second.bias), up, down
+    )
+
+
+def _choose_products(
+    device: torch.device, dtype: torch.dtype
+) -> tuple[tuple[ProductKind, ProductKind] | None, str]:
+    """Choose what multiplies without and with a GELU, None for what training does, and say how weights lie for it."""
+    ours = prediction.obstacle(device, dtype)
+    if ours is None:
+        return (PanelProduct, PanelProductGelu), "packed for the CPU's vectors"
+    theirs = packed_product.obstacle(device, dtype)
+    if theirs is None:
+        return (PackedProduct, PackedProductGelu), f"packed by oneDNN (the faster way {ours})"
+    return None, f"as they are (packing {theirs})"
 
 
 def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) -> ModelConfig:
@@ -132,7 +195,7 @@ def _replace(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     setattr(module, name, tensor)
 
 
-def _pack(model: GPTModel) -> None:
+def _pack(model: GPTModel, kind: ProductKind, gelu_kind: ProductKind) -> None:
     """Lay out the weights of all products, one after another; what is laid out is there once."""
     for layer in model.layers.values():
         assert isinstance(layer, TransformerLayer)
@@ -142,20 +205,18 @@ def _pack(model: GPTModel) -> None:
         bias = None
         if query.bias is not None and key_value.bias is not None:
             bias = torch.cat([query.bias, key_value.bias[rows]])
-        attention.joined = PackedProduct(torch.cat([query.weight, key_value.weight[rows]]), bias)
+        attention.joined = kind(torch.cat([query.weight, key_value.weight[rows]]), bias)
         _replace(query, "weight", None)
         _replace(key_value, "weight", None)
-        _pack_product(attention.dense, PackedProduct)
-        _pack_product(layer.mlp.dense_h_to_4h, PackedProductGelu)
+        _pack_product(attention.dense, kind)
+        _pack_product(layer.mlp.dense_h_to_4h, gelu_kind)
         layer.mlp.bias_gelu = already_active
-        _pack_product(layer.mlp.dense_4h_to_h, PackedProduct)
+        _pack_product(layer.mlp.dense_4h_to_h, kind)
     if model.is_last:
-        _pack_output(model)
+        _pack_output(model, kind)
 
 
-def _pack_product(
-    product: ColumnParallelLinear | RowParallelLinear, kind: type[PackedProduct]
-) -> None:
+def _pack_product(product: ColumnParallelLinear | RowParallelLinear, kind: ProductKind) -> None:
     # what is summed over processes takes the bias after that
     keeps_bias = isinstance(product, RowParallelLinear) and product.region.size > 1
     product.product = kind(product.weight, None if keeps_bias else product.bias)
@@ -164,10 +225,10 @@ def _pack_product(
         _replace(product, "bias", None)
 
 
-def _pack_output(model: GPTModel) -> None:
+def _pack_output(model: GPTModel, kind: ProductKind) -> None:
     """Lay out the LM head; where the embedding is it, and tokens are looked up here, it is there twice."""
     is_tied = not model.config.untie_embeddings_and_output_weights
     head = model.embedding.word_embeddings if is_tied else model.output_layer
-    model.output_product = PackedProduct(head.weight, None)
+    model.output_product = kind(head.weight, None)
     if not (is_tied and model.is_first):
         _replace(head, "weight", None)

@@ -6,11 +6,14 @@ of the logits and join them. Every process makes the same calls in the same orde
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.inference.kv_cache import CacheShape, Decode, KVCache, Prefill
+from megatron.inference.kv_cache import CacheShape, Decode, KVCache, LayersDecode, Prefill
+from megatron.inference.load import make_decoder
 from megatron.model.gpt import GPTModel
 from megatron.model.transformer import TransformerLayer
 from megatron.parallel.collectives import gather_first_dim
@@ -46,6 +49,7 @@ class Runner:
             dtype,
             context.device,
         )
+        self._decoder = make_decoder(model)
         # of the last stage, the first among those that have the same logits
         self._choosing_rank = (context.pp_size - 1) * context.tp_size
 
@@ -66,7 +70,10 @@ class Runner:
         rows = slice(first_row, first_row + b)
         self.cache.reserve(rows.stop, first_position + s)
         with torch.inference_mode():
-            return self._run(tokens, Prefill(self.cache, rows, first_position, s), wanted)
+            step = Prefill(self.cache, rows, first_position, s)
+            ids = step.position_ids
+            asked = None if wanted is None else to_device(wanted, self._context.device)
+            return self._run(tokens, lambda x: self._model.predict(x, step, ids, asked))
 
     def decode(self, tokens: list[int], lengths: list[int], num_rows: int) -> Tensor | None:
         """Take one token for each of the first rows, that have lengths so far; num_rows are in use.
@@ -75,7 +82,7 @@ class Runner:
         """
         self.cache.reserve(num_rows, max(lengths) + 1)
         with torch.inference_mode():
-            return self._run(torch.tensor(tokens).unsqueeze(1), Decode(self.cache, lengths), None)
+            return self._run(torch.tensor(tokens).unsqueeze(1), self._decoding(lengths))
 
     def tell(self, values: Tensor) -> Tensor:
         """Give every process the values fp64 of the one that chooses; others pass a tensor of the shape. Collective."""
@@ -83,7 +90,16 @@ class Runner:
             dist.broadcast(values, src=self._choosing_rank)
         return values
 
-    def _run(self, tokens: Tensor, step: Prefill | Decode, wanted: Tensor | None) -> Tensor | None:
+    def _decoding(self, lengths: list[int]) -> Callable[[Tensor], Tensor]:
+        """Give what predicts with one token of each of the first rows."""
+        if self._decoder is None:
+            step = Decode(self.cache, lengths)
+            return lambda x: self._model.predict(x, step, step.position_ids)
+        whole = LayersDecode(self.cache, lengths, self._decoder)
+        return lambda x: self._model.predict(x, whole, whole.position_ids, layers=whole.run_layers)
+
+    def _run(self, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Carry tokens [b, s], or what a stage before makes of them, through this stage."""
         context, device = self._context, self._context.device
         if context.pp_rank == 0:
             x = to_device(tokens, device)
@@ -91,8 +107,7 @@ class Runner:
             shape = (tokens.size(1), tokens.size(0), self.config.hidden_size)
             x = torch.empty(shape, dtype=self._dtype, device=device)
             dist.recv(x, group=context.pp_group, group_src=context.pp_rank - 1)
-        rows = None if wanted is None else to_device(wanted, device)
-        out = self._model.predict(x, step, step.position_ids, rows)
+        out = predict(x)
         if context.pp_rank < context.pp_size - 1:
             dist.send(out.contiguous(), group=context.pp_group, group_dst=context.pp_rank + 1)
             return None
