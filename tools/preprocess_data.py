@@ -23,6 +23,8 @@ EXAMPLES = """\
       --tokenizer-file tokenizer.json --append-eod --workers 8 --provenance-keys repo path license
   python tools/preprocess_data.py --input code.jsonl.gz --json-keys content --output-prefix data/code \\
       --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt --append-eod --shuffle
+  python tools/preprocess_data.py --input chats.jsonl --messages-key messages --output-prefix data/chats \\
+      --tokenizer-file tokenizer.json
   srun bash -c 'python tools/preprocess_data.py --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS …'"""
 
 
@@ -51,7 +53,7 @@ def main() -> None:
         )
     seconds = time.monotonic() - start
     speed = f"{summary.num_bytes / 1e6:,.1f} MB of text in {seconds:,.1f} s ({summary.num_bytes / 1e6 / seconds:,.1f} MB/s)"
-    for key in config.json_keys:
+    for key in config.keys:
         print(f"{config.prefix_of(key)}: {summary.describe(key)}; {speed}")
 
 

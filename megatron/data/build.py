@@ -7,13 +7,14 @@ Opening costs the same for any size of data, so every process does it for itself
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from megatron.data.blended_dataset import BlendedDataset
 from megatron.data.content import SetContents, SourceContent, content_of
+from megatron.data.conversation_dataset import ConversationDataset, SourceDataset, template_of
 from megatron.data.exclusion import Exclusions, exclude_documents
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import Dataset, GPTDataset
@@ -22,7 +23,9 @@ from megatron.data.split import DataPlan, SourceGroup, read_data_options
 from megatron.data.token_range import TokenRange
 from megatron.errors import ConfigError, DataError
 from megatron.logging import get_logger
+from megatron.option_field import require
 from megatron.options import DataConfig
+from megatron.tokenizer.chat_template import ChatTemplate
 from megatron.tokenizer.interface import Tokenizer
 
 logger = get_logger(__name__)
@@ -42,6 +45,7 @@ class Datasets:
     train_content: SetContents
     eval_content: SetContents  # of valid, and of test by the names that logs use
     excluded_sha256: tuple[str, ...] = ()  # of each opt-out list
+    chat_template: ChatTemplate | None = None  # of the conversations that are trained on
 
     @property
     def logged_test(self) -> dict[str, Dataset]:
@@ -61,10 +65,11 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Da
     """
     plan = read_data_options(config)
     files = _open_all(plan, tokenizer)
+    templates = _templates(files, config)
     excluded = exclude_documents(
         config.exclude_documents, files, skipped=config.exclude_documents_skip
     )
-    builder = _Builder(config, tokenizer, seed, files, excluded)
+    builder = _Builder(config, tokenizer, seed, files, excluded, frozenset(templates))
     (train,) = builder.build(plan.train, [builder.fim])
     valid, test = builder.build_evaluated(plan.valid), builder.build_evaluated(plan.test)
     contents = {name: made.content for name, made in valid.items()}
@@ -76,6 +81,7 @@ def build_datasets(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Da
         train_content={plan.train.name: train.content},
         eval_content=contents,
         excluded_sha256=excluded.sha256,
+        chat_template=_trained_template(plan.train, templates),
     )
 
 
@@ -97,6 +103,44 @@ def _open(prefix: str, tokenizer: Tokenizer) -> IndexedDataset:
     return indexed
 
 
+def _templates(files: Mapping[str, IndexedDataset], config: DataConfig) -> dict[str, ChatTemplate]:
+    """Give the templates of files of conversations, by prefix. ConfigError for options that do not go with these."""
+    found = {prefix: template_of(indexed) for prefix, indexed in files.items()}
+    templates = {prefix: template for prefix, template in found.items() if template is not None}
+    if not templates:
+        return {}
+    holds = f"{next(iter(templates))} holds conversations"
+    require(
+        config.fim_rate == 0,
+        f"--fim-rate is {config.fim_rate:g} and {holds}, which fill-in-the-middle would take apart; give --fim-rate 0",
+    )
+    require(
+        config.reset_attention_mask and config.reset_position_ids,
+        f"{holds}, several a sample: give --reset-attention-mask and --reset-position-ids, so that none sees another "
+        "and each begins at position 0, as a prompt does",
+    )
+    return templates
+
+
+def _trained_template(
+    train: SourceGroup, templates: Mapping[str, ChatTemplate]
+) -> ChatTemplate | None:
+    """Give the one template of what is trained on, None without conversations. DataError where there are two."""
+    used = {
+        source.prefix: templates[source.prefix]
+        for source in train.sources
+        if source.prefix in templates
+    }
+    first = next(iter(used), None)
+    for prefix, template in used.items():
+        if first is not None and template != used[first]:
+            raise DataError(
+                f"{first} and {prefix} hold conversations written by different templates ({used[first]} and "
+                f"{template}); preprocess them with the same --chat-template"
+            )
+    return used[first] if first is not None else None
+
+
 @dataclass(frozen=True)
 class _Made:
     """A set, and what it is made of."""
@@ -115,8 +159,11 @@ class _Builder:
         seed: int,
         files: dict[str, IndexedDataset],
         excluded: Exclusions,
+        conversations: frozenset[str],
     ) -> None:
+        """conversations: the files that hold some."""
         self._config = config
+        self._conversations = conversations
         self._tokenizer = tokenizer
         self._seed = seed
         self._files = files
@@ -181,7 +228,18 @@ class _Builder:
             return [_Made(datasets[0], content) for datasets in made]
         return [_Made(BlendedDataset(datasets, weights, group.name), content) for datasets in made]
 
-    def _dataset(self, source: _Source, fim: FillInTheMiddle | None) -> GPTDataset:
+    def _dataset(self, source: _Source, fim: FillInTheMiddle | None) -> SourceDataset:
+        if source.indexed.prefix in self._conversations:
+            return ConversationDataset(
+                source.indexed,
+                source.documents,
+                seq_length=self._config.seq_length,
+                seed=self._seed,
+                name=source.name,
+                eod=self._tokenizer.eod,
+                excluded=self._excluded.of(source.indexed.prefix),
+                key=source.key,
+            )
         return GPTDataset(
             source.indexed,
             source.documents,
@@ -269,7 +327,7 @@ def _numbered(names: Iterable[str]) -> list[str]:
     return numbered
 
 
-def _log_sources(datasets: Sequence[GPTDataset], weights: Sequence[Fraction]) -> None:
+def _log_sources(datasets: Sequence[SourceDataset], weights: Sequence[Fraction]) -> None:
     for dataset, weight in zip(datasets, weights, strict=True):
         logger.info(
             "%s: weight %.4f, %s documents, %s tokens, %s samples an epoch",
@@ -279,3 +337,18 @@ def _log_sources(datasets: Sequence[GPTDataset], weights: Sequence[Fraction]) ->
             f"{dataset.num_tokens:,}",
             f"{dataset.samples_per_epoch:,}",
         )
+        if not isinstance(dataset, ConversationDataset):
+            continue
+        logger.info(
+            "%s: conversations; %s of the tokens, those of answers, carry loss, and %.1f%% of the samples is padding",
+            dataset.name,
+            f"{dataset.num_answer_tokens:,}",
+            100 * dataset.padding,
+        )
+        if dataset.num_too_long:
+            logger.warning(
+                "%s: ATTENTION: %s conversations are longer than a sample of %d tokens and are left out",
+                dataset.name,
+                f"{dataset.num_too_long:,}",
+                dataset.seq_length,
+            )

@@ -101,7 +101,7 @@ class ChunkEncoder:
             sizes[last_items] += 1
         else:
             ids = encoded.astype(dtype, copy=False)
-        return Documents(ids, sizes, num_items, _columns(fields, is_document))
+        return Documents(ids, sizes, num_items, provenance_columns(fields, is_document))
 
 
 def _append_to_items(
@@ -121,7 +121,7 @@ def _append_to_items(
     return result
 
 
-def _columns(
+def provenance_columns(
     fields: dict[str, list[str | None]], is_document: npt.NDArray[np.bool_]
 ) -> dict[str, object]:
     """Give the rows of documents as Arrow arrays, which travel between processes as they lie in memory."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.data.blended_dataset import BlendedDataset
-from megatron.data.gpt_dataset import Dataset, GPTDataset
+from megatron.data.conversation_dataset import SourceDataset
+from megatron.data.gpt_dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ def consumption(dataset: Dataset, num_samples: int, *, seq_length: int) -> list[
         return []
     result = []
     for source, samples in zip(dataset.datasets, dataset.counts(num_samples), strict=True):
-        assert isinstance(source, GPTDataset)
+        assert isinstance(source, SourceDataset)
         epochs = samples / source.samples_per_epoch
         result.append(Consumption(source.name, samples, samples * seq_length, epochs))
     return result

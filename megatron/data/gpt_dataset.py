@@ -23,12 +23,17 @@ from megatron.data.token_range import NO_RUNS, Runs, TokenRange
 from megatron.errors import DataError
 
 
-class Sample(TypedDict):
-    """One sequence: the model reads `tokens` and is to give `labels` where `loss_mask` is 1."""
-
+class _Sequence(TypedDict):
     tokens: npt.NDArray[np.int64]  # [s]
     labels: npt.NDArray[np.int64]  # [s]
     loss_mask: npt.NDArray[np.float32]  # [s]
+
+
+class Sample(_Sequence, total=False):
+    """One sequence: the model reads `tokens` and is to give `labels` where `loss_mask` is 1."""
+
+    # [s], whether a token ends no document though it is the one that ends documents; without it, none does that
+    goes_on: npt.NDArray[np.bool_]
 
 
 class Dataset(Protocol):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron.data.gpt_dataset import Dataset
-from megatron.data.read_ahead import Arrays, ReadAhead, read_samples
+from megatron.data.read_ahead import CARRIES_LOSS, GOES_ON, Arrays, ReadAhead, read_samples
 from megatron.data.sample_order import sample_numbers
 from megatron.transfer import to_device
 
@@ -66,14 +66,16 @@ class Batch:
         )
 
 
-def document_starts(tokens: Tensor, eod: int) -> Tensor:
+def document_starts(tokens: Tensor, eod: int, goes_on: Tensor | None = None) -> Tensor:
     """Give for each token the position in its sample at which its document starts: [B, s] -> int64 [B, s].
 
-    A document ends with its end-of-document token. One that a sample cuts starts, or ends, with the sample.
+    A document ends with its end-of-document token, unless that goes_on, bool [B, s]. One that a sample cuts starts, or
+    ends, with the sample.
     """
     positions = torch.arange(1, tokens.size(1))
     starts = torch.zeros_like(tokens, dtype=torch.int64)
-    starts[:, 1:] = torch.where(tokens[:, :-1] == eod, positions, 0)
+    is_end = tokens == eod if goes_on is None else (tokens == eod) & ~goes_on
+    starts[:, 1:] = torch.where(is_end[:, :-1], positions, 0)
     return starts.cummax(dim=1).values
 
 
@@ -85,9 +87,9 @@ class DocumentResets:
     positions: bool  # --reset-position-ids
     attention: bool  # --reset-attention-mask
 
-    def apply(self, batch: Batch) -> Batch:
-        """Add to a batch on the CPU what the options ask for."""
-        starts = document_starts(batch.tokens, self.eod)
+    def apply(self, batch: Batch, goes_on: Tensor | None = None) -> Batch:
+        """Add to a batch on the CPU what the options ask for. goes_on: bool [B, s], as of `document_starts`."""
+        starts = document_starts(batch.tokens, self.eod, goes_on)
         return replace(
             batch,
             position_ids=(torch.arange(starts.size(1)) - starts).int() if self.positions else None,
@@ -137,10 +139,11 @@ class BatchLoader:
             nothing = torch.empty((len(numbers), 0))
             return Batch(nothing, nothing, nothing, sample_ids).to(self._device)
         following = self._numbers(consumed + global_batch_size, global_batch_size)
-        ids, carries_loss = map(torch.from_numpy, self._read(self._dataset, numbers, following))
+        ids, marks = map(torch.from_numpy, self._read(self._dataset, numbers, following))
+        carries_loss = (marks & CARRIES_LOSS).bool()
         batch = Batch(ids[:, :-1], ids[:, 1:], carries_loss, sample_ids)
         if self._resets is not None:
-            batch = self._resets.apply(batch)
+            batch = self._resets.apply(batch, (marks & GOES_ON).bool())
         if self._positions is not None:
             batch = batch.at(self._positions)
         return batch.to(self._device)

@@ -15,6 +15,7 @@ from megatron.data.shards import split_name
 from megatron.errors import DataError
 
 Origin = dict[str, Any]  # the name of what decides, and its value
+CONVERSATIONS = "chat_template"  # of a dataset of conversations: how they were written
 
 
 def origin_path(prefix: str | Path) -> Path:
@@ -44,8 +45,8 @@ def read_origin(prefix: str | Path) -> Origin | None:
 def join_origins(prefixes: Sequence[Path]) -> Origin | None:
     """Give the origin of datasets joined in this order: that of the whole for the shards of one run.
 
-    Of others only the tokenizer is kept. Raises DataError for shards of different runs and for ids of different
-    tokenizers, where that is recorded.
+    Of others only the tokenizer is kept, and how conversations were written. Raises DataError for shards of different
+    runs, for ids of different tokenizers, where that is recorded, and for conversations beside what is none.
     """
     origins = [read_origin(prefix) for prefix in prefixes]
     first: dict[str, int] = {}  # shard of each whole
@@ -61,10 +62,28 @@ def join_origins(prefixes: Sequence[Path]) -> Origin | None:
     ]
     for prefix, origin in tokenizers:
         _compare(*tokenizers[0], prefix, origin)
+    kept = _joined_conversations(prefixes, origins)
     wholes = {_whole_name(prefix) for prefix in prefixes}
     if origins[0] is not None and len(wholes) == 1 and None not in wholes:
         return origins[0] | {"shard": None}
-    return tokenizers[0][1] if len(tokenizers) == len(prefixes) else None
+    return kept | (tokenizers[0][1] if len(tokenizers) == len(prefixes) else {}) or None
+
+
+def _joined_conversations(prefixes: Sequence[Path], origins: Sequence[Origin | None]) -> Origin:
+    """Give what all say of conversations, nothing if they hold none; DataError where they differ."""
+    said = [{} if origin is None else origin for origin in origins]
+    first = said[0].get(CONVERSATIONS)
+    for prefix, origin in zip(prefixes, said, strict=True):
+        if origin.get(CONVERSATIONS) != first:
+            raise DataError(
+                f"{prefixes[0]} holds {_kind(first)} and {prefix} {_kind(origin.get(CONVERSATIONS))}: merge each kind by "
+                "itself; a run reads several datasets (--train-data-path)"
+            )
+    return {} if first is None else {CONVERSATIONS: first}
+
+
+def _kind(template: object) -> str:
+    return "plain documents" if template is None else f"conversations written as {template}"
 
 
 def _whole_name(prefix: Path) -> str | None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 from megatron.data.chunk_encoder import NUM_NAMED, ChunkEncoder, EncodedChunk, Splitter
+from megatron.data.conversation_encoder import ConversationEncoder
 from megatron.data.dataset_writer import DatasetWriter
-from megatron.data.document_reader import Part, check_inputs, load, plan_parts, read_chunks
+from megatron.data.document_reader import Chunk, Part, check_inputs, load, plan_parts, read_chunks
 from megatron.data.documents import Documents
 from megatron.data.formatted import SENTINELS, check_sentinels
 from megatron.data.indexed_dataset import id_dtype
 from megatron.data.ordered_map import Workers, in_thread
-from megatron.data.origin import Origin
+from megatron.data.origin import CONVERSATIONS, Origin
 from megatron.data.provenance import check_fields
 from megatron.data.records import BadRecord
 from megatron.data.shards import Shard
@@ -30,6 +31,7 @@ from megatron.data.shuffle import DocumentShuffler
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.option_field import option, require
+from megatron.tokenizer.chat_template import ChatEncoder, choose_template
 from megatron.tokenizer.interface import Tokenizer
 
 logger = get_logger(__name__)
@@ -52,6 +54,18 @@ class PreprocessConfig:
     )
     json_keys: tuple[str, ...] = option(
         ("text",), "keys or columns that hold text; an output for each", metavar="KEY"
+    )
+    messages_key: str | None = option(
+        None,
+        "in place of --json-keys: key or column that holds a conversation, a list of {role, content}; training then "
+        "has loss on the answers only",
+        metavar="KEY",
+    )
+    chat_template: str | None = option(
+        None,
+        "with --messages-key: starchat, plain, or a file of JSON (default: starchat if the tokenizer has its "
+        "sentinels, else plain)",
+        metavar="NAME",
     )
     provenance_keys: tuple[str, ...] = option(
         (),
@@ -105,6 +119,18 @@ class PreprocessConfig:
         )
         require(len(set(self.json_keys)) == len(self.json_keys), "--json-keys names a key twice")
         require(
+            self.messages_key is None or self.json_keys == ("text",),
+            "--messages-key and --json-keys both say what is read; keep one",
+        )
+        require(
+            self.messages_key is None or not (self.split_sentences or self.formatted),
+            "--split-sentences and --formatted are of texts, and --messages-key reads conversations; keep one",
+        )
+        require(
+            self.chat_template is None or self.messages_key is not None,
+            f"--chat-template {self.chat_template} is of --messages-key; add that, or leave it out",
+        )
+        require(
             self.lang is None or self.split_sentences,
             f"--lang {self.lang} is of --split-sentences; add that, or leave --lang out",
         )
@@ -122,6 +148,11 @@ class PreprocessConfig:
             check_fields(self.provenance_keys)
         if self.shard is not None:
             Shard.parse(self.shard)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Name the keys that are read, each into a dataset of its own."""
+        return self.json_keys if self.messages_key is None else (self.messages_key,)
 
     @property
     def language(self) -> str:
@@ -148,16 +179,24 @@ class PreprocessConfig:
 
     def origin(self, key: str, tokenizer: Tokenizer) -> Origin:
         """Give what decides the bytes of a key's output, but for what is in the input."""
-        return {
-            "tokenizer": tokenizer.fingerprint(),
-            "key": key,
-            "json_keys": list(self.json_keys),
-            "append_eod": self.append_eod,
-            "split_sentences": self.language if self.split_sentences else None,
-            "shuffle": self.order_seed if self.shuffle else None,
-            "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
-            "shard": self.shard,
-        } | ({"formatted": True} if self.formatted else {})  # not said by older versions
+        conversations: Origin = {}
+        if self.messages_key is not None:
+            template = choose_template(self.chat_template, tokenizer)
+            conversations[CONVERSATIONS] = template.to_json()
+        return (
+            conversations
+            | {
+                "tokenizer": tokenizer.fingerprint(),
+                "key": key,
+                "json_keys": list(self.keys),
+                "append_eod": self.append_eod,
+                "split_sentences": self.language if self.split_sentences else None,
+                "shuffle": self.order_seed if self.shuffle else None,
+                "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
+                "shard": self.shard,
+            }
+            | ({"formatted": True} if self.formatted else {})
+        )  # not said by older versions
 
 
 @dataclass
@@ -197,14 +236,11 @@ def preprocess(
     shard, which may have none, that is only said), and where the disk is full.
     """
     parts = config.parts()
-    splitter = sentence_splitter(config.language) if config.split_sentences else None
-    if config.formatted:
-        check_sentinels(tokenizer, "--formatted")
     fields = config.provenance_keys
-    encoder = ChunkEncoder(
-        tokenizer, config.json_keys, fields, config.append_eod, splitter, config.formatted
-    )
-    columns = [*fields, SENTINELS]
+    encoder = _encoder(config, tokenizer)
+    # Of Parquet, texts are of columns of strings; a conversation is read as provenance is.
+    texts = config.json_keys if config.messages_key is None else ()
+    columns = [*fields, SENTINELS if config.messages_key is None else config.messages_key]
     dtype = id_dtype(tokenizer.vocab_size)
     try:
         with (
@@ -217,23 +253,20 @@ def preprocess(
                         config.prefix_of(key), dtype, fields, config.origin(key, tokenizer)
                     )
                 )
-                for key in config.json_keys
+                for key in config.keys
             }
             shufflers = {
                 key: stack.enter_context(
                     DocumentShuffler(Path(config.prefix_of(key)).parent, config.order_seed)
                 )
-                for key in config.json_keys
+                for key in config.keys
                 if config.shuffle
             }
             chunks = itertools.chain.from_iterable(
-                read_chunks(part, config.json_keys, columns, max_records=config.chunk_size)
-                for part in parts
+                read_chunks(part, texts, columns, max_records=config.chunk_size) for part in parts
             )
             ahead = stack.enter_context(contextlib.closing(in_thread(chunks, CHUNKS_AHEAD)))
-            sinks: dict[str, Sink] = {
-                key: (shufflers or writers)[key].add for key in config.json_keys
-            }
+            sinks: dict[str, Sink] = {key: (shufflers or writers)[key].add for key in config.keys}
             encoded = workers.map(ahead)
             if not config.formatted:
                 encoded = _warn_if_formatted(encoded)
@@ -253,6 +286,23 @@ def preprocess(
             "nothing of it was kept"
         ) from error
     return summary
+
+
+def _encoder(config: PreprocessConfig, tokenizer: Tokenizer) -> Callable[[Chunk], EncodedChunk]:
+    if config.messages_key is not None:
+        chat = ChatEncoder(tokenizer, choose_template(config.chat_template, tokenizer))
+        return ConversationEncoder(chat, config.messages_key, config.provenance_keys)
+    splitter = sentence_splitter(config.language) if config.split_sentences else None
+    if config.formatted:
+        check_sentinels(tokenizer, "--formatted")
+    return ChunkEncoder(
+        tokenizer,
+        config.json_keys,
+        config.provenance_keys,
+        config.append_eod,
+        splitter,
+        config.formatted,
+    )
 
 
 def _write(
@@ -317,7 +367,7 @@ def _check_summary(summary: Summary, config: PreprocessConfig) -> None:
                 name,
             )
         return
-    counts = summary.describe(config.json_keys[0])
+    counts = summary.describe(config.keys[0])
     if config.shard is None:
         raise DataError(f"no document in {', '.join(config.input)}: {counts}")
     logger.warning("shard %s holds no document: %s", config.shard, counts)

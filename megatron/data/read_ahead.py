@@ -25,10 +25,12 @@ FINALIZE_PRIORITY = (
     100  # before multiprocessing waits for its processes, which do not heed its signal
 )
 
-# ids [n, s + 1], of which the first s are tokens and the last s their labels; whether a label carries loss, bool [n, s]
-Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+CARRIES_LOSS, GOES_ON = 1, 2  # marks: of a label; of a token, as `Sample.goes_on`
+
+# ids [n, s + 1], of which the first s are tokens and the last s their labels; the sums of their marks [n, s]
+Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
 # the same in a pipe, where each byte costs time: uint16 where all ids fit
-PackedArrays = tuple[npt.NDArray[np.int32 | np.uint16], npt.NDArray[np.bool_]]
+PackedArrays = tuple[npt.NDArray[np.int32 | np.uint16], npt.NDArray[np.uint8]]
 
 
 def read_samples(dataset: Dataset, numbers: Sequence[int]) -> Arrays:
@@ -36,18 +38,20 @@ def read_samples(dataset: Dataset, numbers: Sequence[int]) -> Arrays:
     samples = [dataset[number] for number in numbers]
     seq_length = len(samples[0]["tokens"])
     ids = np.empty((len(samples), seq_length + 1), np.int32)
-    carries_loss = np.empty((len(samples), seq_length), np.bool_)
+    marks = np.empty((len(samples), seq_length), np.uint8)
     for row, sample in enumerate(samples):
         tokens, labels = sample["tokens"], sample["labels"]
         assert np.array_equal(tokens[1:], labels[:-1])
         ids[row, 0], ids[row, 1:] = tokens[0], labels
-        carries_loss[row] = sample["loss_mask"]
-    return ids, carries_loss
+        marks[row] = sample["loss_mask"] * CARRIES_LOSS
+        if "goes_on" in sample:
+            marks[row] += sample["goes_on"] * np.uint8(GOES_ON)
+    return ids, marks
 
 
 def _pack(arrays: Arrays) -> PackedArrays:
-    ids, carries_loss = arrays
-    return (ids.astype(np.uint16) if ids.max() <= np.iinfo(np.uint16).max else ids), carries_loss
+    ids, marks = arrays
+    return (ids.astype(np.uint16) if ids.max() <= np.iinfo(np.uint16).max else ids), marks
 
 
 class ReadAhead:
@@ -77,8 +81,8 @@ class ReadAhead:
             if isinstance(reply, MegatronError):
                 raise reply
             parts.append(reply)
-        ids, carries_loss = zip(*parts, strict=True)
-        return np.concatenate(ids, dtype=np.int32), np.concatenate(carries_loss)
+        ids, marks = zip(*parts, strict=True)
+        return np.concatenate(ids, dtype=np.int32), np.concatenate(marks)
 
     def _replies(self) -> list[PackedArrays | MegatronError]:
         """Wait for every worker that was asked, so that none is a list behind."""

@@ -7,7 +7,7 @@ files, nor of tokenizers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class BadRecord:
 class Records:
     """What a chunk holds: for each key and each field one list, all of the same length."""
 
-    texts: dict[str, list[str]]
+    texts: dict[str, list[Any]]  # strings, or what `why_unusable` let pass
     fields: dict[str, list[str | None]]
     places: list[list[int]] = field(default_factory=list)  # of sentinels, if texts are formatted
     num_read: int = 0
@@ -43,11 +43,17 @@ class Records:
 
 
 def parse_chunk(
-    chunk: Chunk, keys: Sequence[str], fields: Sequence[str] = (), *, formatted: bool = False
+    chunk: Chunk,
+    keys: Sequence[str],
+    fields: Sequence[str] = (),
+    *,
+    formatted: bool = False,
+    why_unusable: Callable[[Any], str | None] | None = None,
 ) -> Records:
     """Give the texts under `keys`, and the values of `fields` as text, None where one is missing.
 
-    A record counts only if it has a string under each key, and if formatted, where sentinels are in the first one.
+    A record counts only if it has a string under each key, or what why_unusable finds nothing wrong with, and if
+    formatted, where sentinels are in the first one.
     """
     records = Records({key: [] for key in keys}, {name: [] for name in fields})
     rows = arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
@@ -56,7 +62,7 @@ def parse_chunk(
     for row in rows:
         records.num_read += 1
         if isinstance(row, dict):
-            reason = _why_unusable(row, keys)
+            reason = _why_unusable(row, keys, why_unusable)
             places: Any = row.get(SENTINELS)
             records.num_formatted += isinstance(places, list)
             if reason is None and formatted:
@@ -136,9 +142,15 @@ def arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:
                 yield "not UTF-8"
 
 
-def _why_unusable(row: dict[str, Any], keys: Sequence[str]) -> str | None:
+def _why_unusable(
+    row: dict[str, Any], keys: Sequence[str], judge: Callable[[Any], str | None] | None
+) -> str | None:
     for key in keys:
-        if not isinstance(row.get(key), str):
+        if judge is not None and key in row:
+            reason = judge(row[key])
+            if reason is not None:
+                return f"key {key!r} holds {reason}"
+        elif not isinstance(row.get(key), str):
             return f"key {key!r} is not a string" if key in row else f"no key {key!r}"
     return None
 

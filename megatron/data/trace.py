@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.data.blended_dataset import BlendedDataset
-from megatron.data.gpt_dataset import Dataset, GPTDataset
+from megatron.data.conversation_dataset import SourceDataset
+from megatron.data.gpt_dataset import Dataset
 from megatron.data.provenance import Provenance
 
 
@@ -47,7 +48,7 @@ class Tracer:
         if isinstance(source, BlendedDataset):
             number, index_within = source.locate(index)
             source = source.datasets[number]
-        assert isinstance(source, GPTDataset)
+        assert isinstance(source, SourceDataset)
         spans: list[DocumentSpan] = []
         place = 0
         for piece in source.window(index_within):
@@ -56,7 +57,7 @@ class Tracer:
             place += len(piece)
         return TracedSample(index, source.name, source.tokens.indexed.prefix, tuple(spans))
 
-    def _spans(self, source: GPTDataset, piece: range, place: int) -> list[DocumentSpan]:
+    def _spans(self, source: SourceDataset, piece: range, place: int) -> list[DocumentSpan]:
         """Cut consecutive tokens of a file, which stand in the window from `place` on, into documents."""
         indexed = source.tokens.indexed
         provenance = self._open(source)
@@ -78,7 +79,7 @@ class Tracer:
             token = end
         return spans
 
-    def _open(self, source: GPTDataset) -> Provenance | None:
+    def _open(self, source: SourceDataset) -> Provenance | None:
         indexed = source.tokens.indexed
         if indexed.prefix not in self._provenance:
             self._provenance[indexed.prefix] = Provenance.open(
