@@ -72,7 +72,7 @@ def _add(
     commands: Any, name: str, help: str, run: Callable[..., int | None]
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False
+        name, help=help, description=help[0].upper() + help[1:] + "."
     )
     parser.add_argument(
         "prefix",
