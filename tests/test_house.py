@@ -20,7 +20,7 @@ LAYERS = (
     {"model"},
     {"checkpoint", "optimizer"},
     {"training", "inference", "evaluation", "convert", "planning"},
-    {"benchmark", "preflight"},
+    {"benchmark", "preflight", "serving"},
 )
 BOTTOM = LAYERS[0]
 # These two see less than their row would allow.

@@ -87,7 +87,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Take a request. Raises ConfigError for one that cannot be served; others go on."""
-        self.check(request)
+        request.check(self._tokenizer.vocab_size, self._num_positions)
         if request.name in self._names:
             raise ConfigError(f"request {request.name} is in work already; give another name")
         self._names[request.name] = request.num_samples
@@ -95,25 +95,6 @@ class Engine:
             key = sample_key(request.options.seed, request.prompt, sample)
             stream = TextStream(request.options.stop)
             self._waiting.append(_Sequence(request, sample, stream, key))
-
-    def check(self, request: Request) -> None:
-        """Raise ConfigError for a request that cannot be served, whatever else is in work. Any thread may ask."""
-        options, size = request.options, len(request.prompt)
-        options.check()
-        if size == 0:
-            raise ConfigError("the prompt is empty; give a token or more, such as the end of text")
-        if request.num_samples < 1:
-            raise ConfigError(f"{request.num_samples} samples are asked for; allowed: 1 or more")
-        bad = [number for number in request.prompt if not 0 <= number < self._tokenizer.vocab_size]
-        if bad:
-            raise ConfigError(
-                f"the prompt has id {bad[0]} and the tokenizer ids from 0 to {self._tokenizer.vocab_size - 1}"
-            )
-        if size + options.max_new_tokens > self._num_positions:
-            raise ConfigError(
-                f"the prompt has {size} tokens, and with {options.max_new_tokens} new ones (--max-new-tokens) that is "
-                f"more than the model's {self._num_positions} positions; shorten one of them"
-            )
 
     def cancel(self, name: str) -> list[Update]:
         """End a request, if it is in work; gives what its samples have. Every process calls it at the same step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron.errors import ConfigError
 from megatron.inference.options import SamplingOptions
 
 FinishReason = Literal["end_of_text", "stop", "length", "cancelled"]
@@ -19,6 +20,25 @@ class Request:
     options: SamplingOptions = field(default_factory=SamplingOptions)
     num_samples: int = 1
     end_ids: frozenset[int] = frozenset()  # tokens that end a completion besides the end of text
+
+    def check(self, vocab_size: int, num_positions: int) -> None:
+        """Raise ConfigError for what a model with so many ids and positions cannot serve."""
+        options, size = self.options, len(self.prompt)
+        options.check()
+        if size == 0:
+            raise ConfigError("the prompt is empty; give a token or more, such as the end of text")
+        if self.num_samples < 1:
+            raise ConfigError(f"{self.num_samples} samples are asked for; allowed: 1 or more")
+        bad = [number for number in self.prompt if not 0 <= number < vocab_size]
+        if bad:
+            raise ConfigError(
+                f"the prompt has id {bad[0]} and the tokenizer ids from 0 to {vocab_size - 1}"
+            )
+        if size + options.max_new_tokens > num_positions:
+            raise ConfigError(
+                f"the prompt has {size} tokens, and with {options.max_new_tokens} new ones (--max-new-tokens) that is "
+                f"more than the model's {num_positions} positions; shorten one of them"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""uvicorn with limits on connections, and an end by signals that loses no answer it can give.
+
+uvicorn bounds neither how long headers take nor how long a client may leave an answer unread, and after a signal it
+ends by that signal. A request's own limits are those of `megatron.serving.app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from threading import Thread
+
+import torch
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from megatron.errors import ConfigError
+from megatron.logging import get_logger
+from megatron.serving.options import ServingOptions
+from megatron.serving.service import Service
+from megatron.serving.worker import Worker
+
+logger = get_logger(__name__)
+
+LAST_SECONDS = 5.0  # for answers to leave after the requests behind them were ended
+FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def bind(options: ServingOptions) -> socket.socket:
+    """Take the address, before a model is loaded; nobody can connect yet. Raises ConfigError."""
+    where = f"--host {options.host} --port {options.port}"
+    try:
+        found = socket.getaddrinfo(
+            options.host.strip("[]"), options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"{where} cannot be listened at: {reason}; give another one (--port 0: any that is free)"
+        ) from None
+    return listener
+
+
+def serve(
+    application: ASGIApp,
+    service: Service,
+    worker: Worker,
+    listener: socket.socket,
+    device: torch.device,
+) -> int:
+    """Serve until a signal or a failure; give the exit code."""
+    return asyncio.run(_Serving(application, service, worker, listener, device).run())
+
+
+class _Serving:
+    """One server: the worker's thread, uvicorn in this one, and how they end."""
+
+    def __init__(
+        self,
+        application: ASGIApp,
+        service: Service,
+        worker: Worker,
+        listener: socket.socket,
+        device: torch.device,
+    ) -> None:
+        self._service = service
+        self._worker = worker
+        self._listener = listener
+        self._device = device
+        self._server = _Server(_config(application, service.options), self._say_where)
+        self._num_signals = 0
+
+    async def run(self) -> int:
+        """Serve to the end. Signals are taken over for as long."""
+        loop = asyncio.get_running_loop()
+        self._service.attach(loop, self._leave)
+        thread = Thread(
+            target=self._worker.run, args=(self._service, self._device), name="engine", daemon=True
+        )
+        thread.start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        await self._server.serve(sockets=[self._listener])
+        self._worker.end()
+        await asyncio.to_thread(thread.join)
+        await asyncio.sleep(0)  # what the worker said last
+        return 1 if self._service.has_failed else 0
+
+    def _say_where(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        name = self._service.model.name
+        print(f"serving {name} at http://{shown}:{port}/v1", file=sys.stderr, flush=True)
+
+    def _on_signal(self, number: int) -> None:
+        """Let requests in work end at the first signal; end them at the second."""
+        self._num_signals += 1
+        if self._num_signals > 1:
+            self._drop_all()
+            return
+        grace = self._service.options.grace
+        logger.info("%s: no new requests, %g s for the others", signal.Signals(number).name, grace)
+        self._leave()
+        asyncio.get_running_loop().call_later(grace, self._drop_all)
+
+    def _leave(self) -> None:
+        self._service.stop()
+        self._server.should_exit = True
+
+    def _drop_all(self) -> None:
+        self._service.drop_all("the server is stopping; ask again in a while")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to whoever runs it, and tells when clients can connect."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(application: ASGIApp, options: ServingOptions) -> uvicorn.Config:
+    handlers = logging.getLogger("megatron").handlers
+    for name in ("uvicorn", "uvicorn.error"):
+        theirs = logging.getLogger(name)
+        theirs.handlers, theirs.propagate = (
+            list(handlers) if name == "uvicorn" else [],
+            name != "uvicorn",
+        )
+        theirs.setLevel(logging.ERROR)  # a warning a hostile request fills a disk
+    return uvicorn.Config(
+        application,
+        http=_connection(options),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(int(options.header_seconds), 1),
+        timeout_graceful_shutdown=int(options.grace + LAST_SECONDS) + 1,
+        backlog=options.max_connections,
+    )
+
+
+def _connection(options: ServingOptions) -> type[H11Protocol]:
+    """Make uvicorn's class of a connection, with our limits."""
+
+    class Connection(H11Protocol):
+        """A client."""
+
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            super().connection_made(transport)
+            if len(self.connections) > options.max_connections:
+                transport.write(FULL)
+                transport.close()
+            self._wait(options.header_seconds)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._wait(None)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._wait(None)
+            super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.cycle.response_complete:  # and no other request was waiting behind it
+                self._wait(options.header_seconds)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._wait(options.stall_seconds)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._wait(None)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.transport.abort()  # an answer is under way: there is no place for another
+                return
+            super().send_400_response(msg)
+            self._wait(options.header_seconds)
+
+        def _wait(self, seconds: float | None) -> None:
+            """Cut the connection after so many seconds, if nothing happens; None: never."""
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = (
+                None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+            )
+
+    return Connection

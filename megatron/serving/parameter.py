@@ -1,0 +1,101 @@
+"""Reading the values of a JSON object one by one: each has a type and bounds, and no name is left over.
+
+Knows nothing of completions.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import orjson
+
+from megatron.serving.error import RequestError
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Parse a body: a JSON object. Raises RequestError."""
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error}; send an object in UTF-8") from None
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"the body holds {reprlib.repr(values)}; send an object, such as "
+            f'{{"model": "…", "prompt": "def f("}}'
+        )
+    return values
+
+
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    """Say what a parameter may be."""
+    raise RequestError(f"{name} is {reprlib.repr(value)}; allowed: {allowed}", param=name)
+
+
+class Parameters:
+    """The values of an object; null is as if a name were not given."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        self._values = values
+        self._prefix = prefix
+        self._left = set(values)
+
+    def take(self, name: str) -> Any:
+        """Give a value as it is, None for one that is not given."""
+        self._left.discard(name)
+        return self._values.get(name)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            refuse(self._prefix + name, value, "true, false")
+        return value
+
+    def text(self, name: str, default: str | None) -> str | None:
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            refuse(self._prefix + name, value, "a string")
+        return default if value is None else value
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        value = self.take(name)
+        if value is not None and value not in choices:
+            refuse(self._prefix + name, value, ", ".join(choices))
+        return default if value is None else value
+
+    def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
+        value = self.take(name)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            refuse(self._prefix + name, value, f"a whole number from {lowest} to {highest}")
+        return value
+
+    def number(self, name: str, default: float, lowest: float, highest: float) -> float:
+        value = self.take(name)
+        if value is None:
+            return default
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not lowest <= value <= highest:
+            refuse(self._prefix + name, value, f"a number from {lowest:g} to {highest:g}")
+        return float(value)
+
+    def neutral(self, name: str, neutral: Sequence[Any], instead: str) -> None:
+        """Refuse what is not honoured here, but for the values that ask for nothing."""
+        value = self.take(name)
+        if value is not None and value not in neutral:
+            refuse(self._prefix + name, value, f"null, which is the default; {instead}")
+
+    def end(self) -> None:
+        """Refuse names that nothing has read."""
+        if self._left:
+            name = min(self._left)
+            shown = f"{self._prefix}{name[:40]}"
+            raise RequestError(
+                f"{shown!r} is not a parameter here; leave it out (docs/serving.md lists them)",
+                param=shown,
+            )

@@ -1,0 +1,294 @@
+"""A server of its own process, as OpenAI's client and others that come over the network meet it."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron.inference.options import SamplingOptions
+from megatron.inference.prompt import infilling_ends, infilling_ids
+from megatron.inference.request import Completion, Request
+from tests.inference.models import open_engine
+from tests.serving.process import ROOT, ServerProcess
+
+openai = pytest.importorskip("openai", reason="needs OpenAI's client: requirements-dev.txt")
+PROMPT = "def add("
+LONG = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True}  # seconds, if nothing ends it
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> "openai.OpenAI":
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def _write(rank: int, run: Path, asked: list[tuple]) -> list[list[Completion]]:
+    engine = open_engine(run, max_rows=4)
+    written = []
+    for prompt, suffix, num_samples, options in asked:
+        tokenizer = engine._tokenizer
+        ids = tokenizer.tokenize(prompt)
+        ends = frozenset()
+        if suffix is not None:
+            ids, ends = infilling_ids(tokenizer, prompt, suffix, "psm"), infilling_ends(tokenizer)
+        one = Request("a", tuple(ids), SamplingOptions(**options), num_samples, ends)
+        written.append(engine.run([one]))
+    return written
+
+
+@pytest.fixture(scope="module")
+def written(world, run: Path) -> list[list[Completion]]:
+    """What the engine alone writes: greedy with scores, filled in, and three drawn samples."""
+    greedy = {"max_new_tokens": 12, "logprobs": 2}
+    drawn = {"max_new_tokens": 9, "temperature": 0.8, "top_p": 0.9, "seed": 5}
+    asked = [
+        (PROMPT, None, 1, greedy),
+        ("x = ", "\n", 1, {"max_new_tokens": 8}),
+        (PROMPT, None, 3, drawn),
+        (PROMPT, None, 1, greedy | {"prompt_logprobs": True}),
+    ]
+    (written,) = world(1).run(_write, run, asked)
+    return written
+
+
+def test_openais_client_gets_what_the_engine_writes(client, written) -> None:
+    answer = client.completions.create(
+        model="run", prompt=PROMPT, max_tokens=12, temperature=0, logprobs=2
+    )
+    (expected,) = written[0]
+    (choice,) = answer.choices
+    assert choice.text == expected.text and choice.finish_reason == "length"
+    assert answer.usage.prompt_tokens == expected.num_prompt_tokens
+    assert answer.usage.completion_tokens == len(expected.token_ids) == 12
+    assert choice.logprobs.token_logprobs == pytest.approx([s.logprob for s in expected.scores])
+    for top, score in zip(choice.logprobs.top_logprobs, expected.scores, strict=True):
+        assert set(dict(score.top).values()) <= set(top.values()) and len(top) in (2, 3)
+
+
+def test_a_stream_is_the_same_text_in_pieces(client, written) -> None:
+    stream = client.completions.create(
+        model="run",
+        prompt=PROMPT,
+        max_tokens=12,
+        temperature=0,
+        logprobs=2,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *chunks, last = list(stream)
+    (expected,) = written[0]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * 11 + ["length"]
+    scores = [score for chunk in chunks for score in chunk.choices[0].logprobs.token_logprobs]
+    assert scores == pytest.approx([score.logprob for score in expected.scores])
+    assert last.choices == [] and last.usage.completion_tokens == 12
+
+
+def test_samples_and_infillings_are_the_engines(client, written) -> None:
+    answer = client.completions.create(
+        model="run", prompt="x = ", suffix="\n", max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].text == written[1][0].text
+    drawn = {"model": "run", "max_tokens": 9, "temperature": 0.8, "top_p": 0.9, "seed": 5}
+    answer = client.completions.create(prompt=PROMPT, n=3, **drawn)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.text for choice in answer.choices] == [one.text for one in written[2]]
+    two = client.completions.create(prompt=["x", PROMPT], **drawn)
+    assert two.choices[1].text == written[2][0].text
+    texts = ["", "", ""]
+    for chunk in client.completions.create(prompt=PROMPT, n=3, stream=True, echo=True, **drawn):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [PROMPT + one.text for one in written[2]]
+
+
+def test_echo_scores_the_prompt_also_where_nothing_is_written(client, written) -> None:
+    (expected,) = written[3]
+    for max_tokens, scores in ((12, expected.scores), (0, ())):
+        answer = client.completions.create(
+            model="run", prompt=PROMPT, max_tokens=max_tokens, temperature=0, logprobs=2, echo=True
+        )
+        (choice,) = answer.choices
+        first, *others = choice.logprobs.token_logprobs
+        all_scores = [*expected.prompt_scores, *scores]
+        assert first is None and others == pytest.approx([score.logprob for score in all_scores])
+        assert choice.text == PROMPT + (expected.text if max_tokens else "")
+        for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+            if offset < len(PROMPT):
+                assert PROMPT[offset:].startswith(token)
+        assert answer.usage.completion_tokens == max_tokens
+
+
+def test_errors_are_those_that_openais_client_knows(client) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature is 3") as refusal:
+        client.completions.create(model="run", prompt="a", temperature=3)
+    assert refusal.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="gpt", prompt="a")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="There is no chat"):
+        client.chat.completions.create(model="run", messages=[])
+    assert [model.id for model in client.models.list()] == ["run"]
+    assert client.models.retrieve("run").id == "run"
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_leaves_frees_its_rows_at_once(server, streams) -> None:
+    before = server.metrics()['megatron_serving_requests_total{outcome="cancelled"}']
+    body = json.dumps(LONG | {"n": 3, "stream": streams}).encode()
+    with server.connect() as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        if streams:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        server.wait_for("rows_in_use", lambda number: number == 3)
+    server.wait_for('requests_total{outcome="cancelled"}', lambda number: number == before + 1)
+    server.wait_for("rows_in_use", lambda number: number == 0)
+    assert server.metrics()["megatron_serving_samples"] == 0
+
+
+def test_what_is_too_much_is_answered_with_429(server, client) -> None:
+    with client.completions.create(
+        model="run", prompt=PROMPT, max_tokens=4000, n=3, stream=True,
+        extra_body={"ignore_eos": True, "top_k": 5, "repetition_penalty": 1.1},
+    ) as stream:  # fmt: skip
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="room for 1 more") as refusal:
+            client.completions.create(model="run", prompt="a", n=2)
+        assert 1 <= int(refusal.value.response.headers["retry-after"]) <= 60
+        with client.completions.create(model="run", prompt="a", stream=True):
+            # nothing is told before a row is free
+            server.wait_for("waiting", lambda number: number == 0)
+    server.wait_for("rows_in_use", lambda number: number == 0)
+
+
+def test_a_body_is_bounded_however_it_comes(server) -> None:
+    status, error = server.send(json.dumps({"prompt": "a" * 30_000}).encode())
+    assert status == 413 and "20000 bytes" in error["error"]["message"]
+    with server.connect() as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"4e20\r\n" + b" " * 20_000 + b"\r\n")
+        connection.sendall(b"1\r\n \r\n")
+        assert b" 413 " in connection.recv(100)
+
+
+def _ask_raw(server: ServerProcess, text: bytes) -> bytes:
+    """Send bytes and read to the end of the connection."""
+    with server.connect() as connection:
+        connection.sendall(text)
+        parts = []
+        try:
+            while part := connection.recv(65536):
+                parts.append(part)
+        except ConnectionResetError:
+            pass
+    return b"".join(parts)
+
+
+def test_headers_that_do_not_come_end_the_connection(server) -> None:
+    assert _ask_raw(server, b"") == b""
+    assert _ask_raw(server, b"GET /health HTTP/1.1\r\nHost: local") == b""
+    asked_once = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert _ask_raw(server, asked_once + b"GET ").count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ("Host: localhost:8000", 200),
+        ("Host: [::1]", 200),
+        ("Host: attacker.example", 421),
+        ("Host: 127.0.0.1.attacker.example", 421),
+        ("Host: localhost:8000\r\nOrigin: http://localhost:8000", 200),
+        ("Host: localhost:8000\r\nOrigin: http://attacker.example", 403),
+        ("Host: localhost:8000\r\nOrigin: null", 403),
+    ],
+)
+def test_a_page_of_another_place_is_kept_out(server, headers, status) -> None:
+    head = f"GET /v1/models HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n"
+    answer = _ask_raw(server, head.encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"access-control" not in answer.lower()
+
+
+def test_what_is_no_http_is_answered_with_400(server) -> None:
+    assert _ask_raw(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
+    (tmp_path / "keys").write_text("a-key-of-sixteen-or-more\n")
+    flags = ("--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys"), "--grace", "0.2")
+    with ServerProcess(run, *flags) as server:
+        assert server.ask(prompt="a")[0] == 401
+        key = {"Authorization": "Bearer a-key-of-sixteen-or-more"}
+        assert server.send(b'{"prompt": "a"}', **key)[0] == 200
+        assert server.send(b'{"prompt": "a"}', Authorization="Bearer another")[0] == 401
+        client = openai.OpenAI(
+            base_url=server.url.replace("0.0.0.0", "127.0.0.1"),
+            api_key="a-key-of-sixteen-or-more",
+            max_retries=0,
+        )
+        with client, client.completions.create(model="run", stream=True, extra_body=LONG, prompt="") as stream:  # fmt: skip
+            chunks = iter(stream)
+            next(chunks)
+            server.process.terminate()
+            with pytest.raises(openai.APIError, match="the server is stopping"):
+                list(chunks)
+        assert server.process.wait(60) == 0
+
+
+def test_two_processes_serve_one_model_and_end_together(run, written) -> None:
+    launch = ("tools/launch.py", "--standalone", "--nproc-per-node", "2")
+    flags = ("--tensor-model-parallel-size", "1", "--pipeline-model-parallel-size", "2")
+    with ServerProcess(run, *flags, launch=launch) as server:
+        status, answer = server.ask(prompt=PROMPT, max_tokens=12, temperature=0)
+        assert status == 200 and answer["choices"][0]["text"] == written[0][0].text
+        assert server.ask(prompt=PROMPT, max_tokens=99999)[0] == 400
+        drawn = {"max_tokens": 9, "temperature": 0.8, "top_p": 0.9, "seed": 5, "n": 3}
+        _, answer = server.ask(prompt=PROMPT, **drawn)
+        assert [one["text"] for one in answer["choices"]] == [one.text for one in written[2]]
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--host", "0.0.0.0"], "give --api-key-file FILE"),
+        (["--port", "70000"], "--port is 70000; allowed: from 0, up to 65535"),
+        (["--host", "192.0.2.1", "--api-key-file", "keys"], "192.0.2.1 --port 8000 cannot be list"),
+        (["--api-key-file", "short"], "key 1 has 3 characters; allowed: 16 or more"),
+        (["--api-key-file", "none"], "none cannot be read"),
+        (["--tensor-model-parallel-size", "2"], "is 2 processes and there are 1"),
+    ],
+)
+def test_mistakes_are_named_before_a_model_is_loaded(
+    run, tmp_path, monkeypatch, flags, words
+) -> None:
+    from megatron.errors import ConfigError
+    from tools import serve
+
+    (tmp_path / "keys").write_text("a-key-of-sixteen-or-more\n")
+    (tmp_path / "short").write_text("abc\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        serve.main(["--load", str(run), *flags])
+
+
+def test_a_port_that_is_taken_is_named(run) -> None:
+    from megatron.errors import ConfigError
+    from tools import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port} cannot be listened at"):
+            serve.main(["--load", str(run), "--port", str(port)])
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys, tools.serve; assert 'torch' not in sys.modules and 'uvicorn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

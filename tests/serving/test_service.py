@@ -1,0 +1,177 @@
+"""Worker and service without HTTP: a step that fails, time limits, what other processes are told, metrics."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from threading import Thread
+
+import pytest
+import torch
+
+from megatron.inference.options import SamplingOptions
+from megatron.inference.request import Completion, Request, Update
+from megatron.serving.channel import Channel, Orders
+from megatron.serving.completion_call import CompletionCall, ServedModel
+from megatron.serving.error import RequestError
+from megatron.serving.metric import Histogram
+from megatron.serving.options import ServingOptions
+from megatron.serving.service import ClientGone, Service
+from megatron.serving.worker import MAX_FAILURES, Worker
+
+
+class FakeEngine:
+    """Writes a token a step to each request, at the pace of whoever lets it; fails when a prompt says so."""
+
+    num_waiting = 0
+
+    def __init__(self) -> None:
+        self.requests: dict[str, list] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.requests
+
+    @property
+    def num_rows_in_use(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: Request) -> None:
+        self.requests[request.name] = [request, 0]
+
+    def cancel(self, name: str) -> None:
+        self.requests.pop(name, None)
+
+    def step(self) -> list[Update]:
+        updates = []
+        for name, work in list(self.requests.items()):
+            request, _ = work
+            if request.prompt == (13,):
+                raise torch.OutOfMemoryError("no memory left")
+            if request.prompt == (14,):
+                raise KeyError("a bug")
+            work[1] += 1
+            completion = None
+            if work[1] == request.options.max_new_tokens:
+                completion = Completion(name, 0, "a" * work[1], (1,) * work[1], "length", 1)
+                del self.requests[name]
+            updates.append(Update(name, 0, "a", 1, completion))
+        return updates
+
+
+def call(name: str, prompt: int = 1, max_tokens: int = 3) -> CompletionCall:
+    request = Request(name, (prompt,), SamplingOptions(max_new_tokens=max_tokens))
+    return CompletionCall((request,), 1, max_tokens, None, False, False, False)
+
+
+def serve(check: Callable[[Service], Awaitable[None]], **options) -> tuple[Service, int]:
+    """Run a check beside a worker; give the service, and how many engines there were."""
+    engines = []
+
+    def make_engine() -> FakeEngine:
+        engines.append(FakeEngine())
+        return engines[-1]
+
+    worker = Worker(make_engine, Channel(1))
+    model = ServedModel("tiny", None, 64, 6, 200)
+    service = Service(worker, model, ServingOptions(**options))
+
+    async def run() -> None:
+        ended = asyncio.Event()
+        service.attach(asyncio.get_running_loop(), ended.set)
+        thread = Thread(target=worker.run, args=(service, torch.device("cpu")))
+        thread.start()
+        try:
+            await asyncio.wait_for(check(service), 60)
+        finally:
+            worker.end()
+            thread.join()
+            await ended.wait()
+
+    asyncio.run(run())
+    return service, len(engines)
+
+
+async def finish(service: Service, call: CompletionCall) -> str:
+    ticket = service.submit("x", call)
+    text = ""
+    while ticket.left or not text:
+        text += "".join(update.text for update in await ticket.next())
+    return text
+
+
+def test_a_step_that_fails_takes_its_requests_only() -> None:
+    async def check(service: Service) -> None:
+        for number in range(MAX_FAILURES + 1):
+            with pytest.raises(RequestError, match="OutOfMemoryError: no memory left") as failure:
+                await finish(service, call(f"bad{number}", 13))
+            assert failure.value.status == 500
+            assert await finish(service, call(f"good{number}")) == "aaa"
+            assert service.health()[0]
+        assert service.health()[1]["engine_failures"] == MAX_FAILURES + 1
+
+    service, num_engines = serve(check)
+    assert num_engines == MAX_FAILURES + 2 and not service.has_failed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("prompt, num_failures", [(13, MAX_FAILURES), (14, 1)])
+def test_failures_without_end_and_bugs_end_the_server(prompt: int, num_failures: int) -> None:
+    async def check(service: Service) -> None:
+        for number in range(num_failures):
+            with pytest.raises(RequestError) as failure:
+                await finish(service, call(str(number), prompt))
+            assert failure.value.status == 500
+        while not service.has_failed:
+            await asyncio.sleep(0)
+        assert service.health() == (False, service.health()[1] | {"status": "failed"})
+        with pytest.raises(RequestError, match="stopping") as refusal:
+            service.submit("x", call("late"))
+        assert refusal.value.status == 503
+
+    serve(check)
+
+
+def test_a_request_ends_at_its_time_limit_and_its_rows_are_free() -> None:
+    async def check(service: Service) -> None:
+        with pytest.raises(RequestError, match=r"not finished in 0\.2 s") as late:
+            await finish(service, call("slow", max_tokens=10**9))
+        assert late.value.status == 408 and late.value.headers == {"x-should-retry": "false"}
+        while service.health()[1]["rows_in_use"]:
+            await asyncio.sleep(0)
+        assert await finish(service, call("next")) == "aaa"
+
+    serve(check, request_seconds=0.2)
+
+
+def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None:
+    async def check(service: Service) -> None:
+        for number in range(5):
+            ticket = service.submit("x", call(str(number), max_tokens=10**9))
+            with pytest.raises(RequestError, match="room for 0 more"):
+                service.submit("x", call("more"))
+            service.drop(ticket, ClientGone())
+            service.drop(ticket)
+            with pytest.raises(ClientGone):
+                while True:
+                    await ticket.next()
+
+    serve(check, batch_size=1, queue_size=0)
+
+
+def test_orders_are_the_same_on_the_other_side() -> None:
+    options = SamplingOptions(
+        max_new_tokens=7, temperature=0.1 + 0.2, seed=-(2**63), stop=("\n\n", "é"), logprobs=3
+    )
+    request = Request("a", (5, 0, 279), options, 4, frozenset({1, 2}))
+    for orders in (Orders(), Orders((request,), ("b", "a")), Orders(is_end=True)):
+        assert Orders.from_bytes(orders.to_bytes()) == orders
+    assert Orders().to_bytes() == b""  # what is told at every step
+
+
+def test_a_histogram_counts_up_to_each_bound() -> None:
+    histogram = Histogram("x_seconds", "What.", (0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 7.0):
+        histogram.add(seconds)
+    numbers = re.findall(r'le="(.*)"} (\d)', "\n".join(histogram.lines()))
+    assert numbers == [("0.1", "2"), ("1.0", "3"), ("+Inf", "4")]
+    assert "x_seconds_sum 7.65" in "\n".join(histogram.lines())

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Serve a model over HTTP, as OpenAI's completions: continue texts, or fill in what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron import cli, logging
+from megatron.errors import ConfigError, MegatronError
+from megatron.inference.model_flags import (
+    add_model_flags,
+    check_processes,
+    choose_dtype,
+    choose_tokenizer,
+    join_processes,
+)
+from megatron.parallel.launch import Launch
+from megatron.serving.options import ServingOptions
+
+if TYPE_CHECKING:
+    from megatron.inference.engine import Engine
+    from megatron.serving.completion_call import ServedModel
+    from megatron.tokenizer.interface import Tokenizer
+
+EXAMPLES = """\
+  serve this machine; the model is a run's folder or one of transformers (GPTBigCode, Starcoder2):
+    python tools/serve.py --load runs/py
+    curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "def f(", "max_tokens": 32}'
+  serve others too, who give a key of the file in the header Authorization: Bearer KEY:
+    python tools/serve.py --load runs/py --host 0.0.0.0 --port 8080 --api-key-file keys
+  a model too large for one GPU, by two that share each layer:
+    python tools/launch.py --standalone --nproc-per-node 2 tools/serve.py --load runs/15b \\
+      --tensor-model-parallel-size 2
+
+SIGTERM ends it when the requests in work are finished, or after --grace seconds. docs/serving.md has more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, load, serve."""
+    parser = cli.make_parser(__doc__ or "", EXAMPLES)
+    add_model_flags(parser)
+    cli.add_section(parser, ServingOptions, title="serving")
+    args = cli.parse_known(parser, argv)
+    launch = Launch.from_environment()
+    logging.configure(launch.rank)
+    try:
+        options = cli.section_from(args, ServingOptions)
+        options.check()
+        check_processes(args, launch)
+        return _serve(args, options, launch)
+    except MegatronError as error:
+        if launch.rank == 0:
+            raise
+        return cli.exit_code(error)  # the first process says it
+
+
+def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) -> int:
+    """Load the model and serve it, or follow the process that does. Collective over all processes."""
+    from megatron.convert.model_source import ModelSource
+
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "serve.py needs uvicorn and starlette: pip install uvicorn starlette"
+        ) from None
+    from megatron.serving.guard import read_keys
+    from megatron.serving.http_server import bind
+
+    source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
+    tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
+    keys = () if options.api_key_file is None else read_keys(Path(options.api_key_file))
+    listener = bind(options) if launch.rank == 0 else None
+
+    import torch.distributed as dist
+
+    from megatron.inference.engine import Engine
+    from megatron.inference.load import load_model
+    from megatron.inference.runner import Runner
+    from megatron.serving.channel import Channel
+    from megatron.serving.worker import Worker, follow
+
+    context = join_processes(args, launch)
+    dtype = choose_dtype(args.dtype, source.dtype, context.device)
+    model = load_model(source.model, source.tensors, context, dtype)
+
+    def make_engine() -> Engine:
+        return Engine(Runner(model, context, dtype, max_rows=options.batch_size), tokenizer)
+
+    channel = Channel(context.world_size)
+    if listener is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the first process gets it too, and says when
+        follow(make_engine(), channel)
+        code = 0
+    else:
+        from megatron.serving.app import app
+        from megatron.serving.http_server import serve
+        from megatron.serving.service import Service
+
+        served = _served(args, options, tokenizer, source.model.max_position_embeddings)
+        worker = Worker(make_engine, channel)
+        service = Service(worker, served, options)
+        code = serve(app(service, keys), service, worker, listener, context.device)
+    dist.destroy_process_group()
+    return code
+
+
+def _served(
+    args: argparse.Namespace, options: ServingOptions, tokenizer: Tokenizer, num_positions: int
+) -> ServedModel:
+    from megatron.serving.completion_call import ServedModel
+
+    return ServedModel(
+        options.served_model_name or args.load.resolve().name,
+        tokenizer,
+        num_positions,
+        max_samples=options.batch_size + options.queue_size,
+        max_tokens=options.max_request_tokens,
+        order=options.order,
+        reads_sentinels=options.sentinels,
+    )
+
+
+if __name__ == "__main__":
+    cli.run_tool(main)
