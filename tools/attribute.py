@@ -15,14 +15,14 @@ from typing import Any
 from tqdm import tqdm
 
 import megatron.logging
-from megatron.attribution import membership, report
+from megatron.attribution import membership, report, suffix_array, word_index
+from megatron.attribution.attribution import Attribution
 from megatron.attribution.build import build, plan
 from megatron.attribution.corpus import open_token_files
-from megatron.attribution.index_file import IndexFile, index_path
+from megatron.attribution.index_file import index_path
 from megatron.attribution.kinds import KINDS
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
-from megatron.attribution.trace import Trace, to_json
 from megatron.cli import (
     EXIT_USER_ERROR,
     add_section,
@@ -45,6 +45,10 @@ EXAMPLES = """\
   the same for programs, without what an opt-out list names
     python tools/attribute.py trace data/py_text_document --tokenizer-file tokenizer.json --text 'def f(' --json \\
       --exclude-documents optout.jsonl
+  files that are like it, also where names were changed
+    python tools/attribute.py search data/py_text_document --tokenizer-file tokenizer.json --file completion.py
+  all of these at once, with licences and a NOTICE to ship
+    python tools/attribute.py query data/*_text_document.idx --tokenizer-file tokenizer.json --file completion.py
   which indexes there are, and whether they are whole
     python tools/attribute.py list data/py_text_document --verify"""
 
@@ -56,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     _add_build(commands)
     _add_membership(commands)
     _add_trace(commands)
+    _add_search(commands)
+    _add_query(commands)
     _add_list(commands)
     args = parse_known(parser, argv)
     args.prefix = list(dict.fromkeys(map(prefix_of, args.prefix)))  # PREFIX.* names each twice
@@ -208,6 +214,16 @@ def _add_trace(commands: Any) -> None:
     parser.add_argument(
         "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
     )
+    _add_documents(parser)
+    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
+
+
+def _trace(args: argparse.Namespace) -> None:
+    text, asked = _question(args), _open(args, [suffix_array.KIND])
+    _answer(args, asked(text, min_tokens=args.min_tokens), text, report.trace_lines)
+
+
+def _add_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--documents",
         type=int,
@@ -216,21 +232,60 @@ def _add_trace(commands: Any) -> None:
         help="documents that are named (default: 10)",
     )
     parser.add_argument("--threads", type=int, default=1, help="threads that search (default: 1)")
+
+
+def _open(args: argparse.Namespace, kinds: Sequence[str]) -> Attribution:
+    """Open what a question needs."""
+    if min(getattr(args, "min_tokens", 1), args.documents, args.threads) < 1:
+        raise ConfigError("--min-tokens, --documents and --threads are 1 at least")
+    return Attribution(
+        open_token_files(
+            args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
+        ),
+        build_tokenizer(section_from(args, TokenizerConfig)),
+        kinds,
+        num_documents=args.documents,
+        num_threads=args.threads,
+    )
+
+
+def _add_search(commands: Any) -> None:
+    parser = _add(commands, "search", "give the documents that are like a text", _search)
+    _add_question(parser)
+    _add_documents(parser)
     add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
 
 
-def _trace(args: argparse.Namespace) -> None:
-    if min(args.min_tokens, args.documents, args.threads) < 1:
-        raise ConfigError("--min-tokens, --documents and --threads are 1 at least")
-    text = _question(args)
-    files = open_token_files(
-        args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
+def _search(args: argparse.Namespace) -> None:
+    text, asked = _question(args), _open(args, [word_index.KIND])
+    _answer(args, asked(text), text, report.similar_lines)
+
+
+def _add_query(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "query",
+        "ask indexes of all kinds: what of a text stands where, what is like it, its licences, a NOTICE to ship",
+        _query,
     )
-    tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
-    spelling = Spelling(tokenizer)
-    trace = Trace(files, tokenizer, spelling, num_threads=args.threads)
-    spans = trace(text, min_tokens=args.min_tokens, most=max(args.documents, 10))
-    _answer(args, to_json(text, spans, spelling, args.documents), text, report.trace_lines)
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=list(KINDS),
+        default=list(KINDS),
+        help="indexes to ask (default: all)",
+    )
+    _add_question(parser)
+    parser.add_argument(
+        "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
+    )
+    _add_documents(parser)
+    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
+
+
+def _query(args: argparse.Namespace) -> None:
+    text, asked = _question(args), _open(args, args.kinds)
+    _answer(args, asked(text, min_tokens=args.min_tokens), text, report.query_lines)
 
 
 def _add_list(commands: Any) -> None:
@@ -254,7 +309,7 @@ def _list(args: argparse.Namespace) -> int:
                 )
                 continue
             try:
-                index = IndexFile.open(prefix, kind)
+                index = KINDS[kind].open(prefix)
                 if args.verify:
                     with tqdm(
                         total=index.num_bytes,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.attribution.corpus import TokenFile, open_token_files, require_tokenizer
-from megatron.attribution.index_file import index_path, is_current
+from megatron.attribution.index_file import index_path
 from megatron.attribution.kinds import KINDS
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
@@ -48,7 +48,7 @@ def plan(
         Task(file, kind)
         for file in open_token_files(prefixes)
         for kind in kinds
-        if again or not is_current(file.prefix, kind, KINDS[kind].wanted(options))
+        if again or not _is_current(file.prefix, kind, options)
     ]
     for task in tasks:
         if not task.file.dataset.num_tokens:
@@ -80,6 +80,15 @@ def build(tasks: Sequence[Task], tokenizer: Tokenizer, options: BuildOptions, sh
             raise DataError(
                 f"{task.path} cannot be written: {error.strerror or error}; nothing of it was kept"
             ) from error
+
+
+def _is_current(prefix: str, kind: str, options: BuildOptions) -> bool:
+    """Say whether an index is there, whole at its ends, of the token file as it is now, and made as wanted."""
+    try:
+        facts = KINDS[kind].open(prefix).facts
+    except (DataError, ConfigError):  # ConfigError: of an engine that is not installed
+        return False
+    return all(facts.get(name) == value for name, value in KINDS[kind].wanted(options).items())
 
 
 def free_memory() -> int | None:

@@ -148,21 +148,13 @@ class IndexFile:
         index = cls(index_path(prefix, kind))
         if index.facts.get("kind") != kind:
             raise index._damaged(f"it is of kind {index.facts.get('kind')}")
-        if (bin_path(prefix).exists() or idx_path(prefix).exists()) and not index.is_of(prefix):
-            raise DataError(
-                f"{index.path} is stale: it was made of {index.content.describe()}, and {prefix} is now "
-                f"{content_of(prefix).describe()}; make it again with tools/attribute.py build --kinds {kind} {prefix}"
-            )
+        check_is_of(index.path, index.content, prefix, kind)
         return index
 
     @property
     def content(self) -> FileContent:
         """The token file that it was made of."""
         return FileContent(**self.facts["dataset"])
-
-    def is_of(self, prefix: str) -> bool:
-        """Say whether it was made of a token file as that is now."""
-        return self.content.is_same(content_of(prefix))
 
     def array(self, name: str, shape: tuple[int, ...] = (-1,)) -> npt.NDArray[Any]:
         """Give an array as a view of the mapped file."""
@@ -210,13 +202,19 @@ class IndexFile:
         )
 
 
-def is_current(prefix: str, kind: str, wanted: dict[str, Any]) -> bool:
-    """Say whether an index is there, whole at its ends, of the token file as it is now, and made as wanted."""
-    try:
-        index = IndexFile.open(prefix, kind)
-    except DataError:
-        return False
-    return all(index.facts.get(name) == value for name, value in wanted.items())
+def check_is_of(path: Path, content: FileContent, prefix: str, kind: str) -> None:
+    """Raise DataError if an index was made of another content than a token file has now.
+
+    A token file that is not there is not compared.
+    """
+    if not (bin_path(prefix).exists() or idx_path(prefix).exists()):
+        return
+    now = content_of(prefix)
+    if not content.is_same(now):
+        raise DataError(
+            f"{path} is stale: it was made of {content.describe()}, and {prefix} is now {now.describe()}; make it "
+            f"again with tools/attribute.py build --kinds {kind} {prefix}"
+        )
 
 
 def check_room(path: Path, num_bytes: int) -> None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from megatron.attribution import membership, suffix_array
+from megatron.attribution import membership, suffix_array, word_index
 from megatron.attribution.corpus import TokenFile
+from megatron.attribution.index_file import IndexFile
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
 
 Progress = Callable[[int], object]
+
+
+class Index(Protocol):
+    """What an index of any kind tells of itself."""
+
+    path: Path
+    facts: dict[str, Any]
+    num_bytes: int
+
+    def verify(self, on_bytes: Callable[[int], None] = ...) -> None:
+        """Read all of it, telling how much; raise DataError if it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class IndexKind:
     wanted: Callable[[BuildOptions], dict[str, Any]]  # what the header says if it is up to date
     num_passes: Callable[[TokenFile, BuildOptions], int]  # over the tokens, for the bar
     memory: Callable[[TokenFile, BuildOptions], int]  # bytes that building takes
+    open: Callable[[str], Index]  # of a prefix; DataError if it is missing, damaged or stale
 
 
 KINDS: dict[str, IndexKind] = {
@@ -33,6 +47,7 @@ KINDS: dict[str, IndexKind] = {
         membership.wanted,
         membership.num_passes,
         membership.memory,
+        lambda prefix: IndexFile.open(prefix, membership.KIND),
     ),
     suffix_array.KIND: IndexKind(
         "a suffix array of all tokens: which parts of a text stand where, and how often",
@@ -40,5 +55,14 @@ KINDS: dict[str, IndexKind] = {
         suffix_array.wanted,
         lambda file, options: 1,
         suffix_array.memory,
+        lambda prefix: IndexFile.open(prefix, suffix_array.KIND),
+    ),
+    word_index.KIND: IndexKind(
+        "the words of all documents: which are like a text",
+        word_index.build,
+        word_index.wanted,
+        lambda file, options: 1,
+        word_index.memory,
+        word_index.open_index,
     ),
 }

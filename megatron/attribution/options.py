@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron.option_field import check_bounds, option, require
 
@@ -39,6 +40,12 @@ class BuildOptions:
         "membership: of so many grams in a row one is kept; any shared run of gram + window - 1 bytes is found",
         minimum=1,
         maximum=1 << 16,
+    )
+
+    search_engine: Literal["sqlite", "tantivy"] = option(
+        "sqlite",
+        "search: what keeps the words. tantivy (pip install tantivy) takes a third of the room and of the time of "
+        "a question, and longer to build",
     )
 
     def check(self) -> None:

@@ -37,7 +37,7 @@ class LineRanking:
 
     def place_in(self, document: str) -> Place | None:
         """Find the lines that hold most of the text; None if no line and no word of it is there."""
-        lines = document.splitlines()
+        lines = document.split("\n")
         shared = [
             (number, plain)
             for number, plain in enumerate(map(_plain, lines), 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron.attribution.index_file import IndexFile
+from megatron.attribution.kinds import Index
 
 MARKS = ("\x1b[30;43m", "\x1b[30;46m")  # neighbours differ
 END = "\x1b[0m"
@@ -46,6 +46,33 @@ def trace_lines(text: bytes, answer: dict[str, Any], *, colored: bool) -> Iterat
     yield f"{answer['covered_bytes']:,} of {answer['bytes']:,} bytes stand in the data"
 
 
+def similar_lines(text: bytes, answer: dict[str, Any], *, colored: bool) -> Iterator[str]:
+    """Give the documents that are like the text."""
+    for number, hit in enumerate(answer["similar"], 1):
+        first, last = hit["lines"]
+        yield f"{number:>3}. {hit['share']:>4.0%} of its lines at {first}-{last} of {named(hit)}"
+    if not answer["similar"]:
+        yield "no document holds a word of this text"
+
+
+def query_lines(text: bytes, answer: dict[str, Any], *, colored: bool) -> Iterator[str]:
+    """Give the answers of all indexes, and what the text owes."""
+    if "spans" in answer:
+        yield from trace_lines(text, answer, colored=colored)
+    if "membership" in answer:
+        covered = answer["membership"]["covered_bytes"]
+        yield f"{covered:,} bytes do by their fingerprints, white space apart"
+    if answer.get("similar"):
+        yield "documents that are like it:"
+        yield from similar_lines(text, answer, colored=colored)
+    if answer["licenses"]:
+        counts = (f"{one['license']} ({one['documents']})" for one in answer["licenses"])
+        yield f"licences of these documents: {', '.join(counts)}"
+    if answer["notice"]:
+        yield ""
+        yield answer["notice"].rstrip("\n")
+
+
 def named(document: dict[str, Any]) -> str:
     """Name a document by its provenance, and by its number."""
     fields = [
@@ -77,7 +104,7 @@ def printable(text: bytes) -> str:
     )
 
 
-def index_line(path: Path, index: IndexFile) -> str:
+def index_line(path: Path, index: Index) -> str:
     """Describe an index in a line."""
     shown = {
         key: value for key, value in index.facts.items() if isinstance(value, int | float | str)

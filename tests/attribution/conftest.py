@@ -31,7 +31,7 @@ class ByteTokenizer(Tokenizer):
     def token_bytes(self, token):
         return b"" if token == self.eod else bytes([token])
 
-    def save(self, folder):
+    def files(self):
         raise NotImplementedError
 
     def fingerprint(self):

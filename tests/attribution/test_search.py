@@ -98,7 +98,7 @@ def test_ranking_finds_the_lines_and_how_much_of_the_text_they_are():
 
 
 def test_a_bad_index_is_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"none\.db does not exist; build it"):
+    with pytest.raises(DataError, match=r"none\.db does not exist; make it with"):
         SearchIndex(tmp_path / "none.db")
     (tmp_path / "text.db").write_text("no database" * 1000)
     with pytest.raises(DataError, match=r"text\.db cannot be used: .*; .*build it again"):
@@ -110,11 +110,11 @@ def test_a_bad_index_is_refused_by_name(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         build_search(tmp_path / "cut.db", stops(), {})
-    with pytest.raises(DataError, match=r"cut\.db (is cut short|cannot be used)"):
+    with pytest.raises(DataError, match=r"cut\.db (was cut short|cannot be used)"):
         SearchIndex(tmp_path / "cut.db")
     build_search(tmp_path / "new.db", [], {})
     with sqlite3.connect(tmp_path / "new.db") as database:
-        database.execute("UPDATE about SET value = '9' WHERE name = 'version'")
+        database.execute("UPDATE facts SET version = 9")
     database.close()
     with pytest.raises(DataError, match="version 9, this program reads version 1"):
         SearchIndex(tmp_path / "new.db")
@@ -126,9 +126,13 @@ def test_a_bad_tantivy_index_is_refused_by_name(tmp_path):
         TantivyIndex(tmp_path / "none")
     build_tantivy(tmp_path / "one", [(0, "a word")], {})
     assert [one.document for one in TantivyIndex(tmp_path / "one").candidates("Word", 3)] == [0]
+    index = TantivyIndex(tmp_path / "one")
+    index.verify()
     (tmp_path / "one/meta.json").write_text("{")
     with pytest.raises(DataError, match=r"one cannot be used: .*; build it again"):
         TantivyIndex(tmp_path / "one")
-    (tmp_path / "one/about.json").write_text('{"version": "9"}')
+    with pytest.raises(DataError, match=r"meta\.json is missing or damaged"):
+        index.verify()
+    (tmp_path / "one/facts.json").write_text('{"version": 9}')
     with pytest.raises(DataError, match="version 9, this program reads 1"):
         TantivyIndex(tmp_path / "one")

@@ -31,7 +31,7 @@ def data(source_texts, tokenizer, tokenizer_file, tmp_path_factory):  # noqa: F8
         write(folder / name, some, tokenizer, rows=rows)
     result = attribute("build", folder / "a", folder / "b.idx", "--tokenizer-file", tokenizer_file)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("built 4 indexes, ") and "0 were up to date" in result.stdout
+    assert result.stdout.startswith("built 6 indexes, ") and "0 were up to date" in result.stdout
     return folder
 
 
@@ -76,6 +76,32 @@ def test_trace_names_repository_licence_and_lines(data, source_texts, tokenizer_
     assert "\x1b[" not in attribute("trace", data / "a", *flags).stdout
 
 
+def test_query_names_sources_and_licences(data, source_texts, tokenizer_file, tmp_path):  # noqa: F811
+    lines = source_texts[4].split("\n")[40:60]
+    lines[9] = lines[9] + "  # not as it was"
+    (tmp_path / "query.py").write_text("\n".join(lines))
+    flags = ("--tokenizer-file", tokenizer_file, "--file", tmp_path / "query.py")
+    result = attribute("query", data / "a", data / "b", "--json", *flags)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    for best in (answer["documents"][0], answer["similar"][0]):
+        assert (best["dataset"], best["document"]) == (str(data / "b"), 1)
+    assert answer["similar"][0]["lines"][0] in range(41, 44)
+    assert 0.9 < answer["similar"][0]["share"] < 1
+    assert answer["membership"]["covered_bytes"] > 0.5 * answer["bytes"]
+    assert answer["licenses"][0]["license"] == "MIT"
+    assert "  octocat/b, lines 4" in answer["notice"] and "\n    MIT\n" in answer["notice"]
+    shown = attribute("query", data / "a", data / "b", *flags).stdout
+    assert "documents that are like it:" in shown and answer["notice"].rstrip() in shown
+    hits = json.loads(attribute("search", data / "a", data / "b", "--json", *flags).stdout)
+    assert hits["similar"] == answer["similar"]
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"repo": "octocat/b"}\n')
+    some = (*flags, "--kinds", "search", "--exclude-documents", out)
+    left = json.loads(attribute("query", data / "a", data / "b", "--json", *some).stdout)
+    assert {one["dataset"] for one in left["similar"]} == {str(data / "a")}
+
+
 def test_opt_out_list_takes_effect_at_once(data, source_texts, tokenizer_file, tmp_path):  # noqa: F811
     (tmp_path / "out.jsonl").write_text('{"repo": "octocat/a"}\n')
     text = source_texts[1][500:1500]
@@ -93,7 +119,7 @@ def test_opt_out_list_takes_effect_at_once(data, source_texts, tokenizer_file, t
 
 def test_list_says_what_there_is_and_what_is_stale(data, source_texts, tokenizer, tmp_path):  # noqa: F811
     result = attribute("list", data / "a", "--verify")
-    assert result.returncode == 0 and result.stdout.count("up to date") == 2
+    assert result.returncode == 0 and result.stdout.count("up to date") == 3
     header = json.loads(attribute("list", data / "a", "--json").stdout.splitlines()[0])
     assert header["kind"] == "membership" and header["rate"] == 1e-6
     for name in ("a.membership", "a.bin", "a.idx"):
@@ -101,7 +127,7 @@ def test_list_says_what_there_is_and_what_is_stale(data, source_texts, tokenizer
     write(tmp_path / "a", source_texts[:1], tokenizer)
     result = attribute("list", tmp_path / "a")
     assert result.returncode == 2 and "is stale" in result.stderr
-    assert result.stdout == f"{tmp_path}/a.trace: none\n"
+    assert result.stdout == f"{tmp_path}/a.trace: none\n{tmp_path}/a.search: none\n"
 
 
 @pytest.mark.parametrize(

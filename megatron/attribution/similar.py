@@ -1,0 +1,103 @@
+"""Documents that are like a text, from all token files: candidates by their words, then compared line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron.attribution.corpus import TokenFile
+from megatron.attribution.ranking import LineRanking
+from megatron.attribution.search import Candidate
+from megatron.attribution.spelling import Spelling
+from megatron.attribution.word_index import WordIndex, open_index
+
+NUM_COMPARED = 50  # candidates of a token file that are read
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that is like the text."""
+
+    file: TokenFile
+    document: int
+    score: float  # BM25 within its token file
+    share: float  # of the text's lines that stand there together, by characters
+    lines: tuple[int, int]  # of the document's file, from 1, where most of it stands
+
+
+class Similar:
+    """Token files that are searched, opened once."""
+
+    def __init__(
+        self, files: Sequence[TokenFile], spelling: Spelling, *, num_threads: int = 1
+    ) -> None:
+        """Open the indexes of words. Raises DataError for one that cannot be used."""
+        self._pairs = [(file, open_index(file.prefix)) for file in files]
+        self._spelling = spelling
+        self._num_threads = num_threads
+
+    def __call__(self, text: str, most: int) -> list[Hit]:
+        """Give the documents that are most like a text, the best first: by shared lines, then by BM25."""
+        ranking = LineRanking(text)
+
+        def find(pair: tuple[TokenFile, WordIndex]) -> list[Hit]:
+            file, index = pair
+            found = _allowed(file, lambda limit: index.candidates(text, limit), NUM_COMPARED)
+            hits = [self._compare(file, candidate, ranking) for candidate in found]
+            return [hit for hit in hits if hit is not None]
+
+        if self._num_threads > 1 and len(self._pairs) > 1:
+            with ThreadPoolExecutor(self._num_threads) as pool:
+                by_file = list(pool.map(find, self._pairs))
+        else:
+            by_file = list(map(find, self._pairs))
+        hits = [hit for hits in by_file for hit in hits]
+        return sorted(hits, key=lambda hit: (-hit.share, -hit.score))[:most]
+
+    def _compare(self, file: TokenFile, candidate: Candidate, ranking: LineRanking) -> Hit | None:
+        document = candidate.document
+        start, stop = (file.dataset.document_start(document + i) for i in (0, 1))
+        raw = self._spelling.text.text(file.dataset.tokens[start:stop])
+        place = ranking.place_in(raw.decode("utf-8", "replace"))
+        if place is None:
+            return None
+        lines = raw.split(b"\n")
+        first = sum(len(line) + 1 for line in lines[: place.first_line - 1])
+        size = sum(len(line) + 1 for line in lines[place.first_line - 1 : place.last_line])
+        shown = file.lines(document, first, first + size - 1, self._spelling)
+        return Hit(file, document, candidate.score, place.share, shown)
+
+
+def _allowed(
+    file: TokenFile, ask: Callable[[int], list[Candidate]], wanted: int
+) -> list[Candidate]:
+    """Give the best candidates that are not opted out, asking for more until there are enough or no more."""
+    limit = wanted
+    while True:
+        found = ask(limit)
+        allowed = [one for one in found if not _is_excluded(file, one.document)]
+        if len(allowed) >= wanted or len(found) < limit:
+            return allowed[:wanted]
+        limit *= 4
+
+
+def _is_excluded(file: TokenFile, document: int) -> bool:
+    run = int(np.searchsorted(file.excluded[:, 0], document, "right")) - 1
+    return run >= 0 and document < int(file.excluded[run, 1])
+
+
+def to_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Give hits as JSON values."""
+    return [
+        {
+            **hit.file.name(hit.document),
+            "share": round(hit.share, 4),
+            "score": round(hit.score, 4),
+            "lines": list(hit.lines),
+        }
+        for hit in hits
+    ]
