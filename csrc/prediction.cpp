@@ -20,7 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -66,6 +66,7 @@ struct Kernels {
     void (*multiply)(const Product&, size_t, size_t, float*);
     void (*normalize)(const float*, const float*, const float*, float, size_t, float*);
     void (*attend)(const Attention&, size_t, size_t, size_t, size_t, float*);
+    std::pair<float, int64_t> (*highest)(const float*, size_t);
 };
 
 #ifdef HAS_X86
@@ -172,6 +173,17 @@ void multiply(Address x, size_t rows, Address weight, Address bias, Address out,
     if (rows * in_size * out_size < kSmall) threads = 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     multiply_share(kernels, product);
+}
+
+// Of each row of x [rows, columns], stride apart: the highest number, and its first place. A NaN counts as the highest.
+void highest(Address x, size_t rows, size_t columns, size_t stride, Address best, Address places, int width) {
+    const Kernels& kernels = kernels_of(width);
+    py::gil_scoped_release release;
+    for (size_t r = 0; r < rows; ++r) {
+        const auto [value, place] = kernels.highest(floats(x) + r * stride, columns);
+        reinterpret_cast<float*>(best)[r] = value;
+        reinterpret_cast<int64_t*>(places)[r] = place;
+    }
 }
 
 // The sizes and weights of layers that are alike, as addresses; 0 where there is none.
@@ -285,7 +297,7 @@ class Decoder {
         std::vector<float>& scratch = scratch_[thread_number()];
         for (size_t i = begin; i < end; ++i) {
             const size_t row = i / parts / groups_, group = i / parts % groups_, first = i % parts * kHeads;
-            scratch.resize(std::max(scratch.size(), kHeads * (a.lengths[row] + 1 + kernels_.panel)));
+            scratch.resize(std::max(scratch.size(), kHeads * (a.lengths[row] + 1 + 2 * kernels_.panel)));
             kernels_.attend(a, row, group, group * group_size + first, std::min(kHeads, group_size - first), scratch.data());
         }
         wait_for_others();
@@ -323,6 +335,8 @@ PYBIND11_MODULE(_prediction, module) {
     module.def("multiply", &multiply, py::arg("x"), py::arg("rows"), py::arg("weight"), py::arg("bias"), py::arg("out"),
                py::arg("in_size"), py::arg("out_size"), py::arg("has_gelu"), py::arg("width"), py::arg("threads"),
                "Compute out [rows, out_size] = x W^T + bias, or its GELU, of x [rows, in_size].");
+    module.def("highest", &highest, py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("best"),
+               py::arg("places"), py::arg("width"), "Find the highest number of each row, and its first place.");
     py::class_<Decoder>(module, "Decoder", "Layers that take one token of each sequence. Not for several threads at once.")
         .def(py::init<size_t, size_t, size_t, size_t, size_t, size_t, float, int, const std::vector<std::vector<Address>>&>(),
              py::arg("hidden_size"), py::arg("num_heads"), py::arg("num_groups"), py::arg("head_dim"), py::arg("ffn_size"),

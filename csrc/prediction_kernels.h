@@ -113,7 +113,8 @@ TARGET inline void finish(const Product& p, size_t first_row, size_t rows, size_
     const size_t first = panel * kPanel, end = std::min(first + kPanel, p.out_size);
     for (size_t column = first; column < end; column += LANES, total += LANES) {
         const size_t count = std::min<size_t>(LANES, end - column);
-        const Floats bias = p.bias ? load_part(p.bias + column, count) : Floats{};
+        Floats bias = {};
+        if (p.bias) bias = count == LANES ? load(p.bias + column) : load_part(p.bias + column, count);
         float* out = p.out + first_row * p.out_stride + column;
         for (size_t r = 0; r < rows; ++r, out += p.out_stride) {
             Floats value = load(total + r * kPanel) + bias;
@@ -194,17 +195,24 @@ constexpr size_t kKeys = LANES / kHeads;
 // Give the products of kHeads queries, `size` apart, and kKeys keys: lane h * kKeys + j.
 TARGET inline Floats scores(const float* queries, const float* const* keys, size_t size) {
     Floats v[LANES] = {};
-    for (size_t k = 0; k < size; k += LANES) {
-        const size_t count = size - k;
+    size_t k = 0;
+    for (; k + LANES <= size; k += LANES) {
         Floats key[kKeys];
 #pragma GCC unroll 4
-        for (size_t j = 0; j < kKeys; ++j) key[j] = count < LANES ? load_part(keys[j] + k, count) : load(keys[j] + k);
+        for (size_t j = 0; j < kKeys; ++j) key[j] = load(keys[j] + k);
 #pragma GCC unroll 4
         for (size_t h = 0; h < kHeads; ++h) {
-            const float* from = queries + h * size + k;
-            const Floats query = count < LANES ? load_part(from, count) : load(from);
+            const Floats query = load(queries + h * size + k);
 #pragma GCC unroll 4
             for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * key[j];
+        }
+    }
+    if (k < size) {
+#pragma GCC unroll 4
+        for (size_t h = 0; h < kHeads; ++h) {
+            const Floats query = load_part(queries + h * size + k, size - k);
+#pragma GCC unroll 4
+            for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * load_part(keys[j] + k, size - k);
         }
     }
 #if LANES == 16
@@ -220,57 +228,90 @@ TARGET inline Floats scores(const float* queries, const float* const* keys, size
     return MERGE(v[0], v[1], 1);
 }
 
-// Put e^(s - max s) in the place of each of `size` numbers, and give their sum.
+// Put e^(s - max s) in the place of each of `size` numbers, and give their sum. Writes up to a vector behind them.
 TARGET inline float exponentials(float* s, size_t size) {
-    float most = s[0];
-    for (size_t i = 1; i < size; ++i) most = std::max(most, s[i]);
+    Floats most = Floats{} + s[0];
+    for (size_t i = 0; i < size; i += LANES) {
+        if (i + LANES > size) std::fill(s + size, s + i + LANES, s[0]);
+        const Floats value = load(s + i);
+        most = value > most ? value : most;
+    }
+    float lanes[LANES];
+    store(lanes, most);
+    const float highest = *std::max_element(lanes, lanes + LANES);
     Floats total = {};
     for (size_t i = 0; i < size; i += LANES) {
-        const size_t count = std::min<size_t>(LANES, size - i);
-        float parts[LANES] = {};
-        store(parts, exponential(load_part(s + i, count) - most));
-        std::fill(parts + count, parts + LANES, 0.0f);
-        std::memcpy(s + i, parts, count * sizeof(float));
-        total += load(parts);
+        store(s + i, exponential(load(s + i) - highest));
+        if (i + LANES > size) std::fill(s + size, s + i + LANES, 0.0f);
+        total += load(s + i);
     }
     return sum(total);
 }
 
-// Up to kHeads query heads of a row and group, from first_head on. scratch: kHeads times the tokens seen, and kHeads panels.
+// Up to kHeads query heads of a row and group, from first_head on. scratch: kHeads times the tokens seen and a vector, and
+// kHeads panels.
 TARGET void attend(const Attention& a, size_t row, size_t group, size_t first_head, size_t count, float* scratch) {
     const size_t d = a.head_dim, end = a.lengths[row] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
-    const size_t offset = ((row * a.num_groups + group) * a.capacity + begin) * d;
+    const size_t offset = ((row * a.num_groups + group) * a.capacity + begin) * d, stride = seen + LANES;
     const float *keys = a.keys + offset, *values = a.values + offset;
     const float* queries = a.queries + row * a.query_stride + first_head * d;
-    float* total = scratch + kHeads * seen;
+    float* total = scratch + kHeads * stride;
     for (size_t j = 0; j < seen; j += kKeys) {
         const float* chosen[kKeys];
+#pragma GCC unroll 4
         for (size_t i = 0; i < kKeys; ++i) chosen[i] = keys + std::min(j + i, seen - 1) * d;
         float parts[LANES];
         store(parts, scores(queries, chosen, d) * a.scale);
-        for (size_t h = 0; h < count; ++h) {
-            std::memcpy(scratch + h * seen + j, parts + h * kKeys, std::min(kKeys, seen - j) * sizeof(float));
-        }
+        // those of keys that are none lie behind a head's, where the next ones are written later
+#pragma GCC unroll 4
+        for (size_t h = 0; h < kHeads; ++h) std::memcpy(scratch + h * stride + j, parts + h * kKeys, kKeys * sizeof(float));
     }
-    float sums[kHeads];
-    for (size_t h = 0; h < count; ++h) sums[h] = exponentials(scratch + h * seen, seen);
+    float shares[kHeads];
+    for (size_t h = 0; h < count; ++h) shares[h] = 1.0f / exponentials(scratch + h * stride, seen);
     float* out = a.out + row * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
     for (size_t i = 0; i < whole; i += kPanel) {
-        tile_of<false>(count, scratch, seen, values + i, d, seen, true, total, nullptr);
-        for (size_t h = 0; h < count; ++h) std::memcpy(out + h * d + i, total + h * kPanel, kPanel * sizeof(float));
+        tile_of<false>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
+        for (size_t h = 0; h < count; ++h) {
+            store(out + h * d + i, load(total + h * kPanel) * shares[h]);
+            store(out + h * d + i + LANES, load(total + h * kPanel + LANES) * shares[h]);
+        }
     }
-    for (size_t h = 0; h < count; ++h) {
+    for (size_t h = 0; h < count && whole < d; ++h) {
         float* context = out + h * d;
         std::fill(context + whole, context + d, 0.0f);
-        for (size_t j = 0; j < seen && whole < d; ++j) {
-            for (size_t i = whole; i < d; ++i) context[i] += scratch[h * seen + j] * values[j * d + i];
+        for (size_t j = 0; j < seen; ++j) {
+            for (size_t i = whole; i < d; ++i) context[i] += scratch[h * stride + j] * values[j * d + i];
         }
-        for (size_t i = 0; i < d; ++i) context[i] /= sums[h];
+        for (size_t i = whole; i < d; ++i) context[i] *= shares[h];
     }
 }
 
-const Kernels kKernels = {kPanel, &multiply, &normalize, &attend};
+// The highest of `size` numbers and its first place; NaN if there is one.
+TARGET std::pair<float, int64_t> highest(const float* x, size_t size) {
+    const float least = -std::numeric_limits<float>::infinity();
+    Floats best = Floats{} + least;
+    Ints place = {}, here = {}, is_nan = {};
+    for (int i = 0; i < LANES; ++i) here[i] = i;
+    const size_t whole = size / LANES * LANES;
+    for (size_t i = 0; i < whole; i += LANES) {
+        const Floats value = load(x + i);
+        const Ints better = value > best;
+        best = better ? value : best;
+        place = better ? here : place;
+        is_nan |= value != value;
+        here += LANES;
+    }
+    std::pair<float, int64_t> found{least, 0};
+    const auto take = [&found](float value, int64_t at) {
+        if (value > found.first || (value == found.first && at < found.second) || value != value) found = {value, at};
+    };
+    for (int i = 0; i < LANES && whole > 0; ++i) take(is_nan[i] ? std::nanf("") : best[i], place[i]);
+    for (size_t i = whole; i < size; ++i) take(x[i], i);
+    return found;
+}
+
+const Kernels kKernels = {kPanel, &multiply, &normalize, &attend, &highest};
 
 #undef FIRST
 #undef SECOND

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron.errors import CheckpointError
 from megatron.inference.options import SamplingOptions
+from megatron.kernels.prediction import highest
 from megatron.parallel.random import derive_key
 
 NUM_CANDIDATES = 1024  # likeliest tokens among which a nucleus is looked for before all are sorted
@@ -52,7 +53,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
             seen = draws[row].seen
             assert seen is not None
             scores[row] = penalise(scores[row], seen, draws[row].options.repetition_penalty)
-    best, ids = scores.max(dim=-1)
+    best, ids = highest(scores)
     if not bool(best.isfinite().all()):
         raise CheckpointError(
             "the model gave logits that are no numbers; load it with --dtype fp32 or bf16, or check its weights"

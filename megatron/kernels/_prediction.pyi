@@ -15,6 +15,9 @@ def multiply(
     width: int,
     threads: int,
 ) -> None: ...
+def highest(
+    x: int, rows: int, columns: int, stride: int, best: int, places: int, width: int
+) -> None: ...
 
 class Decoder:
     def __init__(

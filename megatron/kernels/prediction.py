@@ -37,6 +37,28 @@ def widths() -> list[int]:
     return _prediction.widths()
 
 
+def highest(x: Tensor, *, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Give of each row of x [r, c] the highest number, NaN if there is one, and its first place: [r], int64 [r].
+
+    `Tensor.max` gives the same; on a CPU in fp32 it takes three times as long.
+    """
+    if obstacle(x.device, x.dtype) is not None or x.stride(1) != 1:
+        best, places = x.max(dim=-1)
+        return best, places
+    rows, columns = x.shape
+    best, places = x.new_empty(rows), torch.empty(rows, dtype=torch.int64)
+    _prediction.highest(
+        x.data_ptr(),
+        rows,
+        columns,
+        x.stride(0),
+        best.data_ptr(),
+        places.data_ptr(),
+        widths()[0] if width is None else width,
+    )
+    return best, places
+
+
 class PanelProduct:
     """A `Product` with one weight and bias, of which it keeps the only copies that are needed."""
 

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from megatron.kernels import prediction
-from megatron.kernels.prediction import Decoder, DecoderLayer, PanelProduct, PanelProductGelu
+from megatron.kernels.prediction import (
+    Decoder,
+    DecoderLayer,
+    PanelProduct,
+    PanelProductGelu,
+    highest,
+)
 
 OBSTACLE = prediction.obstacle(torch.device("cpu"), torch.float32)
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"the kernel {OBSTACLE}")
@@ -54,6 +60,25 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_threads(width):
         assert torch.equal(product(x), together)
     finally:
         torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("size", [1, 7, 16, 83])
+def test_the_highest_is_found_where_it_first_stands(width, size):
+    x = normal(2 * size, 3 * size)[:, size : 2 * size]  # rows that are apart
+    x[0] = x[0].min()
+    x[1, size // 2 :] = x[1].max()
+    expected = [(row.max().item(), row.tolist().index(row.max().item())) for row in x]
+    best, places = highest(x, width=width)
+    assert list(zip(best.tolist(), places.tolist(), strict=True)) == expected
+    for place in {0, size // 2, size - 1}:
+        for value in (float("inf"), float("nan")):
+            changed = x.clone()
+            changed[:, place] = value
+            best, places = highest(changed, width=width)
+            torch.testing.assert_close(best, torch.full_like(best, value), equal_nan=True)
+            assert value != value or places.tolist() == [place] * len(x)
+    assert highest(torch.full((1, size), float("-inf")), width=width)[1].tolist() == [0]
 
 
 def test_what_cannot_be_laid_out_is_told():
