@@ -98,7 +98,11 @@ finish_tiny() {
         "$python" "$root"/tools/convert_to_hf.py --load "$save" --save "$folder" --verify --overwrite
     fi
     say "what it writes after so little training"
-    "$python" "$root"/tools/sample_hf.py --model "$folder"
+    "$python" "$root"/tools/generate.py --load "$folder" --input - --echo \
+        --max-new-tokens 48 --temperature 0.4 --top-p 0.95 <<'END'
+{"id": "completion of main", "prompt": "import os\nimport sys\n\n\ndef main(args):\n"}
+{"id": "infilling of push", "prefix": "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        ", "suffix": "\n\n    def pop(self):\n        return self.items.pop()\n"}
+END
     say "losses on held-out files"
     "$python" "$root"/tools/plot_loss.py --metrics "$save/metrics.jsonl" --output "$run_dir/loss.png"
     say "made in $run_dir, in $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.errors import CheckpointError, ConfigError, DataError
 from tests.convert.runs import make_run
 from tests.world import launcher_environment
+from tools import convert_to_hf
 from tools import generate as tool
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,24 @@ def test_a_file_is_filled_in_at_its_cursor(run: Path, tmp_path, capsys) -> None:
     middle = generate(run, capsys, *between, *args)
     assert filled == f"def add({middle[:-1]}):\n    return a\n"
     assert generate(run, capsys, *between, *args, "--order", "spm") != middle
+
+
+def test_an_exported_folder_shows_each_text_under_its_name(run, tmp_path, capsys, monkeypatch):
+    convert_to_hf.main(["--load", str(run), "--save", str(tmp_path / "out")])
+    capsys.readouterr()
+    rows = [
+        {"id": "completion", "prompt": "def add("},
+        {"id": "infilling", "prefix": "def add(", "suffix": "):\n"},
+    ]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    args = ("--echo", "--max-new-tokens", 4, "--temperature", 0.4, "--top-p", 0.95)
+    out = generate(tmp_path / "out", capsys, "--input", "-", *args)
+    shown = {part.split(",")[0]: part.split("tokens\n")[1] for part in out.split("--- ") if part}
+    assert list(shown) == ["completion", "infilling"]
+    assert all(text.startswith("def add(") for text in shown.values())
+    assert shown["infilling"].endswith("):\n\n")
+    assert shown["completion"] == generate(run, capsys, "--prompt", "def add(", *args)
 
 
 def test_several_samples_and_stdin(run: Path, capsys, monkeypatch) -> None:
