@@ -34,8 +34,10 @@ from megatron.inference.options import SamplingOptions
 from megatron.inference.writer import Write, json_writer, text_writer
 from megatron.option_field import require
 from megatron.parallel.launch import Launch
+from megatron.tokenizer.chat_template import ChatEncoder, Message, choose_template
 
 if TYPE_CHECKING:
+    from megatron.convert.model_source import ModelSource
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -45,6 +47,8 @@ EXAMPLES = """\
   fill in at the mark <CURSOR> of a file, or between two texts:
     python tools/generate.py --load runs/py --file main.py --echo
     python tools/generate.py --load runs/py --prefix 'def area(w, h):' --suffix '    return a' --order spm
+  ask a model that was tuned on conversations:
+    python tools/generate.py --load runs/chat --chat 'Write a function that adds two numbers.'
   many prompts, lines such as {"id": "a", "prompt": "def f(", "n": 20, "options": {"seed": 7}}:
     python tools/generate.py --load runs/py --input prompts.jsonl --output texts.jsonl --temperature 0.8
   a model too large for one GPU, by two that share each layer:
@@ -90,6 +94,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     prompt.add_argument(
         "--input", type=Path, metavar="FILE", help="JSON lines of prompts; - is stdin"
     )
+    prompt.add_argument("--chat", metavar="TEXT", help="a user's message to answer")
+    prompt.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help="of --chat and of messages in --input: starchat, plain or a file (default: that of the model's training)",
+    )
     prompt.add_argument(
         "--order",
         choices=("psm", "spm"),
@@ -125,6 +135,7 @@ def _jobs(args: argparse.Namespace, options: SamplingOptions, launch: Launch) ->
         "--prefix and --suffix": is_between,
         "--file": args.file is not None,
         "--input": args.input is not None,
+        "--chat": args.chat is not None,
     }
     flags = [flag for flag, is_given in given.items() if is_given]
     require(len(flags) < 2, f"{' and '.join(flags)} are given; keep one of them")
@@ -140,6 +151,10 @@ def _jobs(args: argparse.Namespace, options: SamplingOptions, launch: Launch) ->
         )
     if args.input is not None:
         yield from read_jobs(args.input, options, args.n)
+        return
+    if args.chat is not None:
+        messages = (Message("user", args.chat),)
+        yield Job("chat", "--chat", "", None, options, args.n, messages)
         return
     where, prefix, suffix = "prompt", args.prompt, None
     if is_between:
@@ -175,7 +190,11 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
     tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
     fitting = Fitting(
-        args.order, args.sentinels, args.truncate, shortens=not hasattr(args, "max_new_tokens")
+        args.order,
+        args.sentinels,
+        args.truncate,
+        shortens=not hasattr(args, "max_new_tokens"),
+        chat=_chat(args, source, tokenizer) if any(job.messages for job in jobs) else None,
     )
     positions = source.model.max_position_embeddings
     requests = [
@@ -207,6 +226,19 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
         print(counts.summary(time.perf_counter() - start, args.output), file=sys.stderr)
     dist.destroy_process_group()
     return 0
+
+
+def _chat(args: argparse.Namespace, source: ModelSource, tokenizer: Tokenizer) -> ChatEncoder:
+    """Give what encodes messages as the model's training did, or as asked for."""
+    if args.chat_template is not None:
+        return ChatEncoder(tokenizer, choose_template(args.chat_template, tokenizer))
+    template = source.chat_template()
+    if template is None:
+        raise ConfigError(
+            f"{args.load} was trained on no conversations: it has no template for messages; give --chat-template plain, "
+            "or --prompt to continue a text"
+        )
+    return ChatEncoder(tokenizer, template)
 
 
 @dataclass

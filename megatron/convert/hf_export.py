@@ -31,6 +31,7 @@ from megatron.convert.model_card import model_card
 from megatron.convert.source import GENERATION_CONFIG, Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import ModelConfig
+from megatron.tokenizer import chat_template
 
 # In the header of each file of weights: "format" is what transformers asks for, the rest says who wrote it. Not in
 # config.json, which transformers copies, unknown fields included, into what it saves of a loaded model.
@@ -204,9 +205,14 @@ def is_export(folder: Path) -> bool:
 def _generation_config(source: Source) -> dict[str, Any]:
     """Give what the run was converted with, if it was; a document ends as the tokenizer says."""
     eod = source.eod
+    template = source.tokenizer_folder / chat_template.FILE
+    ends = [eod]
+    if source.tokenizer is not None and template.is_file():  # what ends an answer ends a text
+        end = chat_template.read_template(template, str(template)).end
+        ends = list(dict.fromkeys([eod, source.tokenizer.special_tokens[end]]))
     return {
         "bos_token_id": eod,
-        "eos_token_id": eod,
+        "eos_token_id": ends if len(ends) > 1 else eod,
         "pad_token_id": eod,
     } | source.generation_config
 

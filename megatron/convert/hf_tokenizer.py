@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron.tokenizer import chat_template
 from megatron.tokenizer.interface import Tokenizer
 
 
@@ -32,6 +33,11 @@ def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length
         "tokenizer_config.json": _tokenizer_config(tokenizer, source, definition, max_length),
         "special_tokens_map.json": _special_tokens(tokenizer),
     }
+    template = source / chat_template.FILE
+    if template.is_file():
+        read = chat_template.read_template(template, str(template))
+        contents["tokenizer_config.json"]["chat_template"] = read.jinja()
+        contents[chat_template.FILE] = read.to_json()  # for our own tools
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     return list(contents)

@@ -20,6 +20,8 @@ from megatron.convert.import_source import ImportSource
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError
 from megatron.options import ModelConfig
+from megatron.tokenizer import chat_template
+from megatron.tokenizer.chat_template import ChatTemplate
 from megatron.tokenizer.interface import Tokenizer
 
 
@@ -32,6 +34,7 @@ class ModelSource:
     tensors: CheckpointReader | ImportSource
     tokenizer: Tokenizer | None
     dtype: torch.dtype  # that it was trained or stored in
+    tokenizer_folder: Path
 
     @classmethod
     def open(
@@ -44,7 +47,14 @@ class ModelSource:
         if not _is_transformers(path):
             source = Source.open(path, iteration)
             dtype = getattr(torch, source.config.precision.compute_dtype)
-            return cls(path, source.config.model, source.reader, source.tokenizer, dtype)
+            return cls(
+                path,
+                source.config.model,
+                source.reader,
+                source.tokenizer,
+                dtype,
+                source.tokenizer_folder,
+            )
         if iteration is not None:
             raise CheckpointError(
                 f"{path} is a folder of transformers, which has no iterations; leave --iteration out"
@@ -52,7 +62,12 @@ class ModelSource:
         imported = open_hf(path, accepts_exact_gelu=accepts_exact_gelu)
         dtype = getattr(torch, imported.config.precision.compute_dtype)
         tensors = ImportSource(imported, path)
-        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype)
+        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype, path)
+
+    def chat_template(self) -> ChatTemplate | None:
+        """Give the template of the conversations that it was trained on; None if it was trained on none."""
+        path = self.tokenizer_folder / chat_template.FILE
+        return chat_template.read_template(path, str(path)) if path.is_file() else None
 
 
 def _is_transformers(path: Path) -> bool:

@@ -17,12 +17,13 @@ from megatron.errors import ConfigError, DataError
 from megatron.inference.options import SamplingOptions, is_unicode
 from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
 from megatron.inference.request import Request
+from megatron.tokenizer.chat_template import ChatEncoder, Message, read_messages, why_unusable
 from megatron.tokenizer.interface import Tokenizer
 
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt: a text to continue, or with a suffix one to fill in."""
+    """One prompt: a text to continue, with a suffix one to fill in, or messages to answer."""
 
     name: Any  # a JSON value, given back with the result
     where: str  # for messages
@@ -30,6 +31,7 @@ class Job:
     suffix: str | None
     options: SamplingOptions
     num_samples: int
+    messages: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Fitting:
     reads_sentinels: bool
     truncates: bool  # prompts that are too long, rather than refuse them
     shortens: bool  # max_new_tokens where there is not so much room: nobody asked for a number
+    chat: ChatEncoder | None = None  # for messages
 
 
 def read_text(flag: str, path: Path) -> str:
@@ -68,7 +71,7 @@ def split_at_cursor(text: str, mark: str, where: str) -> tuple[str, str]:
 
 
 def read_jobs(path: Path, defaults: SamplingOptions, num_samples: int) -> Iterator[Job]:
-    """Read JSON lines: prompt, or prefix and suffix, and if need be id, n and options, an object.
+    """Read JSON lines: prompt, messages, or prefix and suffix, and if need be id, n and options, an object.
 
     Raises DataError or ConfigError, which name the line.
     """
@@ -82,12 +85,13 @@ def read_jobs(path: Path, defaults: SamplingOptions, num_samples: int) -> Iterat
             raise DataError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}; write an object on each line")
-        is_infilling = "prompt" not in row
+        messages = _messages(row, where)
+        is_infilling = "prompt" not in row and messages is None
         texts = [
             row.get(key, "") for key in (("prefix", "suffix") if is_infilling else ("prompt",))
         ]
         if is_infilling and not {"prefix", "suffix"} & set(row):
-            raise DataError(f"{where} has neither prompt nor prefix and suffix")
+            raise DataError(f"{where} has neither prompt nor messages nor prefix and suffix")
         options, count = row.get("options", {}), row.get("n", num_samples)
         if not all(isinstance(text, str) for text in texts) or not isinstance(options, dict):
             raise DataError(f"{where}: prompt, prefix and suffix are texts, and options an object")
@@ -100,7 +104,18 @@ def read_jobs(path: Path, defaults: SamplingOptions, num_samples: int) -> Iterat
             texts[1] if is_infilling else None,
             defaults.changed(options, where) if options else defaults,
             count,
+            messages,
         )
+
+
+def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...] | None:
+    """Give the messages of a line, None if it has none. Raises DataError for what is no conversation."""
+    if "messages" not in row:
+        return None
+    reason = why_unusable(row["messages"], learns=False)
+    if reason is not None or "prompt" in row:
+        raise DataError(f"{where}: messages are {reason or 'given, and prompt too'}")
+    return tuple(read_messages(row["messages"]))
 
 
 def make_request(
@@ -123,6 +138,9 @@ def make_request(
         if job.suffix is not None:
             ids = infilling_ids(tokenizer, job.prefix, job.suffix, fitting.order, limit)
             ends = infilling_ends(tokenizer)
+        elif job.messages is not None:
+            assert fitting.chat is not None
+            ids, ends = fitting.chat.prompt(job.messages), frozenset([fitting.chat.end])
         else:
             ids = encode_text(tokenizer, job.prefix, reads_sentinels=fitting.reads_sentinels)
             ids = ids[-limit:] if limit is not None else ids

@@ -104,7 +104,7 @@ class Account:
         self.should_stop = self.should_stop or result.votes.stop > 0
         self._on_votes(entry.iteration, result.votes)
         self.clock.count(entry.num_tokens, result.attention_share)
-        self._progress.interval.add(result.loss, result.is_skipped)
+        self._progress.interval.add(result.loss, result.is_skipped, result.num_loss_tokens)
         lost_sample = entry.samples.start if result.is_lost else None
         self._spikes.add(
             entry.iteration, result.loss, result.gradient_norm, lost_sample=lost_sample

@@ -34,10 +34,12 @@ class Interval:
     num_losses: int = 0  # steps whose loss was finite
     loss_sum: float = 0.0
     num_skipped: int = 0
+    num_loss_tokens: int = 0
 
-    def add(self, loss: float, is_skipped: bool) -> None:
+    def add(self, loss: float, is_skipped: bool, num_loss_tokens: int = 0) -> None:
         """Account for one step."""
         self.num_steps += 1
+        self.num_loss_tokens += num_loss_tokens
         self.num_skipped += is_skipped
         if math.isfinite(loss):
             self.num_losses += 1

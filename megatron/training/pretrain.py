@@ -29,6 +29,7 @@ from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import fuse_gradient_accumulation, shard_data_parallel
 from megatron.parallel.launch import Launch
 from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
+from megatron.tokenizer import chat_template
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
@@ -377,6 +378,8 @@ def describe_run(inputs: Inputs) -> None:
     folder = save / "tokenizer"
     with writing(folder):
         files = inputs.tokenizer.files()
+        if inputs.datasets.chat_template is not None:
+            files[chat_template.FILE] = encode_json(inputs.datasets.chat_template.to_json())
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():  # it may have been read from here, and be the only copy
         replace_durably(folder / name, content)

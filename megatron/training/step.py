@@ -40,6 +40,7 @@ class StepResult:
         float  # pairs attended over those that whole samples would have; 1 without document masks
     )
     limits: SpikeLimits = NO_LIMITS
+    num_loss_tokens: int = 0  # of the global batch, that carried loss
 
     @property
     def is_spike(self) -> bool:
@@ -109,6 +110,7 @@ class PendingStep:
             votes=Votes(*map(int, votes)),
             attention_share=num_pairs / self._num_whole_pairs if self._num_whole_pairs else 1.0,
             limits=self._limits,
+            num_loss_tokens=int(num_tokens) if math.isfinite(num_tokens) else 0,
         )
 
 

@@ -156,6 +156,7 @@ def _log(run: Run, account: Account) -> None:
         "step_time_s": clock.seconds / clock.num_steps,
         **run.throughput.fields(clock.tokens, clock.seconds, clock.attention_share),
         "skipped": interval.num_skipped,
+        "loss_tokens": interval.num_loss_tokens,
     }
     run.writer.training(
         values,

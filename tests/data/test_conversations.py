@@ -238,6 +238,15 @@ def test_what_carries_loss_survives_shards_and_merging(tokenizer, tmp_path, join
     assert isinstance(open_train(tokenizer, str(tmp_path / "all")), ConversationDataset)
 
 
+def test_two_sets_of_conversations_merge_to_one(tokenizer, tmp_path):
+    names = [write(tmp_path, tokenizer, CHATS[:9], "a"), write(tmp_path, tokenizer, CHATS[9:], "b")]
+    sources = open_sources([Path(name) for name in names], drop_provenance=False)
+    merge(sources, tmp_path / "all", on_bytes=lambda n: None)
+    (parts, joined) = (open_train(tokenizer, *paths) for paths in (names, [str(tmp_path / "all")]))
+    assert isinstance(joined, ConversationDataset)
+    assert joined.num_answer_tokens == sum(one.num_answer_tokens for one in parts.datasets)
+
+
 def test_conversations_are_not_merged_with_plain_documents(tokenizer, tmp_path):
     chats = write(tmp_path, tokenizer)
     source = tmp_path / "text.jsonl"

@@ -162,3 +162,32 @@ def test_two_processes_print_once_what_one_prints(run: Path, capsys) -> None:
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == generate(run, capsys, *args[2:])
+
+
+def test_a_message_is_asked_as_training_wrote_it(run: Path, tmp_path, capsys) -> None:
+    args = ("--max-new-tokens", 6, "--json")
+    with pytest.raises(ConfigError, match="was trained on no conversations"):
+        generate(run, capsys, "--chat", "hi", *args)
+    asked = json.loads(generate(run, capsys, "--chat", "hi", "--chat-template", "plain", *args))
+    spelled = json.loads(
+        generate(run, capsys, "--prompt", "Question:\nhi\n\nAnswer:\n", *args, "--seed", 1234)
+    )
+    assert (asked["text"], asked["num_prompt_tokens"]) == (
+        spelled["text"],
+        spelled["num_prompt_tokens"],
+    )
+    template = {"system": "{content}", "user": "U {content}", "end": "<|endoftext|>"}
+    template["assistant"] = "A {content}<|endoftext|>"
+    (run / "tokenizer" / "chat_template.json").write_text(json.dumps(template))
+    try:
+        messages = [{"role": "user", "content": "hi"}]
+        (tmp_path / "in.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+        (line,) = generate(run, capsys, "--input", tmp_path / "in.jsonl", *args).splitlines()
+        expected = json.loads(generate(run, capsys, "--prompt", "U hiA ", *args))
+        assert json.loads(line)["num_prompt_tokens"] == expected["num_prompt_tokens"]
+        assert json.loads(line)["text"] == expected["text"]
+    finally:
+        (run / "tokenizer" / "chat_template.json").unlink()
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "tool", "content": ""}]}\n')
+    with pytest.raises(DataError, match="line 1: messages are a role that is none of system"):
+        generate(run, capsys, "--input", tmp_path / "bad.jsonl")
