@@ -10,7 +10,7 @@ from megatron.training import saver
 from megatron.training.marks import Marks
 from tests.training.runs import flags_of, parse, read_metrics, train_here
 
-LAYOUT = "--tensor-model-parallel-size 2"
+LAYOUT = "--tensor-model-parallel-size 2 --global-batch-size 2"
 EVERY_TWO = "--train-iters 9 --save-interval 2 --eval-iters 0"
 
 
@@ -103,7 +103,9 @@ def test_the_last_save_and_any_if_asked_for_end_every_process_alike(
 def test_a_run_keeps_its_last_checkpoints_and_those_at_an_interval(world, corpus, tmp_path, extra):
     policy = "--keep-last 2 --save-retain-interval 3"
     flags = flags_of(
-        corpus, tmp_path, f"--train-iters 8 --save-interval 1 --eval-iters 0 {extra} {policy}"
+        corpus,
+        tmp_path,
+        f"--train-iters 8 --global-batch-size 2 --save-interval 1 --eval-iters 0 {extra} {policy}",
     )
     assert world(2).run(train_here, flags) == ["finished"] * 2
     names = sorted(path.name for path in tmp_path.glob("iter_*"))

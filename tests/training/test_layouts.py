@@ -10,11 +10,12 @@ import pytest
 
 from tests.training.runs import NUM_STEPS, flags_of, read_metrics, train_here
 
+BATCH = "--global-batch-size 4"
 TP2 = "--tensor-model-parallel-size 2"
 PP2 = "--pipeline-model-parallel-size 2"
 LAYOUTS = [
-    ("TP2", 2, f"{TP2} --micro-batch-size 4"),
-    ("TP2 SP", 2, f"{TP2} --sequence-parallel --micro-batch-size 4"),
+    ("TP2", 2, f"{TP2} --micro-batch-size 2"),
+    ("TP2 SP", 2, f"{TP2} --sequence-parallel --micro-batch-size 2"),
     ("PP2", 2, PP2),
     (
         "PP2 interleaved, 0 + 1 + 1 + 1 + 1 + 0 layers",
@@ -24,11 +25,11 @@ LAYOUTS = [
     ),
     ("PP2 ZBV", 2, f"{PP2} --pipeline-schedule zbv"),
     ("DP2", 2, ""),
-    ("TP2 PP2", 4, f"{TP2} {PP2} --micro-batch-size 4"),
+    ("TP2 PP2", 4, f"{TP2} {PP2} --micro-batch-size 2"),
     (
         "TP2 PP2 DP2",
         8,
-        f"{TP2} {PP2} --sequence-parallel --use-distributed-optimizer --micro-batch-size 2",
+        f"{TP2} {PP2} --sequence-parallel --use-distributed-optimizer",
     ),
 ]
 
@@ -37,7 +38,7 @@ LAYOUTS = [
 def alone(world, corpus, tmp_path_factory):
     """The metrics of one process."""
     save = tmp_path_factory.mktemp("alone")
-    world(1).run(train_here, flags_of(corpus, save))
+    world(1).run(train_here, flags_of(corpus, save, BATCH))
     return read_metrics(save)
 
 
@@ -50,7 +51,7 @@ def test_one_process_learns(alone):
 
 @pytest.mark.parametrize(("name", "size", "layout"), LAYOUTS, ids=[row[0] for row in LAYOUTS])
 def test_losses_equal_one_process(world, corpus, alone, tmp_path, name, size, layout):
-    outcomes = world(size).run(train_here, flags_of(corpus, tmp_path, layout))
+    outcomes = world(size).run(train_here, flags_of(corpus, tmp_path, f"{BATCH} {layout}"))
     assert outcomes == ["finished"] * size
     training, validation = read_metrics(tmp_path)
     for step in range(1, NUM_STEPS + 1):
@@ -61,9 +62,9 @@ def test_losses_equal_one_process(world, corpus, alone, tmp_path, name, size, la
 
 def test_a_run_continues_under_another_split_and_schedule(world, corpus, alone, tmp_path):
     for layout in ("--decoder-last-pipeline-num-layers 1", "--pipeline-schedule zbv"):
-        flags = flags_of(corpus, tmp_path, f"{PP2} {layout} --exit-interval 5")
+        flags = flags_of(corpus, tmp_path, f"{BATCH} {PP2} {layout} --exit-interval 5")
         assert world(2).run(train_here, flags) == ["stopped"] * 2
-    chunks = f"{PP2} --num-virtual-stages-per-pipeline-rank 2"
+    chunks = f"{BATCH} {PP2} --num-virtual-stages-per-pipeline-rank 2"
     assert world(2).run(train_here, flags_of(corpus, tmp_path, chunks)) == ["finished"] * 2
     training, validation = read_metrics(tmp_path)
     assert {step: row["lm_loss"] for step, row in training.items()} == {

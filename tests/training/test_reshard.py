@@ -11,7 +11,7 @@ import pytest
 from tests.training.runs import flags_of, read_metrics, train_here
 
 SHARDED = "--use-distributed-optimizer"
-SAVED_AT, NUM_STEPS = 2, 12
+SAVED_AT, NUM_STEPS = 2, 8
 # A batch that 1, 2, 3 and 4 data parallel processes divide.
 FLAGS = f"--train-iters {NUM_STEPS} --global-batch-size 12 --eval-iters 0"
 TP2_PP2_DP2 = "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --micro-batch-size 2"

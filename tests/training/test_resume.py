@@ -58,7 +58,7 @@ def test_stopped_and_resumed_run_is_bitwise_the_same(world, corpus, tmp_path, ca
         if "rampup" in text:
             text = text.replace("--train-iters 20", "--train-samples 100")
             return text.replace("--lr-warmup-iters 2", "--lr-warmup-samples 10")
-        return f"{text} --train-iters 12 --global-batch-size 4"
+        return f"{text} --train-iters 8 --eval-interval 6 --global-batch-size 4"
 
     assert world(2).run(train_here, flags("whole")) == ["finished"] * 2
     assert world(2).run(train_here, flags("parts", "--exit-interval 5")) == ["stopped"] * 2

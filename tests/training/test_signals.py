@@ -1,6 +1,7 @@
 """Signals: to a real launch, before it trains, a second time, and in the midst of a validation or a save."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import run as distributed_run
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.training import signals
@@ -19,21 +21,14 @@ from megatron.training.pretrain import build_run
 from megatron.training.signals import ECHO_SECONDS, StopRequest
 from megatron.training.start import plan_start
 from megatron.training.train import train
+from tests.forked import Forked
 from tests.grid import grid_of
-from tests.training.runs import flags_of, parse, read_lines, read_metrics
-from tests.world import launcher_environment
+from tests.training.runs import flags_of, parse, read_lines, read_metrics, train_here
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TOOL = ["tools/pretrain_gpt.py"]
+TORCHRUN = (Path(distributed_run.__file__), "--standalone", "--nproc-per-node", "2")
+TOOL = "tools/pretrain_gpt.py"
 PATIENCE_SECONDS = 120
-
-
-def _start(command: list[str], flags: str) -> subprocess.Popen:
-    environment = launcher_environment() | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command + flags.split(), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
 
 
 def _wait_for_lines(metrics: Path, count: int) -> None:
@@ -49,11 +44,12 @@ def _weights(save: Path) -> dict[str, torch.Tensor]:
     return {name: reader.read(name) for name in reader.names()}
 
 
-def test_terminated_launch_of_two_processes_continues_bitwise(corpus, tmp_path):
+def test_terminated_launch_of_two_processes_continues_bitwise(world, corpus, tmp_path):
     extra = "--tensor-model-parallel-size 2 --train-iters 12 --global-batch-size 2"
     whole = flags_of(corpus, tmp_path / "whole", extra)
     parts = flags_of(corpus, tmp_path / "parts", extra)
-    process = _start(TORCHRUN + TOOL, parts)
+    launch = functools.partial(Forked, *TORCHRUN, TOOL, *parts.split())
+    process = launch()
     _wait_for_lines(tmp_path / "parts" / "metrics.jsonl", 4)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
@@ -62,11 +58,10 @@ def test_terminated_launch_of_two_processes_continues_bitwise(corpus, tmp_path):
     assert 3 <= stopped_at < 12
     assert f"left after step {stopped_at}" in stderr
 
-    process = _start(TORCHRUN + TOOL, parts)
+    process = launch()
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
-    process = _start(TORCHRUN + TOOL, whole)
-    assert process.wait(PATIENCE_SECONDS) == 0
+    assert world(2).run(train_here, whole) == ["finished"] * 2
     losses = [
         {step: (row["lm_loss"], row["grad_norm"]) for step, row in read_metrics(save)[0].items()}
         for save in (tmp_path / "parts", tmp_path / "whole")
@@ -78,7 +73,7 @@ def test_terminated_launch_of_two_processes_continues_bitwise(corpus, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signalled_process_saves_and_exits_with_75(corpus, tmp_path, number):
-    process = _start([sys.executable, *TOOL], flags_of(corpus, tmp_path, "--train-iters 5000"))
+    process = Forked(TOOL, *flags_of(corpus, tmp_path, "--train-iters 5000").split())
     _wait_for_lines(tmp_path / "metrics.jsonl", 3)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
