@@ -110,6 +110,7 @@ setup(
     extras_require={
         "attribution": ["pydivsufsort>=0.0.18"],
         "convert": ["transformers>=5"],
+        "pii": ["transformers>=5"],
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
         "serve": ["starlette>=1.0", "uvicorn>=0.40"],
         "plot": ["matplotlib>=3.8"],

@@ -22,6 +22,8 @@ from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.mix import MixConfig, mix
 from megatron.curation.options import RunOptions
 from megatron.curation.passes import OnBytes, Step, plan, run_steps
+from megatron.curation.pii_train import report_table, train
+from megatron.curation.pii_train_options import PiiTrainConfig
 from megatron.curation.pipeline import read_pipeline
 from megatron.curation.record_io import Source
 from megatron.curation.stages import STAGES
@@ -40,6 +42,9 @@ EXAMPLES = """\
     python tools/curate.py run pipeline.yaml --dry-run
   how much there is of each language, and the blend that training reads:
     python tools/curate.py mix --input curated/unique --output mixed --tokenizer-file tokenizer.json
+  a model that finds names and passwords, from texts with spans, and its use:
+    python tools/curate.py pii-train --input annotated.jsonl --output pii-model --encoder starencoder
+    python tools/curate.py pii --input curated/unique --output curated/redacted --model pii-model
   why a file is, or is not, in the data:
     python tools/curate.py why --output curated/unique octocat/hello:src/a.py"""
 
@@ -61,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_section(blend, RunOptions, title="input and output")
     add_section(blend, MixConfig, title="mix")
     add_section(blend, TokenizerConfig, title="tokenizer")
+    teach = _add(commands, "pii-train", "train a model that finds names, user names and passwords")
+    add_section(teach, RunOptions, title="input and output")
+    add_section(teach, PiiTrainConfig, title="pii-train")
     why = _add(commands, "why", "say what became of a document, and by which rule")
     why.add_argument("id", help="its id, as the records and the ledger have it")
     why.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
@@ -76,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"wrote {data_card.write_card(args.output)}")
     elif args.command == "mix":
         blend_groups(args, given)
+    elif args.command == "pii-train":
+        train_pii(args)
     else:
         curate(args, given)
 
@@ -141,6 +151,24 @@ def blend_groups(args: argparse.Namespace, given: Sequence[str]) -> None:
         mixture = mix(options, config, tokenizer, command=given, on_bytes=on_bytes)
     print(mixture.describe())
     print(f"{options.output}: data_path.txt, weighted_split_paths.txt, tokens.json")
+
+
+def train_pii(args: argparse.Namespace) -> None:
+    """Train a classifier of tokens and print how well it finds what was held out."""
+    options, config = section_from(args, RunOptions), section_from(args, PiiTrainConfig)
+    options.check()
+    if options.dry_run:
+        raise ConfigError("pii-train has no --dry-run; give a part of the input and --epochs 1")
+    with tqdm(unit="step", disable=None, desc="pii-train") as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        with logging_redirect_tqdm([megatron.logging.get_logger("megatron")]):
+            best = train(options, config, on_step=on_step)
+    print(report_table(best))
+    print(f"{options.output}: the model, for curate.py pii --model {options.output}")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ Knows nothing of files, nor of what is asked of a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,8 @@ class Stage:
     name: str
     apply: Callable[[Document], Verdict]
     settings: Mapping[str, Any]
+    # The same for many at once, where that is faster: a model's batches. Their order and number change nothing.
+    apply_to_all: Callable[[Sequence[Document]], Sequence[Verdict]] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,37 @@ def apply_stages(
 
     A document that passes all of them gives one entry, of the last stage, after those of its changes.
     """
+    return apply_stages_to_all([document], stages, note)[0]
+
+
+def apply_stages_to_all(
+    documents: Sequence[Document], stages: Iterable[Stage], note: Callable[[Entry], None]
+) -> list[Document | None]:
+    """Send documents through stages as `apply_stages` does, each stage over all that are left. Noted in their order."""
+    left: list[Document | None] = list(documents)
+    entries: list[list[Entry]] = [[] for _ in documents]
     last = READ
     for stage in stages:
-        verdict = stage.apply(document)
-        if isinstance(verdict, Drop):
-            note(_entry(document, stage.name, "dropped", verdict))
-            return None
-        document = verdict.document
-        if isinstance(verdict, Changed):
-            note(_entry(document, stage.name, "changed", verdict))
+        chosen = [(number, one) for number, one in enumerate(left) if one is not None]
+        if stage.apply_to_all is not None:
+            verdicts = stage.apply_to_all([document for _, document in chosen])
+        else:
+            verdicts = [stage.apply(document) for _, document in chosen]
+        for (number, document), verdict in zip(chosen, verdicts, strict=True):
+            if isinstance(verdict, Drop):
+                left[number] = None
+                entries[number].append(_entry(document, stage.name, "dropped", verdict))
+                continue
+            left[number] = verdict.document
+            if isinstance(verdict, Changed):
+                entries[number].append(_entry(verdict.document, stage.name, "changed", verdict))
         last = last if stage.name == READ else stage.name
-    note(_entry(document, last, "kept", None))
-    return document
+    for document_left, of_document in zip(left, entries, strict=True):
+        if document_left is not None:
+            of_document.append(_entry(document_left, last, "kept", None))
+        for entry in of_document:
+            note(entry)
+    return left
 
 
 def _entry(document: Document, stage: str, word: str, verdict: Drop | Changed | None) -> Entry:

@@ -7,7 +7,7 @@ have none. Knows nothing of what the stages do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from megatron.curation.document import (
     Keep,
     Stage,
     Verdict,
-    apply_stages,
+    apply_stages_to_all,
     num_bytes,
 )
 from megatron.curation.engine import MakePool
@@ -36,6 +36,7 @@ from megatron.logging import get_logger
 logger = get_logger(__name__)
 
 VERSION = 2  # of what the stages decide: a shard of another version is not continued
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 1 << 20  # that a model is given at once
 NUM_NAMED = 5  # bad records that are named; the others are in the quarantine
 
 OnShard = Callable[[int], object]  # is told the bytes of input of a shard that is done
@@ -123,16 +124,17 @@ class _ShardWorker:
 
         stages = self._stages_of(number)
         with temporary[1].open("wb") as quarantine:
-            for document in source.read():
-                if isinstance(document, BadRecord):
-                    self._set_aside(document, quarantine.write, named)
-                    totals.bad[document.reason] += 1
-                    continue
-                totals.num_read += 1
-                totals.bytes_read += num_bytes(document.text)
-                left = apply_stages(document, stages, note)
-                if left is not None:
-                    records.write(left)
+            for documents in _batches(source.read(), stages):
+                bad = [one for one in documents if isinstance(one, BadRecord)]
+                for record in bad:
+                    self._set_aside(record, quarantine.write, named)
+                    totals.bad[record.reason] += 1
+                good = [one for one in documents if isinstance(one, Document)]
+                totals.num_read += len(good)
+                totals.bytes_read += sum(num_bytes(one.text) for one in good)
+                for left in apply_stages_to_all(good, stages, note):
+                    if left is not None:
+                        records.write(left)
             sync(quarantine)
         entries.close()
         records.close()
@@ -154,6 +156,23 @@ class _ShardWorker:
             named.append(place)
         line = {"place": bad.place, "reason": bad.reason, "raw": bad.raw}
         write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _batches(
+    items: Iterable[Document | BadRecord], stages: Sequence[Stage]
+) -> Iterator[list[Document | BadRecord]]:
+    """Group what is read where a stage wants many documents at once; the bounds depend on what is read alone."""
+    is_batched = any(stage.apply_to_all is not None for stage in stages)
+    batch: list[Document | BadRecord] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.text) if isinstance(item, Document) else 0
+        if not is_batched or len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def run_pass(

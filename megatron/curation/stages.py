@@ -41,7 +41,7 @@ STAGES: dict[str, StageKind] = {
         "drop or flag what holds a benchmark", DecontaminateConfig, decontaminate_stage
     ),
     "pii": StageKind(
-        "replace e-mail, IP addresses, keys and passwords of URLs", PiiConfig, pii_stage
+        "replace e-mail, IP addresses, keys, passwords and names", PiiConfig, pii_stage
     ),
     "format": StageKind(
         "code, issues, commits and notebooks as text with sentinels", FormatConfig, format_stage

@@ -3,13 +3,18 @@
 import ast
 import json
 import random
-import string
 import sysconfig
-import zlib
 from pathlib import Path
 
 import pytest
 
+from megatron.benchmark.pii_cases import (
+    BASE62,
+    CONTEXTS,
+    HARD_NEGATIVES,
+    github_token,
+    value_of,
+)
 from megatron.curation.document import Changed, Document, Keep
 from megatron.curation.pii import PiiConfig, pii_stage
 from megatron.curation.pii_keys import has_github_checksum
@@ -18,21 +23,10 @@ from megatron.curation.pii_scan import IPV4 as IPV4_PLACE
 from megatron.curation.pii_scan import IPV6 as IPV6_PLACE
 from megatron.curation.pii_scan import Scanner
 
-BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-
 
 def redacted(text, language="", config=None):
     answer = pii_stage(config or PiiConfig()).apply(Document("1", text, {"language": language}))
     return answer.document.text
-
-
-def github_token(source):
-    body = "".join(source.choices(BASE62, k=30))
-    value, check = zlib.crc32(body.encode()), ""
-    while value:
-        value, digit = divmod(value, 62)
-        check = BASE62[digit] + check
-    return f"ghp_{body}{check.rjust(6, '0')}"
 
 
 TOKEN = github_token(random.Random(1))
@@ -126,9 +120,11 @@ def test_places_are_counted_in_characters_and_all_of_them_are_seen():
 @pytest.mark.parametrize(
     "text",
     [
-        'data = """\nYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXpBQkNERUZHSElK\n"""',  # text
+        'data = "YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXpBQkNERUZHSElK"',  # text
         "cert:\n{0}{0}\n{0}{0}\n{0}\n",  # base64 of many lines
+        "cert:\n{0}{0}\nend\n",
         "see https://host.io/d/{0}/edit",  # a name of a page
+        "see http://localhost:8080/{0}",
         "call {0}(x)",
         "sha512 of it: {0}",
         "#define OPENSSL_NID_Gost_R3411_94_CryptoProParamSet 3",
@@ -153,57 +149,8 @@ def test_checksums_of_github_are_known():
     assert not has_github_checksum(TOKEN[:-1] + ("a" if TOKEN[-1] != "a" else "b"))
 
 
-HARD_NEGATIVES = """
-version = "10.4.33.21"; foo==1.22.33.44; oid 1.3.6.1.4.1; 2.5.29.17; 127.0.0.1 192.168.0.7 8.8.8.8 203.0.113.9
-date 2023-01-02; x[1::2]; std::cout; 12:30:45; fe80::1; ::1; 2001:db8::1; 300.1.2.333
-sha = "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"; "integrity": "sha512-Dn2mVZ4qXq8nP1w0zC5rT7vB9yH3kL6jF2gD8sA4xW=="
-id = "123e4567-e89b-12d3-a456-426614174000"; key = "application/vnd.ms-excel"; token = "some_long_identifier_name"
-key = "abcdefghijklmnopqrstuvwxyz0123456789"; password = "change_me_please_now"; url = "https://user:password@host/"
-secret = "AKIAIOSFODNN7EXAMPLE"; path = "/usr/local/lib/python3/SitePackages/Module1"; a = W@x.sum(); me@host.example
-key = "RegisterComponentFactory2ForTests"; "getElementsByClassName3AndTagName"; auth = "Authorization-Header-Value"
-"""
-
-
 def test_what_only_looks_like_personal_data_is_left():
     assert [HARD_NEGATIVES[i.begin : i.end] for i in find_all(HARD_NEGATIVES)] == []
-
-
-CONTEXTS = {
-    "string": ('value = "{}"\n', "python"),
-    "comment": ("x = 1  # see {}\n", "python"),
-    "docstring": ('def f():\n    """Ask {} first."""\n', "python"),
-    "tuple": ("pair = ('{}', 2)\n", "python"),
-    "f-string": ("print(f'{{x}} {}')\n", "python"),
-    "concatenation": ('x = "a " + "{}" + y\n', "python"),
-    "json": ('{{"api_key": "{}", "n": 1}}\n', "json"),
-    "yaml": ("secret: '{}'\n", "yaml"),
-    "environment": ('export API_TOKEN="{}"\n', "shell"),
-    "header": ("// Contact: {}\n", "c"),
-    "url": ('u = "http://host.io/?q={}&x=1"\n', "python"),
-    "angle": ("<a>{}</a> <{}>\n", "html"),
-}
-
-
-def planted(source, kind):
-    if kind == "EMAIL":
-        name = "".join(source.choices(string.ascii_lowercase, k=6))
-        return f"{name}.{source.choice(['x', 'lee'])}@{name[::-1]}.{source.choice(['com', 'co.uk', 'io', 'de'])}"
-    if kind == "IP_ADDRESS":
-        return ".".join(str(source.randint(11, 99)) for _ in range(4))
-    make = source.choice([github_token, aws_key, google_key, random_key])
-    return make(source)
-
-
-def aws_key(source):
-    return "AKIA" + "".join(source.choices(string.ascii_uppercase + "234567", k=16))
-
-
-def google_key(source):
-    return "AIza" + "".join(source.choices(BASE62 + "_-", k=35))
-
-
-def random_key(source):
-    return "".join(source.choices(BASE62, k=40))
 
 
 @pytest.mark.parametrize(("kind", "least"), [("EMAIL", 0.97), ("IP_ADDRESS", 0.95), ("KEY", 0.97)])
@@ -211,7 +158,7 @@ def test_planted_data_is_found_in_twelve_contexts_and_files_still_parse(kind, le
     source, hits, misses, false = random.Random(7), 0, 0, 0
     for template, language in CONTEXTS.values():
         for _ in range(25):
-            value = planted(source, kind)
+            value = value_of(source, kind)
             text = template.format(value, value)
             found = {text[i.begin : i.end] for i in find_all(text)}
             hits += value in found
