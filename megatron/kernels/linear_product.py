@@ -26,43 +26,54 @@ class GradientSum(Protocol):
 
 # x [..., in], weight [out, in], bias [out] or None, sum of the weight's gradients or None -> [..., out]
 Product = Callable[[Tensor, Tensor, Tensor | None, GradientSum | None], Tensor]
+# x [r, in] and weight [out, in], lying in either order, bias [out] or None -> x W^T + bias [r, out]
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def weight_gradient(grad: Tensor, x: Tensor, gradient_sum: GradientSum | None) -> Tensor | None:
     """Give grad^T x, of grad [r, out] and x [r, in], or None where a sum has taken it."""
-    if gradient_sum is not None and gradient_sum.add(grad, x):
-        return None
-    return grad.t() @ x
+    return None if _is_taken(grad, x, gradient_sum) else grad.t() @ x
 
 
-class _LinearProduct(torch.autograd.Function):
+def _is_taken(grad: Tensor, x: Tensor, gradient_sum: GradientSum | None) -> bool:
+    return gradient_sum is not None and gradient_sum.add(grad, x)
+
+
+class ProductBy(torch.autograd.Function):
+    """x W^T + bias, and the products of its backward pass, by a function that multiplies matrices."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gradient_sum: GradientSum
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gradient_sum: GradientSum | None,
+        multiply: Multiply,
     ) -> Tensor:
         rows = x.flatten(0, -2)  # [r, in]
         ctx.save_for_backward(rows, weight)
-        ctx.gradient_sum = gradient_sum
+        ctx.gradient_sum, ctx.multiply = gradient_sum, multiply
         # not a view, on which nobody might change anything in place or hang a hook
-        return torch.ops.aten._unsafe_view(
-            F.linear(rows, weight, bias), [*x.shape[:-1], weight.size(0)]
-        )
+        out = multiply(rows, weight, bias)
+        return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.size(0)])
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         rows, weight = ctx.saved_tensors
         grad_rows = grad.flatten(0, -2)  # [r, out]
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_rows @ weight).view(*grad.shape[:-1], weight.size(1))
-        if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(grad_rows, rows, ctx.gradient_sum)
+            grad_x = ctx.multiply(grad_rows, weight.t(), None)  # [r, in]
+            grad_x = grad_x.view(*grad.shape[:-1], weight.size(1))
+        if ctx.needs_input_grad[1] and not _is_taken(grad_rows, rows, ctx.gradient_sum):
+            grad_weight = ctx.multiply(grad_rows.t(), rows.t(), None)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_rows.sum(0)
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def linear_product(
@@ -78,5 +89,5 @@ def linear_product(
     """
     if gradient_sum is None:
         return F.linear(x, weight, bias)
-    product: Tensor = _LinearProduct.apply(x, weight, bias, gradient_sum)
+    product: Tensor = ProductBy.apply(x, weight, bias, gradient_sum, F.linear)
     return product

@@ -8,13 +8,11 @@ in fp32. Weights are taken as they lie, for they change each step; `packed_produ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from megatron.kernels.linear_product import GradientSum, linear_product
+from megatron.kernels.linear_product import GradientSum, ProductBy, linear_product
 
 FASTER_THAN_MKL = "AuthenticAMD AVX512"  # as `cpu_kind` names it; no other was measured
 
@@ -45,45 +43,10 @@ def is_faster(kind: str) -> bool:
     return kind == FASTER_THAN_MKL and torch.backends.mkl.is_available()
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute x W^T + bias in any layout: x [r, in], weight [out, in] -> [r, out]."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product
-
-
-class _OnednnProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gradient_sum: GradientSum | None,
-    ) -> Tensor:
-        rows = x.flatten(0, -2)  # [r, in]
-        ctx.save_for_backward(rows, weight)
-        ctx.gradient_sum = gradient_sum
-        # no view as autograd counts them, so that it may be overwritten
-        out = _multiply(rows, weight, bias)
-        return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.size(0)])
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
-        grad_rows = grad.flatten(0, -2)  # [r, out]
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _multiply(grad_rows, weight.t()).view(*grad.shape[:-1], weight.size(1))
-        if ctx.needs_input_grad[1] and not (
-            ctx.gradient_sum is not None and ctx.gradient_sum.add(grad_rows, rows)
-        ):
-            grad_weight = _multiply(grad_rows.t(), rows.t())
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_rows.sum(0)
-        return grad_x, grad_weight, grad_bias, None
 
 
 def onednn_product(
@@ -99,5 +62,5 @@ def onednn_product(
     """
     if x.dtype != torch.float32:
         return linear_product(x, weight, bias, gradient_sum)
-    product: Tensor = _OnednnProduct.apply(x, weight, bias, gradient_sum)
+    product: Tensor = ProductBy.apply(x, weight, bias, gradient_sum, _multiply)
     return product
