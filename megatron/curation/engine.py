@@ -137,7 +137,7 @@ def _join(address: str, num_workers: int) -> None:
             ray.init("local", num_cpus=num_workers, include_dashboard=False)
         else:
             ray.init(address, log_to_driver=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"--ray {address}: no Ray cluster answers ({str(error).splitlines()[0]}); start one with 'ray start --head' "
             "and 'ray start --address=HOST:PORT' on the others, or give --ray local"

@@ -24,7 +24,8 @@ from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.tokenizer.train import train_tokenizer
 
-pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
+for module in ("_minhash", "_multi_search", "_pii_scan"):
+    pytest.importorskip(f"megatron.curation.{module}", reason="csrc/ is not compiled: make env")
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="needs pip install ray")
 
@@ -33,9 +34,12 @@ needs_ray = pytest.mark.skipif(not HAS_RAY, reason="needs pip install ray")
 def cluster():
     """A cluster of this machine, with two tasks at a time."""
     ray = pytest.importorskip("ray", reason="needs pip install ray")
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
-    yield "auto"
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or it leaves a token in the home folder
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
+        yield "auto"
+        ray.shutdown()
 
 
 @pytest.fixture
