@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 from megatron.curation.benchmarks import Pattern, read_patterns
 from megatron.curation.document import Changed, Document, Drop, Keep, Stage, Verdict
-from megatron.curation.python_shape import shapes
+from megatron.curation.python_shape import shapes, spelled
 from megatron.option_field import check_bounds, option, require
 
 NUM_DEFS = 8  # heads of functions above a place that are looked at
@@ -188,13 +187,15 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     from megatron.curation._multi_search import GramSearch
 
     owners: dict[bytes, Pattern] = {}
-    likely: dict[Pattern, None] = {}
+    likely: dict[str, None] = {}  # as published, and as Python writes it: brackets come and go
     for one in patterns:
-        for shape in shapes(_as_function(one)):
+        source = _as_function(one)
+        for shape, body in spelled(source):
             if shape.size >= MIN_NODES:
                 owners.setdefault(shape.digest, one)
-                likely[one] = None
-    wanted = [one.text.encode("utf-8", "ignore") for one in likely]
+                own = "\n".join(source.splitlines()[shape.first_line - 1 : shape.last_line])
+                likely |= {one.text if one.text in own else own: None, body: None}
+    wanted = [text.encode("utf-8", "ignore") for text in likely]
     search = GramSearch(SHAPE_GRAM, wanted, True)
 
     def find(text: _Text) -> list[Hit]:
@@ -207,7 +208,9 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
         }
         hits = []
         for begin, end in sorted({_function_around(text.text, begin) for begin in begins}):
-            for shape in shapes(textwrap.dedent(text.text[begin:end])):
+            # Under a head, not moved to the left: that would change strings of several lines.
+            head = "if 1:\n" if text.text[begin : begin + 1] in (" ", "\t") else ""
+            for shape in shapes(head + text.text[begin:end]):
                 if one := owners.get(shape.digest):
                     hits.append(Hit("ast", one, begin, end))
         return hits
@@ -220,7 +223,8 @@ DEF = re.compile(r"^([ \t]*)(?:async[ \t]+)?def[ \t]", re.M)
 
 def _function_around(text: str, place: int) -> tuple[int, int]:
     """Give the outermost function whose lines hold a place, by its indentation; the place itself if there is none."""
-    starts = list(DEF.finditer(text, 0, place))[-NUM_DEFS:]
+    line_end = text.find("\n", place)
+    starts = list(DEF.finditer(text, 0, len(text) if line_end < 0 else line_end))[-NUM_DEFS:]
     for match in starts:
         deeper = re.compile(rf"^(?!{match[1]}[ \t)]|[ \t]*$)", re.M)
         head_end = text.find("\n", match.end()) + 1 or len(text)

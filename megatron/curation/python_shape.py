@@ -1,17 +1,21 @@
-"""What a Python function is, whatever its names: its syntax tree without docstrings and annotations, locals renamed.
+"""What a Python function is, whatever its names: its syntax tree without docstrings and annotations, names numbered.
 
-Two functions of one shape do the same. Knows nothing of benchmarks.
+Two functions of one shape do the same, if what they call does; built-in names and attributes keep theirs. Knows nothing
+of benchmarks.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+BUILT_IN = frozenset(dir(builtins))
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsing raises
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,32 @@ class Shape:
 def shapes(source: str) -> list[Shape]:
     """Give the shape of every function, of none if the source does not parse."""
     try:
-        with warnings.catch_warnings():  # odd escapes in somebody's code are no news
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-        return [_shape(node) for node in ast.walk(tree) if isinstance(node, Function)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [_shape(node) for node in _functions(source)]
+    except UNREADABLE:
         return []
+
+
+def spelled(source: str) -> list[tuple[Shape, str]]:
+    """Give the shape of every function, and its body as Python itself writes it: no needless brackets, no docstring."""
+    try:
+        functions = _functions(source)
+        bodies = [ast.Module(_without_docstring(function.body), []) for function in functions]
+        return [(_shape(f), ast.unparse(body)) for f, body in zip(functions, bodies, strict=True)]
+    except UNREADABLE:
+        return []
+
+
+def _functions(source: str) -> list[Function]:
+    with warnings.catch_warnings():  # odd escapes in somebody's code are no news
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source)
+    return [node for node in ast.walk(tree) if isinstance(node, Function)]
 
 
 def _shape(function: Function) -> Shape:
     bound = {function.name: "0"}
     for node in ast.walk(function):
-        name = _bound_name(node)
+        name = _bound_name(node) or _foreign_name(node)
         if name:
             bound.setdefault(name, str(len(bound)))
     words = list(_words(function, bound))
@@ -53,6 +71,12 @@ def _bound_name(node: ast.AST) -> str:
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         return node.id
     return node.name if isinstance(node, Function | ast.ClassDef) else ""
+
+
+def _foreign_name(node: ast.AST) -> str:
+    """Give the name of a helper or module that a node uses, which a copy may call otherwise."""
+    is_foreign = isinstance(node, ast.Name) and node.id not in BUILT_IN
+    return node.id if is_foreign else ""  # type: ignore[attr-defined]
 
 
 def _words(node: ast.AST, bound: dict[str, str]) -> Iterator[str]:

@@ -18,7 +18,12 @@ pytest.importorskip("megatron.curation._multi_search", reason="csrc/ is not comp
 
 from megatron.curation._multi_search import StringSearch
 from megatron.curation.benchmarks import read_patterns
-from megatron.curation.decontaminate import DecontaminateConfig, Detector, decontaminate_stage
+from megatron.curation.decontaminate import (
+    DecontaminateConfig,
+    Detector,
+    _function_around,
+    decontaminate_stage,
+)
 from megatron.curation.document import Changed, Document, Drop, Keep
 from megatron.errors import ConfigError, DataError
 
@@ -74,6 +79,10 @@ def without_comments(source):
     return ast.unparse(tree) + "\n\n\n"
 
 
+def renamed_without_comments(source):
+    return without_comments(renamed(source))
+
+
 def reindented(source):
     return re.sub(r"^ +", lambda match: "\t" * (len(match[0]) // 4), source, flags=re.M)
 
@@ -100,6 +109,52 @@ def test_a_planted_problem_is_dropped_by_the_first_layer_that_can(problems, chan
     assert isinstance(answer, Drop)
     assert answer.rule == layer
     assert "humaneval/7" in answer.detail
+
+
+HELPED = """import math
+
+
+def spread(levels):
+    \"\"\"Give how far the values of a list of levels lie apart, each one counted once.\"\"\"
+    total = [(abs((a - b)) * (2)) for a in levels for b in levels if ((a) != (b))]
+    return (math.sqrt(sum(total)) / (max(len(total), 1) + len(levels)))
+
+
+def above(levels):
+    \"\"\"Give which of the levels lie above the spread of all of them together.\"\"\"
+"""
+CALLS = "    return [level for level in levels if (level) > (spread((levels)))]\n"
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_needless_brackets_and_names_of_helpers_and_modules_hide_no_function(tmp_path, indent):
+    row = {"task_id": "t/1", "prompt": HELPED, "canonical_solution": CALLS, "entry_point": "above"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    bare = renamed_without_comments(HELPED + CALLS).replace("math", "m")
+    assert "((" not in bare and "import m\n" in bare
+    _, helper, function = re.split("(?m)^(?=def )", bare)
+    for part in (helper, function):
+        text = "class A:\n    pass\n" + re.sub("(?m)^(?=.)", indent, part)
+        answer = verdict(text, f"humaneval={tmp_path}/p.jsonl", layers=("ast",))
+        assert isinstance(answer, Drop), part
+    other = "class A:\n    pass\n" + helper.replace("*", "+")
+    assert isinstance(verdict(other, f"humaneval={tmp_path}/p.jsonl", layers=("ast",)), Keep)
+
+
+def test_a_function_is_found_round_any_place_in_it_its_first_character_too():
+    text = "x = 1\ndef f(a):\n    if a:\n\n        return 2\n\ny = 2\n"
+    whole = text.index("def"), text.index("y = 2")
+    places = range(text.index("def"), text.index("2\n\ny"))
+    assert {_function_around(text, place) for place in places} == {whole}
+    assert _function_around(text, 2) == (2, 2)
+
+
+def test_strings_of_several_lines_in_a_function_do_not_hide_it(tmp_path):
+    source = 'def draw(names):\n    page = """\n    <p>\n  \n    """\n    return [page + name.upper() for name in names if name and name != "x"]\n'
+    row = {"task_id": "t/1", "prompt": "", "canonical_solution": source, "entry_point": "draw"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    text = "import os\n" + source.replace("draw", "paint")
+    assert isinstance(verdict(text, f"humaneval={tmp_path}/p.jsonl", layers=("ast",)), Drop)
 
 
 def test_a_reworded_text_is_found_by_runs_of_words(problems):
@@ -201,14 +256,14 @@ def test_all_164_problems_are_found_and_nothing_in_the_standard_library():
     found = Counter()
     for row in rows:
         source = row["prompt"] + row["canonical_solution"]
-        for change in (str, reindented, renamed, without_comments):
+        for change in (str, reindented, renamed, without_comments, renamed_without_comments):
             answer = stage.apply(
                 Document("1", AROUND + change(source) + AROUND, {"language": "python"})
             )
             found[change.__name__] += isinstance(answer, Drop) and row["task_id"].lower() in answer.detail.lower()  # fmt: skip
-    assert found["str"] == found["reindented"] == len(rows) == 164
-    assert found["renamed"] >= 160
-    assert found["without_comments"] >= 140
+    assert found["str"] == found["reindented"] == found["renamed"] == len(rows) == 164
+    # What is left are the 16 solutions of fewer than 30 characters, which are not looked for.
+    assert found["without_comments"] == found["renamed_without_comments"] == 148
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert isinstance(stage.apply(Document("1", text, {"language": "python"})), Keep), path
