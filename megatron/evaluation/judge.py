@@ -1,4 +1,4 @@
-"""The tests' side of a trial: runs them against stand-ins that ask the guest, and tells the parent how they ended.
+"""The judge's side of a trial: runs the tests, or reads how a program with its own ended, and tells the parent.
 
 No line of a candidate runs here, and its values arrive as fresh objects of builtin types. Imports the standard library
 only.
@@ -10,7 +10,7 @@ import builtins
 import socket
 from typing import Any
 
-from megatron.evaluation import wire
+from megatron.evaluation import context, program, wire
 
 # Made from more than a text. The last is of Python 3.11.
 COMPOUND = (
@@ -43,7 +43,7 @@ class Guest:
 
     def load(self, program: str) -> None:
         """Have the program run. Raises Ended."""
-        reply = self._ask({"program": program})
+        reply = self.ask({"program": program})
         if "error" in reply:
             kind, text = _words(reply)
             is_syntax = kind in ("SyntaxError", "IndentationError", "TabError")
@@ -63,7 +63,7 @@ class Guest:
             }
         except wire.WireError as error:
             raise self._end("unsupported", f"an argument cannot cross: {error}") from None
-        reply = self._ask(message)
+        reply = self.ask(message)
         if reply.get("number") != self.num_calls:
             raise self._end("forged", "an answer to another call")
         if "refused" in reply:
@@ -81,7 +81,8 @@ class Guest:
         except (wire.WireError, RecursionError) as error:
             raise self._end("forged", str(error)[:200]) from None
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message and give the answer. Raises Ended."""
         try:
             wire.send(self._channel, message)
             return wire.receive(self._channel)
@@ -103,13 +104,40 @@ def run(parent: socket.socket, channel: socket.socket) -> None:
     """Judge one candidate. The parent reads the verdict, with its nonce, from a socket that no guest has."""
     try:
         trial = wire.receive(parent)
-        outcome, detail = _judge(trial, Guest(channel))
+        judge = {"calls": _judge_calls, "program": _judge_program, "context": _judge_context}
+        outcome, detail = judge[trial["kind"]](trial, Guest(channel))
         wire.send(parent, {"nonce": trial["nonce"], "outcome": outcome, "detail": detail})
     except (EOFError, OSError):
         return
 
 
-def _judge(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
+def _judge_program(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
+    try:
+        reply = guest.ask({"files": trial["files"], "steps": trial["steps"]})
+        return program.outcome_of(trial, reply)
+    except Ended as end:
+        return end.outcome, str(end)
+    except (KeyError, TypeError, ValueError) as error:
+        return "forged", f"a report that no guest writes: {error}"[:300]
+
+
+def _judge_context(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
+    try:
+        if trial["is_apart"]:
+            outcome, detail = context.judge_apart(trial, guest.ask)
+        else:
+            outcome, detail = context.outcome_of(guest.ask({"context": trial}))
+    except BaseException as error:  # whatever a test may raise
+        if guest.ended is not None:
+            return guest.ended.outcome, str(guest.ended)
+        is_wrong = isinstance(error, AssertionError)
+        return "wrong" if is_wrong else "error", f"{type(error).__name__}: {error}"[:300]
+    if guest.ended is not None:
+        return guest.ended.outcome, str(guest.ended)
+    return outcome, detail
+
+
+def _judge_calls(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
     names: dict[str, Any] = {"__name__": "tests"}
     try:
         exec(compile(trial["setup"], "<setup>", "exec"), names)

@@ -1,4 +1,4 @@
-"""A score as JSON and Markdown, beside the paper's table."""
+"""A score as JSON and Markdown, beside published ones."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron.errors import DataError
+from megatron.evaluation.paper import PAPER
 from megatron.evaluation.pass_at_k import estimate
 from megatron.evaluation.sample import Settings
 from megatron.evaluation.score import Result
 from megatron.evaluation.task import Task
 
 KS = (1, 10, 100)
-# StarCoder §6.1.1, pass@1 in %.
-PAPER: Mapping[str, Mapping[str, float]] = {
-    "humaneval": {
-        "LLaMA-7B": 10.5, "LLaMA-65B": 23.7, "CodeGen-16B-Multi": 18.3, "CodeGen-16B-Mono": 29.3,
-        "code-cushman-001": 33.5, "StarCoderBase": 30.4, "StarCoder": 33.6, "StarCoder, prompted": 40.8,
-    },
-    "mbpp": {
-        "LLaMA-7B": 17.7, "LLaMA-65B": 37.7, "CodeGen-16B-Multi": 20.9, "CodeGen-16B-Mono": 35.3,
-        "code-cushman-001": 45.9, "StarCoderBase": 49.0, "StarCoder": 52.7, "StarCoder, prompted": 49.5,
-    },
-}  # fmt: skip
 
 
 def make_report(
@@ -38,11 +28,42 @@ def make_report(
     """Give what was measured. Raises DataError where tasks have no samples or not equally many."""
     counts = Counter(result.sample.task for result in results)
     correct = Counter(result.sample.task for result in results if result.verdict.is_passed)
+    _check_counts(tasks, counts)
+    not_here = {r.sample.task: r.verdict.detail for r in results if r.verdict.outcome == "not-here"}
+    judged = [task for task in tasks if task.name not in not_here]
+    if not judged:
+        name, why = next(iter(not_here.items()))
+        raise DataError(f"no task can be judged on this machine; {name}, for one: {why}")
+    outcomes = Counter(result.verdict.outcome for result in results)
+    exact = [r.is_exact for r in results if r.is_exact is not None]
+    groups: dict[str, dict[str, Any]] = {}
+    for group in dict.fromkeys(task.group for task in judged):
+        names = [task.name for task in judged if task.group == group]
+        groups[group] = _row([(counts[name], correct[name]) for name in names], results, set(names))
+    return {
+        "benchmark": benchmark,
+        "num_tasks": len(judged),
+        "num_samples": counts[judged[0].name],
+        "is_isolated": is_isolated,
+        "settings": asdict(settings) if settings else None,
+        "pass_at": _estimates([(counts[task.name], correct[task.name]) for task in judged]),
+        "exact_match": sum(exact) / len(exact) if exact else None,
+        "groups": groups if any(groups) else {},
+        "outcomes": dict(sorted(outcomes.items())),
+        "num_timeouts": sum(result.verdict.is_timeout for result in results),
+        "num_unproven": sum(r.verdict.is_passed and not r.verdict.is_proven for r in results),
+        "not_here": not_here,
+        "tasks": {task.name: correct[task.name] for task in judged},
+        "paper_pass_at_1": PAPER.get(benchmark, {}),
+    }
+
+
+def _check_counts(tasks: Sequence[Task], counts: Counter[str]) -> None:
     missing = [task.name for task in tasks if task.name not in counts]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(tasks)} tasks have no samples, {missing[0]} for one; write them, or choose "
-            f"tasks with --limit"
+            f"tasks with --limit or --only"
         )
     if len(set(counts.values())) > 1:
         (least, few), (most, many) = (
@@ -52,20 +73,20 @@ def make_report(
         raise DataError(
             f"{few} has {least} samples and {many} {most}; go on with the same command until all are written"
         )
-    pairs = [(counts[task.name], correct[task.name]) for task in tasks]
-    num_samples = pairs[0][0]
-    outcomes = Counter(result.verdict.outcome for result in results)
+
+
+def _estimates(pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
+    return {str(k): asdict(estimate(pairs, k)) for k in KS if k <= pairs[0][0]}
+
+
+def _row(
+    pairs: Sequence[tuple[int, int]], results: Sequence[Result], names: set[str]
+) -> dict[str, Any]:
+    exact = [r.is_exact for r in results if r.sample.task in names and r.is_exact is not None]
     return {
-        "benchmark": benchmark,
-        "num_tasks": len(tasks),
-        "num_samples": num_samples,
-        "is_isolated": is_isolated,
-        "settings": asdict(settings) if settings else None,
-        "pass_at": {str(k): asdict(estimate(pairs, k)) for k in KS if k <= num_samples},
-        "outcomes": dict(sorted(outcomes.items())),
-        "num_timeouts": sum(result.verdict.is_timeout for result in results),
-        "tasks": {task.name: correct[task.name] for task in tasks},
-        "paper_pass_at_1": PAPER.get(benchmark, {}),
+        "num_tasks": len(pairs),
+        "pass_at": _estimates(pairs),
+        "exact_match": sum(exact) / len(exact) if exact else None,
     }
 
 
@@ -83,17 +104,61 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += [", ".join(words) + "." if words else "How they were drawn is not recorded.", ""]
     lines += ["| | % | 95 % interval over tasks |", "|---|---|---|"]
     for k, found in report["pass_at"].items():
-        value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-        lines.append(f"| pass@{k} | {value:.1f} | {low:.1f} to {high:.1f} |")
+        lines.append(f"| pass@{k} | {_percent(found)} |")
+    if report["exact_match"] is not None:
+        lines.append(f"| exact match | {100 * report['exact_match']:.1f} | |")
     lines += ["", "| outcome | samples |", "|---|---|"]
     lines += [f"| {name} | {count} |" for name, count in report["outcomes"].items()]
+    lines += _remarks(report)
+    lines += _group_table(report) if report["groups"] else []
+    paper = report["paper_pass_at_1"].get("", {})
+    if paper:
+        lines += ["", "| pass@1, published | % |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in paper.items()]
+        own = 100 * report["pass_at"]["1"]["value"]
+        lines += [f"| **this run** | **{own:.1f}** |"]
+    return "\n".join([*lines, ""])
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} | {low:.1f} to {high:.1f}"
+
+
+def _remarks(report: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
     if report["num_timeouts"]:
         lines += [
             "",
             f"{report['num_timeouts']} samples ran out of time, which a faster machine may change.",
         ]
-    lines += ["", "| pass@1, from the StarCoder paper | % |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in report["paper_pass_at_1"].items()]
-    own = 100 * report["pass_at"]["1"]["value"]
-    lines += [f"| **this run** | **{own:.1f}** |", ""]
-    return "\n".join(lines)
+    if report["num_unproven"]:
+        lines += [
+            "",
+            f"{report['num_unproven']} samples passed by their own word: their tests ran beside them, or none of "
+            "those could be falsified.",
+        ]
+    if report["not_here"]:
+        name, why = next(iter(report["not_here"].items()))
+        lines += [
+            "",
+            f"{len(report['not_here'])} tasks are left out, for they cannot be judged on this machine; {name}: {why}",
+        ]
+    return lines
+
+
+def _group_table(report: Mapping[str, Any]) -> list[str]:
+    """Give a row for each language or library, with what is published of it."""
+    paper = report["paper_pass_at_1"]
+    models = list(dict.fromkeys(name for row in paper.values() for name in row)) if "" not in paper else []  # fmt: skip
+    has_exact = any(row["exact_match"] is not None for row in report["groups"].values())
+    head = ["", "tasks", "pass@1", "95 %", *(["exact match"] if has_exact else []), *models]
+    lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for group, row in report["groups"].items():
+        cells = [group or "all", str(row["num_tasks"]), *_percent(row["pass_at"]["1"]).split(" | ")]
+        if has_exact:
+            exact = row["exact_match"]
+            cells.append("" if exact is None else f"{100 * exact:.1f}")
+        cells += [str(paper.get(group, {}).get(model, "")) for model in models]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

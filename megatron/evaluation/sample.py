@@ -38,9 +38,12 @@ class Settings:
     max_new_tokens: int
     prefix: str
     seed: int
+    form: str = "completion"  # of DS-1000
+    order: str = "psm"  # of the parts of a prompt to fill in
 
 
-# StarCoder §6.1; prefix: the prompt that raised the published model's score.
+# The first three: StarCoder §6.1; prefix: the prompt that raised the published model's score. MultiPL-E: as on the
+# leaderboard of the models' authors. MBPP and DS-1000: as their harness is documented.
 PREFIX = (
     "<filename>solutions/solution_1.py\n# Here is the correct implementation of the code exercise\n"
 )
@@ -48,6 +51,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "pass@1": {"num_samples": 200, "temperature": 0.2, "top_p": 0.95, "prefix": ""},
     "pass@100": {"num_samples": 200, "temperature": 0.8, "top_p": 0.95, "prefix": ""},
     "prompted": {"num_samples": 200, "temperature": 0.1, "top_p": 0.95, "prefix": PREFIX},
+    "mbpp": {"num_samples": 15, "temperature": 0.1, "top_p": 0.95, "prefix": ""},
+    "multipl-e": {"num_samples": 50, "temperature": 0.2, "top_p": 0.95, "prefix": ""},
+    "ds1000": {"num_samples": 40, "temperature": 0.2, "top_p": 0.95, "prefix": ""},
     "greedy": {"num_samples": 1, "temperature": 0.0, "top_p": 1.0, "prefix": ""},
 }
 
@@ -110,6 +116,10 @@ class SampleFile:
             self._file: TextIO = path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--samples {path} cannot be written: {error.strerror}") from None
+
+    def has_all(self, task: str, num_samples: int) -> bool:
+        """Say whether all samples of a task are there."""
+        return all((task, number) in self.done for number in range(num_samples))
 
     def add(self, sample: Sample) -> None:
         """Write a sample that is not there yet. Raises OSError."""

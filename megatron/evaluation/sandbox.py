@@ -15,15 +15,18 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 from megatron.errors import ConfigError
 from megatron.evaluation import wire
+from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Verdict
 
 NOBODY = 65534
 START_SECONDS = 30.0
+DEFAULT_LIMITS = Limits()
+NO_EQUIPMENT = Equipment()
 COMMAND = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from megatron.evaluation.zygote import main; sys.path.pop(); main()"
@@ -31,58 +34,29 @@ COMMAND = (
 SIGXCPU_CODE = 128 + signal.SIGXCPU
 SIGKILL_CODE = 128 + signal.SIGKILL
 UNSANDBOXED = "--i-accept-unsandboxed"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one candidate."""
-
-    wall_seconds: float = 10.0
-    cpu_seconds: int = 5
-    memory: int = 1 << 30  # bytes of address space, each process
-    file_size: int = 16 << 20
-    num_processes: int = 24  # threads too, with the four of the sandbox itself
-    num_files: int = 64
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A program and the tests it is to pass."""
-
-    program: str
-    setup: str  # what the tests need beside the candidate; runs with them
-    tests: str
-    entry_points: tuple[str, ...]  # names that the tests call and the program defines
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a trial ended.
-
-    outcome: passed; wrong (an assertion failed); error (an exception); syntax; timeout-wall; timeout-cpu; exited (the
-    process ended early); no-plain-value (it returned an object of its own); forged (bytes that no guest sends);
-    unsupported (the tests cannot be run this way).
-    """
-
-    outcome: str
-    detail: str
-    seconds: float
-
-    @property
-    def is_passed(self) -> bool:
-        return self.outcome == "passed"
-
-    @property
-    def is_timeout(self) -> bool:
-        return self.outcome.startswith("timeout")
+# Of a worker with packages: what is forked must have one thread, and draw to no screen.
+PACKAGE_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/tmp",
+}
 
 
 class Sandbox:
     """One worker: runs one trial at a time. Use as a context manager."""
 
-    def __init__(self, limits: Limits = Limits(), *, is_isolated: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits = DEFAULT_LIMITS,
+        equipment: Equipment = NO_EQUIPMENT,
+        *,
+        is_isolated: bool = True,
+    ) -> None:
         """Start the worker. Raises ConfigError where the machine cannot isolate it."""
         self._limits = limits
+        self._equipment = equipment
         self._control, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
         with theirs:
@@ -91,7 +65,7 @@ class Sandbox:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=dict[str, str](),
+                env=PACKAGE_ENVIRONMENT if equipment.packages else dict[str, str](),
                 cwd="/",
                 start_new_session=True,
             )
@@ -102,12 +76,13 @@ class Sandbox:
             raise
 
     def _start(self, is_isolated: bool) -> None:
-        limits = {
-            key: value for key, value in asdict(self._limits).items() if key != "wall_seconds"
-        }
+        setting = asdict(self._limits) | {"is_isolated": is_isolated, "prefix": sys.base_prefix}
+        del setting["wall_seconds"]
+        for name, value in asdict(self._equipment).items():
+            is_least = name in setting
+            setting[name] = max(value, setting[name]) if is_least else value
         self._control.settimeout(START_SECONDS)
         try:
-            setting = {**limits, "is_isolated": is_isolated, "prefix": sys.base_prefix}
             wire.send(self._control, setting)
             reply = wire.receive(self._control)
             if "unshared" in reply:
@@ -131,7 +106,7 @@ class Sandbox:
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the worker said nothing"
 
-    def run(self, trial: Trial) -> Verdict:
+    def run(self, trial: AnyTrial) -> Verdict:
         """Run a trial. Raises RuntimeError if the worker is gone, which no candidate can bring about."""
         start = time.perf_counter()
         to_judge, judge_to_parent = socket.socketpair()
@@ -159,11 +134,11 @@ class Sandbox:
         return Verdict(outcome, detail, time.perf_counter() - start)
 
     def _verdict(
-        self, judge: socket.socket, trial: Trial, nonce: str, start: float
+        self, judge: socket.socket, trial: AnyTrial, nonce: str, start: float
     ) -> tuple[str, str]:
-        judge.settimeout(self._limits.wall_seconds)
+        judge.settimeout(self._limits.wall_seconds + trial.extra_seconds)
         try:
-            wire.send(judge, {**asdict(trial), "nonce": nonce})
+            wire.send(judge, {**asdict(trial), "kind": trial.kind, "nonce": nonce})
             reply = wire.receive(judge)
         except TimeoutError:
             return "timeout-wall", f"no end after {time.perf_counter() - start:.1f} s"

