@@ -8,23 +8,21 @@ definition: its rules a character at a time, its shingles as strings, SHA-1 of e
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import os
 import platform
 import re
-import resource
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron.benchmark import peers
+from megatron.benchmark import peers, pii
+from megatron.benchmark.curation import Curation, megabytes_of, timed
 from megatron.benchmark.measure import Row, Timed, measure, table
 from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.dedup import DedupConfig, dedup_comparison
@@ -33,6 +31,7 @@ from megatron.curation.filters import FilterConfig, filter_stage
 from megatron.curation.fingerprints import MODES, NGRAM, NUM_PERMUTATIONS, Scheme, sign
 from megatron.curation.options import RunOptions
 from megatron.curation.passes import Step, run_steps
+from megatron.curation.pii import PiiConfig, pii_stage
 from megatron.curation.record_io import RecordWriter
 from megatron.curation.select import SelectConfig, select_stage
 from megatron.curation.text_measure import visible_length
@@ -41,53 +40,16 @@ from megatron.errors import ConfigError, DataError
 EXAMPLES = """\
   every stage, on files of this machine:
     python tools/bench.py curate
+  personal data: speed, and what is found of that which was planted:
+    python tools/bench.py curate --only pii pii-model
   near-duplicates, on your repositories:
     python tools/bench.py curate --only minhash dedup --root ~/repositories
 
-peers are timed if they are installed: pip install datasketch rensa beautifulsoup4"""
+peers are timed if they are installed: pip install datasketch rensa beautifulsoup4 detect-secrets"""
 SYSTEM_FOLDERS = ("/usr/include", "/usr/share/perl", "/usr/share/nodejs", "/usr/share/gocode")
 MERSENNE_PRIME = np.uint64((1 << 61) - 1)
 MAX_HASH = np.uint64((1 << 32) - 1)
 SPLIT = re.compile("[^A-Za-z_0-9]")
-
-
-@dataclass(frozen=True)
-class Curation:
-    """What the measurements share."""
-
-    documents: list[Document]
-    folder: Path
-    rounds: int
-
-    @property
-    def texts(self) -> list[str]:
-        return [document.text for document in self.documents]
-
-    @property
-    def megabytes(self) -> float:
-        return _megabytes(self.texts)
-
-
-def timed(work: Callable[[], object]) -> Timed:
-    """Make a call one that gives its seconds of a core, those of its workers too: what core-hours are counted in."""
-
-    def run() -> float:
-        gc.collect()
-        start = _core_seconds()
-        work()
-        return _core_seconds() - start
-
-    return run
-
-
-def _core_seconds() -> float:
-    """Give what this process, and those it has waited for, have taken so far."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def _megabytes(texts: Iterable[str]) -> float:
-    return sum(len(text.encode()) for text in texts) / 1e6
 
 
 def select(bench: Curation) -> Iterator[Row]:
@@ -102,7 +64,7 @@ def select(bench: Curation) -> Iterator[Row]:
 def filters(bench: Curation) -> Iterator[Row]:
     """The paper's rules on documents in memory, with their language; and all of the later ones."""
     documents = _with_language(bench.documents)
-    megabytes = _megabytes(document.text for document in documents)
+    megabytes = megabytes_of(document.text for document in documents)
     paper = filter_stage(FilterConfig())
     later = filter_stage(
         FilterConfig(
@@ -141,7 +103,7 @@ def html(bench: Curation) -> Iterator[Row]:
         note += f", {equal} of equal length"
     work = timed(lambda: [visible_length(page) for page in pages])
     yield from measure(
-        "html", "MB/s", _megabytes(pages), work, others, rounds=bench.rounds, note=note
+        "html", "MB/s", megabytes_of(pages), work, others, rounds=bench.rounds, note=note
     )
 
 
@@ -231,6 +193,7 @@ def whole(bench: Curation) -> Iterator[Row]:
         "select": [select_stage(SelectConfig(unlicensed="keep"))],
         "filter": [filter_stage(FilterConfig())],
         "dedup": [dedup_comparison(DedupConfig())],
+        "pii": [pii_stage(PiiConfig())],
     }
     steps["all three"] = [step for name in ("select", "filter", "dedup") for step in steps[name]]
     for name, chosen in steps.items():
@@ -259,6 +222,8 @@ SECTIONS: dict[str, Callable[[Curation], Iterator[Row]]] = {
     "filter": filters,
     "html": html,
     "minhash": minhash,
+    "pii": pii.rules,
+    "pii-model": pii.model,
     "whole": whole,
 }
 

@@ -63,6 +63,7 @@ NAMED = re.compile(
     r"(?:[bru]?[\"']|(?:bearer|token|basic) )?$",
     re.I,
 )
+TYPE_NAME = re.compile(r"::\w+[\"']\s*:\s*[\"']$")  # "AWS::KMS::Key": "…" tells of a type
 VALUE = re.compile(r"[A-Za-z0-9+/_.=-]{16,128}")
 HASHES = re.compile(
     r"sha\d?|md5|hash|digest|checksum|integrity|fingerprint|commit|revision|uuid|guid|etag", re.I
@@ -167,7 +168,7 @@ def _random(text: str, begin: int, end: int) -> Iterator[Found]:
     """Give a word if it is random enough for where it stands."""
     line = text[max(text.rfind("\n", 0, begin) + 1, begin - 100) : begin]
     is_quoted = line[-1:] in ("'", '"', "`") and text[end : end + 1] == line[-1:]
-    if NAMED.search(line):
+    if NAMED.search(line) and not TYPE_NAME.search(line):
         match = VALUE.match(text, begin)
         assert match, "a word is a value"
         value, end = match[0], match.end()

@@ -127,6 +127,7 @@ def test_places_are_counted_in_characters_and_all_of_them_are_seen():
         "see http://localhost:8080/{0}",
         "call {0}(x)",
         "sha512 of it: {0}",
+        '"AWS::KMS::Key": "62d91b17309e76c8"',
         "#define OPENSSL_NID_Gost_R3411_94_CryptoProParamSet 3",
     ],
 )
