@@ -83,7 +83,7 @@ setup(
     # site-packages, where megatron-core, if installed, also has a folder named megatron.
     package_dir={"": "."},
     packages=find_packages(include=["megatron", "megatron.*"]),
-    package_data={"megatron.planning": ["hardware/*.yaml"]},
+    package_data={"megatron.planning": ["hardware/*.yaml"], "megatron.serving": ["page/*"]},
     ext_modules=[
         Pybind11Extension(
             name,

@@ -64,8 +64,8 @@ def allowed(package: str) -> set[str]:
         return NARROW[package] | {package}
     row = next(number for number, names in enumerate(LAYERS) if package in names)
     siblings = BOTTOM if row == 0 else {package}  # the bottom row is one layer
-    if package == "benchmark":
-        siblings = {package, *NARROW}  # it measures everything
+    if package in ("benchmark", "serving"):
+        siblings = {package, *NARROW}  # one measures everything, the other shows it
     return set().union(*LAYERS[:row], siblings)
 
 

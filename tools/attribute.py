@@ -18,7 +18,7 @@ import megatron.logging
 from megatron.attribution import membership, report, suffix_array, word_index
 from megatron.attribution.attribution import Attribution
 from megatron.attribution.build import build, plan
-from megatron.attribution.corpus import open_token_files
+from megatron.attribution.corpus import open_token_files, prefix_of
 from megatron.attribution.index_file import index_path
 from megatron.attribution.kinds import KINDS
 from megatron.attribution.options import BuildOptions
@@ -67,11 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args.prefix = list(dict.fromkeys(map(prefix_of, args.prefix)))  # PREFIX.* names each twice
     megatron.logging.configure()
     return args.run(args)
-
-
-def prefix_of(given: str) -> str:
-    """Give the prefix of a token file, which a shell's pattern names with .idx or .bin."""
-    return given[:-4] if given.endswith((".idx", ".bin")) else given
 
 
 def _add(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron import cli
 from megatron.errors import DataError
+from megatron.training.curves import Curves, read_curves
 
 EXAMPLES = """\
   one run:
@@ -18,63 +16,6 @@ EXAMPLES = """\
     python tools/plot_loss.py --metrics runs/a/metrics.jsonl runs/b/metrics.jsonl --output both.png
 
 prints one line a validation set: its first and last loss and the difference, in nats"""
-
-
-@dataclass
-class Curves:
-    """The losses of one run: {iteration: loss} in training, and of each validation set."""
-
-    name: str
-    train: dict[int, float] = field(default_factory=dict)
-    validation: dict[str, dict[int, float]] = field(default_factory=dict)
-
-
-def read_curves(path: Path) -> Curves:
-    """Read a metrics.jsonl. A line written twice counts as last written; a torn last line is passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"--metrics {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"--metrics {path} is not text; give a run's metrics.jsonl") from None
-    curves = Curves(name=path.resolve().parent.name)
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if "iteration" in record and "lm_loss" not in record:
-                continue  # of something else: what was read of a source, steps that come again, a slow process
-            iteration, loss = _whole(record["iteration"]), _number(record["lm_loss"])
-            name = str(record["validation"]) if "validation" in record else None
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            if number == len(lines):
-                break
-            raise DataError(
-                f"--metrics {path} line {number} is no record of a run (it needs iteration and lm_loss)"
-            ) from None
-        if loss is None:
-            continue  # a loss that was not finite
-        if name is not None:
-            curves.validation.setdefault(name, {})[iteration] = loss
-        else:
-            curves.train[iteration] = loss
-    if not curves.train and not curves.validation:
-        raise DataError(f"--metrics {path} holds no loss yet; let the run reach a log interval")
-    return curves
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 53:
-        raise TypeError("no iteration")
-    return value
-
-
-def _number(value: object) -> float | None:
-    """Give a finite loss; None for one that was not."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError("no loss")
-    return float(value) if math.isfinite(value) else None
 
 
 def draw(runs: Sequence[Curves], output: Path) -> None:

@@ -19,11 +19,12 @@ from megatron.inference.model_flags import (
     join_processes,
 )
 from megatron.parallel.launch import Launch
-from megatron.serving.options import ServingOptions
+from megatron.serving.options import PlaygroundOptions, ServingOptions
 
 if TYPE_CHECKING:
     from megatron.inference.engine import Engine
     from megatron.serving.completion_call import ServedModel
+    from megatron.serving.playground import Playground
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -32,6 +33,8 @@ EXAMPLES = """\
     curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "def f(", "max_tokens": 32}'
   serve others too, who give a key of the file in the header Authorization: Bearer KEY:
     python tools/serve.py --load runs/py --host 0.0.0.0 --port 8080 --api-key-file keys
+  its page, http://127.0.0.1:8000/, shows where what it writes stands in the training data, and how a run goes:
+    python tools/serve.py --load runs/py --attribution data/*_text_document.idx --training-run runs/py
   a model too large for one GPU, by two that share each layer:
     python tools/launch.py --standalone --nproc-per-node 2 tools/serve.py --load runs/15b \\
       --tensor-model-parallel-size 2
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.make_parser(__doc__ or "", EXAMPLES)
     add_model_flags(parser)
     cli.add_section(parser, ServingOptions, title="serving")
+    cli.add_section(parser, PlaygroundOptions, title="playground, the page at /")
     args = cli.parse_known(parser, argv)
     launch = Launch.from_environment()
     logging.configure(launch.rank)
@@ -75,6 +79,8 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
     tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
     keys = () if options.api_key_file is None else read_keys(Path(options.api_key_file))
+    served = _served(args, options, tokenizer, source.model.max_position_embeddings)
+    playground = _playground(args, served) if launch.rank == 0 else None
     listener = bind(options) if launch.rank == 0 else None
 
     import torch.distributed as dist
@@ -103,10 +109,10 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
         from megatron.serving.http_server import serve
         from megatron.serving.service import Service
 
-        served = _served(args, options, tokenizer, source.model.max_position_embeddings)
         worker = Worker(make_engine, channel)
         service = Service(worker, served, options)
-        code = serve(app(service, keys), service, worker, listener, context.device)
+        application = app(service, keys, playground)
+        code = serve(application, service, worker, listener, context.device)
     dist.destroy_process_group()
     return code
 
@@ -125,6 +131,29 @@ def _served(
         order=options.order,
         reads_sentinels=options.sentinels,
     )
+
+
+def _playground(args: argparse.Namespace, model: ServedModel) -> Playground:
+    """Open what the page shows beside a text. Raises ConfigError and DataError for what cannot be used."""
+    from megatron.serving.playground import Playground
+
+    options = cli.section_from(args, PlaygroundOptions)
+    attribution, metrics = None, None
+    if options.attribution:
+        from megatron.attribution.attribution import Attribution
+        from megatron.attribution.corpus import open_token_files, prefix_of
+
+        files = open_token_files(
+            list(map(prefix_of, options.attribution)), opt_out=options.exclude_documents
+        )
+        attribution = Attribution(files, model.tokenizer, ["trace"])
+    elif options.exclude_documents:
+        raise ConfigError("--exclude-documents needs --attribution PREFIX, which it is applied to")
+    if options.training_run is not None:
+        metrics = Path(options.training_run) / "metrics.jsonl"
+        if not metrics.parent.is_dir():
+            raise ConfigError(f"--training-run {options.training_run} is no folder; give a run's")
+    return Playground(model, attribution, metrics)
 
 
 if __name__ == "__main__":

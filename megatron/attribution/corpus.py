@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megatron.attribution.spelling import Spelling
 from megatron.data.exclusion import exclude_documents
-from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.indexed_dataset import IdArray, IndexedDataset
 from megatron.data.origin import read_origin
 from megatron.data.provenance import Provenance
 from megatron.data.token_range import Runs, token_positions
@@ -69,19 +69,45 @@ class TokenFile:
 
     def lines(self, document: int, first: int, stop: int, spelling: Spelling) -> tuple[int, int]:
         """Give the lines, from 1, of bytes first to stop of a document, in the file that it was made of."""
-        start, end = (self.dataset.document_start(document + i) for i in (0, 1))
-        tokens = self.dataset.tokens[start:end]
-        metadata = METADATA.match(spelling.formatted.text(tokens[:HEAD_TOKENS]))
+        tokens = self._tokens(document)
         text = spelling.text.text(tokens[: stop + HEAD_TOKENS])  # an id has a byte at least
-        body = 0
-        if metadata is not None:
-            num_sentinels = metadata[0].count(b"<") if spelling.is_sentinel[tokens[0]] else 0
-            for _ in range(1 + num_sentinels):
-                body = text.find(b"\n", body) + 1
+        body = _body(tokens, text, spelling)
         inside = text[max(first, body) : stop]
         shown = inside.strip(b"\n")
         line = text[body:first].count(b"\n") + inside.find(shown) + 1
         return line, line + shown.count(b"\n")
+
+    def source(self, document: int, spelling: Spelling) -> str:
+        """Give the text of the file that a document was made of, as far as its ids have it."""
+        tokens = self._tokens(document)
+        text = spelling.text.text(tokens)
+        end = len(text) - (len(tokens) > 0 and bool(spelling.is_sentinel[tokens[-1]]))
+        return text[_body(tokens, text, spelling) : end].decode("utf-8", "replace")
+
+    def is_excluded(self, document: int) -> bool:
+        """Say whether a document is opted out."""
+        run = int(np.searchsorted(self.excluded[:, 0], document, "right")) - 1
+        return run >= 0 and document < int(self.excluded[run, 1])
+
+    def _tokens(self, document: int) -> IdArray:
+        start, end = (self.dataset.document_start(document + i) for i in (0, 1))
+        return self.dataset.tokens[start:end]
+
+
+def _body(tokens: IdArray, text: bytes, spelling: Spelling) -> int:
+    """Give where a document's own text begins: behind the line of metadata that formatting may have put first."""
+    metadata = METADATA.match(spelling.formatted.text(tokens[:HEAD_TOKENS]))
+    body = 0
+    if metadata is not None:
+        num_sentinels = metadata[0].count(b"<") if spelling.is_sentinel[tokens[0]] else 0
+        for _ in range(1 + num_sentinels):
+            body = text.find(b"\n", body) + 1
+    return body
+
+
+def prefix_of(given: str) -> str:
+    """Give the prefix of a token file, which a shell's pattern names with .idx or .bin."""
+    return given[:-4] if given.endswith((".idx", ".bin")) else given
 
 
 def open_token_files(

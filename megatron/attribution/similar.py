@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from megatron.attribution.corpus import TokenFile
 from megatron.attribution.ranking import LineRanking
 from megatron.attribution.search import Candidate
@@ -79,15 +77,10 @@ def _allowed(
     limit = wanted
     while True:
         found = ask(limit)
-        allowed = [one for one in found if not _is_excluded(file, one.document)]
+        allowed = [one for one in found if not file.is_excluded(one.document)]
         if len(allowed) >= wanted or len(found) < limit:
             return allowed[:wanted]
         limit *= 4
-
-
-def _is_excluded(file: TokenFile, document: int) -> bool:
-    run = int(np.searchsorted(file.excluded[:, 0], document, "right")) - 1
-    return run >= 0 and document < int(file.excluded[run, 1])
 
 
 def to_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:

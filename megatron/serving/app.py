@@ -1,7 +1,4 @@
-"""The routes: OpenAI's completions and models, health, metrics. What is asked is checked elsewhere.
-
-Something new, such as a page to play with, is one more route in `app`.
-"""
+"""The routes: OpenAI's completions and models, health, metrics, the playground. What is asked is checked elsewhere."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from megatron.serving.completion_answer import Answer
 from megatron.serving.completion_call import read_call
 from megatron.serving.error import RequestError
 from megatron.serving.guard import BrowserGuard, KeyGuard, error_response, read_body
+from megatron.serving.playground import Playground, page, playground_routes
 from megatron.serving.service import ClientGone, Outcome, Service, Ticket
 
 HINTS = {
@@ -36,7 +34,9 @@ HINTS = {
 GONE = 499  # what nobody reads any more
 
 
-def app(service: Service, keys: Sequence[bytes] = ()) -> Starlette:
+def app(
+    service: Service, keys: Sequence[bytes] = (), playground: Playground | None = None
+) -> Starlette:
     """Assemble the server's application. keys: of clients; none: everybody may ask."""
     key_guard = Middleware(KeyGuard, keys=keys)
     routes: list[BaseRoute] = [
@@ -52,6 +52,15 @@ def app(service: Service, keys: Sequence[bytes] = ()) -> Starlette:
             middleware=[key_guard],
         ),
     ]
+    if playground is not None:
+        routes += [
+            Mount(
+                "/playground",
+                routes=playground_routes(playground, service.options),
+                middleware=[key_guard],
+            ),
+            page(),
+        ]
 
     async def on_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)

@@ -62,3 +62,20 @@ class ServingOptions:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
+
+
+@dataclass(frozen=True)
+class PlaygroundOptions:
+    """What the page shows beside a text."""
+
+    attribution: tuple[str, ...] = option(
+        (),
+        "token files whose indexes (tools/attribute.py build) say where a text stands in them",
+        metavar="PREFIX",
+    )
+    exclude_documents: tuple[str, ...] = option(
+        (), "opt-out lists, as for training: what they name is not found", metavar="LIST"
+    )
+    training_run: str | None = option(
+        None, "folder of a training run, whose metrics.jsonl is shown", metavar="DIR"
+    )
