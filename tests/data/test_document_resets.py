@@ -21,7 +21,7 @@ SAMPLES = {
     "one end": [EOD],
 }
 SCRIPT = """
-import json
+import json, sys
 import torch
 from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 

@@ -55,7 +55,7 @@ def test_megatron_core_reads_ours_and_writes_the_same_bytes(tmp_path):
         builder.add_items(np.arange(6), [1, 2, 3], [2, 1])
         builder.finalize()
     script = """
-import json
+import json, sys
 import numpy, torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, DType
 folder = sys.argv[1]

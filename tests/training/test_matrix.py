@@ -1,7 +1,7 @@
 """Every layout trains the same model: each layout with each kind of heads in each setting equals one process.
 
 Some steps in processes that exchange tensors through shared memory, and three over gloo for one cell of a layout. The
-suite takes the whole product of the small layouts and a sixth of that of the others, five steps of each; --matrix full
+suite takes the whole product of the small layouts and a sixth of that of the others, three steps of each; --matrix full
 takes all of it and ten steps.
 --matrix-seed and --matrix-width repeat either with other numbers.
 """
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def expected(memory_world, corpus, request, tmp_path_factory):
     is_full = request.config.getoption("--matrix") == "full"
-    scale = Scale.asked(request.config, num_steps=10 if is_full else 5)
+    scale = Scale.asked(request.config, num_steps=10 if is_full else 3)
     return Expected(memory_world, corpus, scale, tmp_path_factory.mktemp("expected"))
 
 
