@@ -32,7 +32,7 @@ def is_waiting(frame: FrameType | None) -> bool:
     file = frame.f_code.co_filename
     if DISTRIBUTED in file:
         return COMPUTING not in file
-    line = linecache.getline(file, frame.f_lineno)
+    line = _line(frame)
     return ".wait(" in line or ".synchronize(" in line
 
 
@@ -60,7 +60,7 @@ def collective(frame: FrameType | None) -> str | None:
             name = f"{function} over {_described(caller.f_locals.get('group'))}"
         elif name is None:
             name = f"{function} ({Path(file).name})"
-    return name or linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return name or _line(frame).strip()
 
 
 def write_stacks(file: TextIO, title: str) -> None:
@@ -71,6 +71,12 @@ def write_stacks(file: TextIO, title: str) -> None:
         print(f"\nthread {names.get(ident, ident)}", file=file)
         file.writelines(traceback.format_stack(frame))
     file.flush()
+
+
+def _line(frame: FrameType) -> str:
+    """Give the text of the line that a frame stands at; none where it has just no number, as between two lines."""
+    number: int | None = frame.f_lineno
+    return "" if number is None else linecache.getline(frame.f_code.co_filename, number)
 
 
 def _outwards(frame: FrameType) -> Iterator[FrameType]:
