@@ -15,6 +15,7 @@ launcher=()
 max_restarts=${MAX_RESTARTS:-3} # crashes that a launch survives
 readonly LEFT=75                # the exit code of a run that saved and left because it was asked to
 readonly MISTAKE=2              # of a user's, which has to be corrected first
+readonly FORGOTTEN=3            # of a run that is finished and lost more than it may (tools/forgetting.py)
 
 say() { printf '\n== %s\n' "$*"; }
 die() {
@@ -216,6 +217,10 @@ requeue_after() { # requeue_after CODE BEFORE: a run that was asked to leave goe
         0) return ;;
         "$MISTAKE")
             echo "not requeued: a mistake has to be corrected first" >&2
+            return
+            ;;
+        "$FORGOTTEN")
+            echo "not requeued: the run is finished; whether what it forgot matters is for people to judge" >&2
             return
             ;;
     esac

@@ -1,5 +1,8 @@
 """examples/finetune_python.sh: StarCoder's Python stage as published, and what it lacks it names."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ def _script(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_stage_is_the_published_one(model: str) -> None:
     result = pretrain.launch("--dry-run", MODEL=model)
     assert result.returncode == 0, result.stderr
-    # StarCoder §5.5: 8,500 steps of 512 sequences, 35 B tokens
+    # 8,500 steps of 512 sequences, 35 B tokens
     assert "4,352,000 samples, 35,651,584,000 tokens" in result.stdout
     assert "512 sequences of 8192 = 4,194,304 tokens a step" in result.stdout
 
@@ -30,6 +33,7 @@ def test_the_stage_is_the_published_one(model: str) -> None:
         ({"MODEL": "1b", "LOAD": ""}, "LOAD is not set"),
         ({"MODEL": "1b", "LOAD": "/nope"}, "LOAD is '/nope', which is no folder"),
         ({"MODEL": "1b", "LOAD": "/"}, "DATA_PATH is not set"),
+        ({"MODEL": "1b", "LOAD": "/", "VALID_PATHS": "/nope"}, "VALID_PATHS names '/nope'"),
         ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS is 'many'"),
     ],
 )
@@ -37,3 +41,29 @@ def test_mistakes_end_with_a_line_and_code_2(variables: dict[str, str], message:
     result = pretrain.launch(**variables)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [
+        ("", 3),
+        ("MAX_LOSS_RISE=5", 0),
+        ("MAX_LOSS_RISE=4", 3),
+        ("ALLOW_FORGETTING=1", 0),
+    ],
+)
+def test_what_was_forgotten_ends_a_run_with_code_3_unless_it_may(
+    tmp_path: Path, variables: str, code: int
+) -> None:
+    losses = [(0, "python", 5.27), (0, "cpp", 5.04), (160, "python", 5.18), (160, "cpp", 5.28)]
+    lines = [{"iteration": i, "validation": name, "lm_loss": loss} for i, name, loss in losses]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    root = SCRIPT.parents[1]
+    script = (
+        f"root={root} python={sys.executable} run_dir={tmp_path} save={tmp_path} {variables}; "
+        f"source {root}/examples/launcher.sh; source {root}/examples/finetune.sh; judge_forgetting"
+    )
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=root)
+    assert result.returncode == code, result.stderr
+    assert ("| cpp | 5.040 | 5.280 |" in result.stdout) and (tmp_path / "forgetting.json").exists()
+    assert ("THE MODEL FORGOT" in result.stderr) == (code == 3)

@@ -15,6 +15,7 @@ SCONTROL = '#!/bin/sh\nif [ "$1" = show ]; then echo "JobState=$STATE Reason=Non
     [
         (0, "no", "none", 0, "RUNNING", False),
         (2, "no", "40", 0, "RUNNING", False),  # a mistake
+        (3, "no", "40", 0, "RUNNING", False),  # finished, and forgot
         (75, "yes", "none", 9, "RUNNING", True),  # left because it was asked to
         (138, "yes", "none", 9, "RUNNING", True),  # asked before anything could hear it
         (75, "yes", "40", 0, "CANCELLED", False),
