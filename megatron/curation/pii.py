@@ -28,6 +28,7 @@ KINDS = ("EMAIL", "IP_ADDRESS", "KEY", "PASSWORD")  # that rules find
 MODEL_KINDS = (*KINDS, "NAME", "USERNAME")
 WITHOUT_ASKING = (*KINDS, "NAME")  # StarCoder §4: user names are found and left
 WORDS = ("NAME", "USERNAME")  # may be part of an identifier, where `<NAME>` would break a file
+LONG_PASSWORD = 8
 MAX_ROUNDS = 8  # of a model over a text that changes by what it finds
 
 Find = Callable[[Sequence[str]], list[list[Found]]]
@@ -114,8 +115,10 @@ def pii_stage(config: PiiConfig) -> Stage:
     )
 
     def find(texts: Sequence[str]) -> list[list[Found]]:
-        pairs = zip(map(find_all, texts), finder.find(texts), strict=True)
-        return [joined(by_rules, by_model) for by_rules, by_model in pairs]
+        answers = zip(texts, map(find_all, texts), finder.find(texts), strict=True)
+        return [
+            joined(by_rules, everywhere(text, by_model)) for text, by_rules, by_model in answers
+        ]
 
     def apply_to_all(documents: Sequence[Document]) -> list[Verdict]:
         return _redacted(documents, find, config, MAX_ROUNDS)
@@ -133,6 +136,26 @@ def joined(by_rules: Sequence[Found], by_model: Sequence[Found]) -> list[Found]:
         if not any(item.begin < rule.end and rule.begin < item.end for rule in by_rules)
     ]
     return sorted([*by_rules, *added])
+
+
+def everywhere(text: str, found: Sequence[Found]) -> list[Found]:
+    """Add the places where a value stands that a model found elsewhere in the text; none over another.
+
+    User names and short passwords may be words of the code, and count only where they were found.
+    """
+    added = list(found)
+    taken = {place for item in found for place in range(item.begin, item.end)}
+    for value, kind in sorted({(text[item.begin : item.end], item.kind) for item in found}):
+        if kind == "USERNAME" or (kind == "PASSWORD" and len(value) < LONG_PASSWORD):
+            continue
+        begin = text.find(value)
+        while begin >= 0:
+            item = Found(begin, begin + len(value), kind, "model")
+            if taken.isdisjoint(range(*item[:2])) and not _is_in_word(text, item):
+                added.append(item)
+                taken.update(range(*item[:2]))
+            begin = text.find(value, item.end)
+    return sorted(added)
 
 
 @dataclass

@@ -45,6 +45,7 @@ logger = get_logger(__name__)
 MAX_WEIGHT = 20.0
 BETAS, CLIP = (0.9, 0.999), 1.0
 STATE, REPORT = "training.pt", "report.json"
+RUN = "run.json"  # whose the folder is while it has no report
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ def _completed(output: Path, fingerprint: str) -> dict[str, Score] | None:
     return found
 
 
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        sync(file)
+    publish([(temporary, path)])
+
+
 def _score(counts: dict[str, Any]) -> Score:
     return Score(counts["right"], counts["found"], counts["there"])
 
@@ -165,19 +174,19 @@ class _Run:
 
     def _older_state(self, overwrite: bool) -> dict[str, Any]:
         """Give the state of a run that was stopped; DataError if the folder holds another."""
-        path = self._output / STATE
-        report = self._output / REPORT
+        found: object = None
         try:
-            found = orjson.loads(report.read_bytes())["fingerprint"] if report.exists() else None
-            if path.exists():
+            for name in (REPORT, RUN):
+                path = self._output / name
+                found = orjson.loads(path.read_bytes())["fingerprint"] if path.exists() else found
+            if found == self._fingerprint and (self._output / STATE).exists():
                 state: dict[str, Any] = self._torch.load(
-                    path, map_location="cpu", weights_only=True
+                    self._output / STATE, map_location="cpu", weights_only=True
                 )
-                found = state["fingerprint"]
-                if found == self._fingerprint:
+                if state["fingerprint"] == self._fingerprint:
                     logger.info("continuing after epoch %d", state["epoch"])
                     return state
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
             found = f"damaged: {error}"
         others = [one.name for one in self._output.iterdir() if one.name != ".lock"]
         if others and not overwrite and found != self._fingerprint:
@@ -185,6 +194,7 @@ class _Run:
                 f"--output {self._output} holds {sorted(others)[0]}, of another run, other settings or other records; "
                 "name another folder, or add --overwrite"
             )
+        _write_json(self._output / RUN, {"fingerprint": self._fingerprint})
         return {}
 
     def train(
@@ -224,7 +234,8 @@ class _Run:
                 self._save_model(best, epoch + 1)
             self._save_state(epoch + 1, best_f1, best_epoch, best)
         self._write_report(self._output, best, best_epoch, complete=True)
-        (self._output / STATE).unlink(missing_ok=True)
+        for name in (STATE, RUN):
+            (self._output / name).unlink(missing_ok=True)
         return best
 
     def _examples(self, record: Annotated) -> list[Example]:
@@ -304,11 +315,7 @@ class _Run:
             "epoch": epoch,
             "scores": {label: score.to_json() for label, score in best.items()},
         }
-        temporary = folder / f".{REPORT}.tmp"
-        with temporary.open("wb") as file:
-            file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-            sync(file)
-        publish([(temporary, folder / REPORT)])
+        _write_json(folder / REPORT, report)
 
     def _save_state(
         self, epoch: int, best_f1: float, best_epoch: int, best: dict[str, Score]

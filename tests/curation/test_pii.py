@@ -93,6 +93,13 @@ def test_a_server_near_the_start_of_a_file_is_context():  # defect 11
     assert redacted("the 9.8.7.6 way") == "the 9.8.7.6 way"
 
 
+def test_texts_are_looked_at_without_opening_a_file(monkeypatch):  # defect 12
+    find_all("x")  # the scanner is made once
+    monkeypatch.setattr("builtins.open", None)
+    monkeypatch.setattr("os.open", None)
+    assert len(find_all(f"ann@lee.org 54.12.33.9 '{TOKEN}'")) == 3
+
+
 def test_places_are_counted_in_characters_and_all_of_them_are_seen():
     source = random.Random(2)
     parts = [

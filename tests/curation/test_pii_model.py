@@ -11,18 +11,15 @@ from megatron.benchmark.pii_cases import documents
 from megatron.curation.document import Changed, Document, Keep
 from megatron.curation.options import RunOptions
 from megatron.curation.passes import run_steps
-from megatron.curation.pii import PiiConfig, joined, pii_stage
+from megatron.curation.pii import PiiConfig, everywhere, joined, pii_stage, redact
 from megatron.curation.pii_model import accepted, load, windows_of
 from megatron.curation.pii_rules import find_all
 from megatron.curation.pii_scan import Found
 from megatron.curation.pii_spans import (
     Score,
     Span,
-    annotated,
     scores,
-    spans_of,
     tags_of,
-    token_tags,
 )
 from megatron.curation.pii_train import train
 from megatron.curation.pii_train_options import PiiTrainConfig
@@ -213,6 +210,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
         return steps
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, 0)
+    (stopped / ".model").mkdir()  # killed while it first wrote
     for output, part in ((whole, 0.7), (stopped, 0.5), (stopped, 0.7)):
         with pytest.raises(KeyboardInterrupt):
             run(output, part)
@@ -307,9 +307,17 @@ def test_where_rules_and_model_meet_the_rules_count():
     assert joined([rule], [apart, over]) == [apart, rule]
 
 
-def test_a_name_in_an_identifier_becomes_a_word():
-    from megatron.curation.pii import redact
+def test_a_name_that_was_found_once_is_replaced_wherever_it_stands_as_words():
+    text = "by Ann Lee; AnnAnn Lee, Ann Lee: jlee jlee"
+    found = [Found(3, 10, "NAME", "model"), Found(33, 37, "USERNAME", "model")]
+    assert [tuple(item[:3]) for item in everywhere(text, found)] == [
+        (3, 10, "NAME"),
+        (24, 31, "NAME"),
+        (33, 37, "USERNAME"),
+    ]
 
+
+def test_a_name_in_an_identifier_becomes_a_word():
     text = "def load_jlee(): pass\njlee = 1\ns = 'jlee'\n"
     found = [
         Found(i, i + 4, "USERNAME", "model")
@@ -321,22 +329,6 @@ def test_a_name_in_an_identifier_becomes_a_word():
     assert len(replaced) == 3
 
 
-def test_spans_become_labels_of_tokens_and_words_of_one_line_become_spans():
-    text = "by Ann Lee\nBob x@y"
-    offsets = np.array([(0, 2), (3, 5), (5, 6), (7, 10), (11, 14), (15, 16), (16, 17), (17, 18)])
-    spans = [Span(3, 10, "NAME"), Span(11, 14, "NAME"), Span(15, 18, "AMBIGUOUS")]
-    tags = token_tags(offsets, spans, ("NAME",))
-    assert tags.tolist() == [0, 1, 2, 2, 1, -100, -100, -100]
-    probabilities = np.eye(3, dtype=np.float32)[np.maximum(tags, 0)]
-    probabilities[1] = [0.6, 0.2, 0.2]  # one unsure token does not cut a word
-    assert spans_of(text, offsets, probabilities, {"NAME": [1, 2]}, 0.5) == spans[:2]
-    assert spans_of(text, offsets, probabilities, {"KEY": [1, 2]}, 0.5) == [
-        Span(3, 6, "KEY"),
-        Span(7, 10, "KEY"),
-        Span(11, 14, "KEY"),
-    ]
-
-
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 40, 41, 100])
 def test_every_token_has_one_window_that_answers_for_it(size):
     seen = [
@@ -346,32 +338,6 @@ def test_every_token_has_one_window_that_answers_for_it(size):
         if window.begin <= token < window.end
     ]
     assert seen == list(range(size))
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"spans": [{"start": 3, "end": 6, "label": "NAME"}]},
-        {"fragments": [{"position": [3, 6], "category": "NAME", "value": "Ann"}]},
-        {"pii": json.dumps([{"start": 3, "end": 6, "tag": "NAME", "value": "Ann"}])},
-    ],
-)
-def test_spans_are_read_under_the_names_of_bigcodes_data(metadata):
-    assert annotated(Document("1", "by Ann", metadata)).spans == (Span(3, 6, "NAME"),)
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {},
-        {"spans": 3},
-        {"spans": [{"start": 3}]},
-        {"spans": [{"start": 3, "end": 9, "label": "X"}]},
-    ],
-)
-def test_records_without_readable_spans_are_named(metadata):
-    with pytest.raises(DataError, match="record r7"):
-        annotated(Document("r7", "by Ann", metadata))
 
 
 def test_folders_and_kinds_that_cannot_be_are_refused(tmp_path):
