@@ -156,6 +156,12 @@ class IndexFile:
         """The token file that it was made of."""
         return FileContent(**self.facts["dataset"])
 
+    def fact(self, name: str) -> Any:
+        """Give what the header says of one thing. Raises DataError if it does not."""
+        if name not in self.facts:
+            raise self._damaged(f"its header does not say {name}")
+        return self.facts[name]
+
     def array(self, name: str, shape: tuple[int, ...] = (-1,)) -> npt.NDArray[Any]:
         """Give an array as a view of the mapped file."""
         try:

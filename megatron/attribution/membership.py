@@ -201,9 +201,9 @@ class MembershipIndex:
         """Open PREFIX.membership. Raises DataError if it is missing, damaged or stale."""
         self.prefix = prefix
         self.index = IndexFile.open(prefix, KIND)
-        facts = self.index.facts
-        self.gram, self.window = int(facts["gram"]), int(facts["window"])
-        self.rate, self._probes = float(facts["rate_as_filled"]), int(facts["probes"])
+        fact = self.index.fact
+        self.gram, self.window = int(fact("gram")), int(fact("window"))
+        self.rate, self._probes = float(fact("rate_as_filled")), int(fact("probes"))
         self._blocks = self.index.array("blocks", (-1, WORDS))
 
     def contains(self, keys: Fingerprints) -> npt.NDArray[np.bool_]:

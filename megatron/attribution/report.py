@@ -109,7 +109,7 @@ def index_line(path: Path, index: Index) -> str:
     shown = {
         key: value for key, value in index.facts.items() if isinstance(value, int | float | str)
     }
-    hidden = ("kind", "sha256", "bytes", "tokenizer", "normalisation", "created")
+    hidden = ("kind", "sha256", "bytes", "spelling", "normalisation")
     facts = ", ".join(
         f"{key} {value:,}"
         if isinstance(value, int)

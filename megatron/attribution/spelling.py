@@ -6,6 +6,7 @@ Knows nothing of token files.
 from __future__ import annotations
 
 import functools
+import hashlib
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,15 @@ class Spelling:
     """The bytes of every id of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.fingerprint = tokenizer.fingerprint()
         self._names = {number: name.encode() for name, number in tokenizer.special_tokens.items()}
         self._tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """What tells these bytes from those of another tokenizer: quicker than the fingerprint of a whole tokenizer."""
+        digest = hashlib.sha256(self.sizes.astype("<i8").tobytes() + b"".join(self._tokens))
+        digest.update(repr(sorted(self._names.items())).encode())
+        return digest.hexdigest()
 
     @functools.cached_property
     def text(self) -> _fingerprints.Spelling:

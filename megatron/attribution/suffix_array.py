@@ -114,7 +114,7 @@ def build(
             on_tokens(len(part))
         facts = {
             "mode": mode_of(options),
-            "tokenizer": spelling.fingerprint,
+            "spelling": spelling.sha256,
             "documents": file.dataset.num_documents,
             "tokens": file.dataset.num_tokens,
             "places": num_places,

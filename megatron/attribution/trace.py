@@ -55,17 +55,16 @@ class TraceIndex:
     def __init__(self, file: TokenFile, spelling: Spelling) -> None:
         """Open PREFIX.trace. Raises DataError if it is missing, damaged, stale or of another tokenizer."""
         index = IndexFile.open(file.prefix, KIND)
-        facts = index.facts
-        if facts["tokenizer"] != spelling.fingerprint:
+        if index.fact("spelling") != spelling.sha256:
             raise DataError(
-                f"{index.path} is of ids of another tokenizer, by its fingerprint {facts['tokenizer'][:12]}…; give "
-                "the one that preprocessed the token file"
+                f"{index.path} is of ids of another tokenizer, by the bytes that they stand for; give the one that "
+                "preprocessed the token file"
             )
         self.file = file
-        self.line_starts = facts["mode"] == "line_starts"
+        self.line_starts = index.fact("mode") == "line_starts"
         excluded = file.excluded_tokens
         self.pieces = []
-        for number, (start, stop) in enumerate(facts["pieces"]):
+        for number, (start, stop) in enumerate(index.fact("pieces")):
             inside = excluded.clip(start, stop) - start
             self.pieces.append(
                 _Piece(

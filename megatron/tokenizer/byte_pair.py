@@ -78,9 +78,9 @@ def make_encoder(definition: Json, token_bytes: Sequence[bytes]) -> BytePairEnco
         raise UnsupportedError(f"{len(token_bytes):,} ids")
     pre_tokenizer = read_pre_tokenizer(definition.get("pre_tokenizer"))
     vocab: dict[str, int] = model["vocab"]
-    is_piece = [False] * len(token_bytes)
+    is_piece, known = [False] * len(token_bytes), frozenset(BYTE_OF_CHAR)
     for token, number in vocab.items():
-        is_piece[number] = all(char in BYTE_OF_CHAR for char in token)
+        is_piece[number] = known.issuperset(token)
     try:
         merges = [
             (vocab[left], vocab[right], vocab[left + right]) for left, right in model["merges"]

@@ -329,9 +329,10 @@ def _is_byte_level(definition: Json) -> bool:
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    if all(char in BYTE_OF_CHAR for char in token):
-        return bytes(BYTE_OF_CHAR[char] for char in token)
-    return token.encode()
+    try:
+        return bytes(map(BYTE_OF_CHAR.__getitem__, token))
+    except KeyError:  # an added token
+        return token.encode()
 
 
 def _byte_fallback_bytes(token: str) -> bytes:

@@ -1,7 +1,5 @@
 """Token files of real source with all indexes, and a tokenizer of one id for each byte for what is compared by hand."""
 
-from types import MappingProxyType
-
 import numpy as np
 import pytest
 
@@ -12,15 +10,15 @@ from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.provenance import ProvenanceWriter, provenance_path
-from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import NullTokenizer
 from tests.data.conftest import source_texts, tokenizer, tokenizer_file  # noqa: F401
 
 
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(NullTokenizer):
     """Id = byte; 256 ends a document."""
 
-    name, vocab_size, eod = "bytes", 257, 256
-    special_tokens = MappingProxyType({"<|endoftext|>": 256})
+    def __init__(self):
+        super().__init__(256)
 
     def tokenize_batch(self, texts):
         return [list(text.encode()) for text in texts]
@@ -30,12 +28,6 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self, token):
         return b"" if token == self.eod else bytes([token])
-
-    def files(self):
-        raise NotImplementedError
-
-    def fingerprint(self):
-        return "0" * 64
 
 
 @pytest.fixture(scope="session")
