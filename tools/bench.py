@@ -8,7 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron.benchmark import checkpoint, curate, data, faults, generate, kernels, train
+from megatron.benchmark import (
+    attribution,
+    checkpoint,
+    curate,
+    data,
+    faults,
+    generate,
+    kernels,
+    train,
+)
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
 
@@ -25,6 +34,10 @@ COMMANDS = {
     "data": (data, "the data engine, side by side with what others use"),
     "train": (train, "training steps: tokens a second, time by part, MFU, memory"),
     "curate": (curate, "the stages of curation, side by side with what others use"),
+    "attribution": (
+        attribution,
+        "indexes of attribution: building, questions, what they get wrong",
+    ),
     "kernels": (kernels, "operations of a step on a GPU, by each of their implementations"),
     "checkpoint": (checkpoint, "saves and loads, against the disk's own speed"),
     "generate": (generate, "writing text: tokens a second beside transformers"),

@@ -37,14 +37,14 @@ def timed(work: Callable[[], object]) -> Timed:
 
     def run() -> float:
         gc.collect()
-        start = _core_seconds()
+        start = core_seconds()
         work()
-        return _core_seconds() - start
+        return core_seconds() - start
 
     return run
 
 
-def _core_seconds() -> float:
+def core_seconds() -> float:
     """Give what this process, and those it has waited for, have taken so far."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
