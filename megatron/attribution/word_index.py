@@ -70,7 +70,7 @@ def build(
         "engine": options.search_engine,
         "dataset": asdict(content_of(file.prefix)),
         "documents": file.dataset.num_documents,
-        "tokenizer": spelling.fingerprint,
+        "spelling": spelling.sha256,
     }
     build_with = build_tantivy if options.search_engine == "tantivy" else build_search
     try:

@@ -48,7 +48,6 @@ TOOL = Path(__file__).parents[2] / "tools" / "attribute.py"
 VOCAB_SIZE = 49152
 QUERY_TOKENS = 256
 PLANTED_BYTES = 99  # of normalised text
-LOOK_UPS = 30_000_000
 BATCH = 1_000_000
 
 
@@ -63,6 +62,8 @@ class Attribution:
     options: BuildOptions
     queries: int
     rounds: int
+    look_ups: int  # of random fingerprints
+    starts: int  # of processes
 
     @property
     def prefix(self) -> str:
@@ -121,7 +122,7 @@ def building(bench: Attribution) -> Iterator[Line]:
             )
 
         seconds = sorted(timed(work)() for _ in range(bench.rounds))
-        size = Path(f"{bench.prefix}.{kind}").stat().st_size
+        size = KINDS[kind].open(bench.prefix).num_bytes
         speeds = [num_tokens / 1e6 / one for one in seconds]
         middle = statistics.median(seconds)
         yield Line(
@@ -140,14 +141,15 @@ def false_positives(bench: Attribution) -> Iterator[Line]:
     """Random fingerprints, which no text has."""
     index = MembershipIndex(bench.prefix)
     generator = np.random.default_rng(1)
-    hits = 0
-    for _ in range(0, LOOK_UPS, BATCH):
+    hits = num_keys = 0
+    for _ in range(0, bench.look_ups, BATCH):
+        num_keys += BATCH
         hits += int(index.contains(generator.integers(0, 1 << 64, BATCH, np.uint64)).sum())
     facts = index.index.facts
     yield Line(
         "false positives",
-        f"{hits / LOOK_UPS:.3g}",
-        f"{hits} of {LOOK_UPS:,}",
+        f"{hits / num_keys:.3g}",
+        f"{hits} of {num_keys:,}",
         f"designed {facts['rate']:.3g}, by the bits {index.rate:.3g}; {facts['fingerprints']:,} fingerprints, "
         f"{facts['fingerprints'] / facts['tokens']:.3f} a token",
     )
@@ -226,7 +228,9 @@ def _latency(name: str, work: Callable[[bytes], object], texts: Sequence[bytes])
 
 def cold_start(bench: Attribution) -> Iterator[Line]:
     """Whole processes, one question each."""
-    texts = [text for text, _ in zip(bench.snippets(7, QUERY_TOKENS), range(10), strict=False)]
+    texts = [
+        text for text, _ in zip(bench.snippets(7, QUERY_TOKENS), range(bench.starts), strict=False)
+    ]
     flags = {"membership": [], "trace": ["--tokenizer-file", bench.tokenizer_file]}
     for command, extra in flags.items():
         seconds, of_core = [], []
@@ -269,13 +273,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory", type=float, default=4.0, help="gigabytes (default: 4)")
     parser.add_argument("--queries", type=int, default=500, help="texts that are asked for")
+    parser.add_argument(
+        "--look-ups", type=float, default=1e8, help="to count false positives (default: 1e8)"
+    )
+    parser.add_argument("--starts", type=int, default=10, help="processes that are timed")
     parser.add_argument("--rounds", type=int, default=1, help="times each index is built")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, and print the table."""
-    if min(args.rounds, args.queries) < 1 or args.megabytes <= 0:
-        raise ConfigError("--rounds, --queries and --megabytes must be above 0")
+    counts = (args.rounds, args.queries, args.starts, args.look_ups)
+    if min(counts) < 1 or args.megabytes <= 0:
+        raise ConfigError("--rounds, --queries, --starts, --look-ups, --megabytes: above 0")
     if (args.prefix is None) != (args.tokenizer_file is None):
         raise ConfigError("--prefix and --tokenizer-file go together")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -295,6 +304,8 @@ def run(args: argparse.Namespace) -> None:
             BuildOptions(memory=args.memory),
             args.queries,
             args.rounds,
+            int(args.look_ups),
+            args.starts,
         )
         print(_describe(bench), file=sys.stderr)
         print("| what | figure | spread | note |\n|---|---|---|---|")
