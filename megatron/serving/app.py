@@ -8,9 +8,10 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
+import anyio
+import anyio.to_thread
 import orjson
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -31,6 +32,7 @@ HINTS = {
     "/health and /metrics tell how it goes. There is no chat: the model continues text and fills in",
     405: "this address knows another method; POST /v1/completions, GET all else",
 }
+NUM_READERS = 2  # bodies that are parsed and encoded at once, beside the event loop
 GONE = 499  # what nobody reads any more
 
 
@@ -80,7 +82,7 @@ def app(
         service.counts.requests.add(value="failed")
         return error_response(RequestError("a bug of this server; its log says more", status=500))
 
-    return Starlette(
+    application = Starlette(
         routes=routes,
         middleware=[Middleware(BrowserGuard, is_local=service.options.is_local)],
         exception_handlers={
@@ -90,6 +92,8 @@ def app(
             Exception: on_bug,
         },
     )
+    application.router.redirect_slashes = False  # it would send clients where their Host says
+    return application
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -133,11 +137,12 @@ def _models(service: Service) -> Endpoint:
 
 def _completions(service: Service) -> Endpoint:
     options, model = service.options, service.model
+    readers = anyio.CapacityLimiter(NUM_READERS)
 
     async def completions(request: Request) -> Response:
         body = await read_body(request, options.max_body_bytes, options.body_seconds)
         name = f"cmpl-{uuid.uuid4().hex}"
-        call = await run_in_threadpool(read_call, body, name, model)
+        call = await anyio.to_thread.run_sync(read_call, body, name, model, limiter=readers)
         answer = Answer(name, model.name, call, model.tokenizer)
         work = _Work(service, service.submit(name, call), request)
         with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from threading import Thread
@@ -29,6 +30,7 @@ from megatron.serving.worker import Worker
 logger = get_logger(__name__)
 
 LAST_SECONDS = 5.0  # for answers to leave after the requests behind them were ended
+RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -166,53 +168,60 @@ def _connection(options: ServingOptions) -> type[H11Protocol]:
     class Connection(H11Protocol):
         """A client."""
 
-        _timer: asyncio.TimerHandle | None = None
-
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, asyncio.Transport)
+            self._timers: dict[str, asyncio.TimerHandle] = {}
             super().connection_made(transport)
             if len(self.connections) > options.max_connections:
                 transport.write(FULL)
                 transport.close()
-            self._wait(options.header_seconds)
+            self._wait("headers", options.header_seconds)
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self._wait(None)
+                self._wait("headers", None)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._wait(None)
+            for what in list(self._timers):
+                self._wait(what, None)
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.cycle.response_complete:  # and no other request was waiting behind it
-                self._wait(options.header_seconds)
+                self._wait("headers", options.header_seconds)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._wait(options.stall_seconds)
+            self._wait("reader", options.stall_seconds)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._wait(None)
+            self._wait("reader", None)
 
         def send_400_response(self, msg: str) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
                 self.transport.abort()  # an answer is under way: there is no place for another
                 return
             super().send_400_response(msg)
-            self._wait(options.header_seconds)
+            self._wait("headers", options.header_seconds)
 
-        def _wait(self, seconds: float | None) -> None:
-            """Cut the connection after so many seconds, if nothing happens; None: never."""
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = (
-                None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
-            )
+        def _wait(self, what: str, seconds: float | None) -> None:
+            """Cut the connection if something does not happen in so many seconds; None: it happened."""
+            timer = self._timers.pop(what, None)
+            if timer is not None:
+                timer.cancel()
+            if seconds is not None:
+                self._timers[what] = self.loop.call_later(seconds, self._cut)
+
+        def _cut(self) -> None:
+            """End the connection; with a reset, if an answer lies there unread, which the system would keep on sending."""
+            if self.transport.get_write_buffer_size():
+                connection = self.transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.transport.abort()
 
     return Connection

@@ -20,6 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(run: Path) -> Iterator[ServerProcess]:
     """A server with room for three, one waiting, and little patience."""
-    limits = "--batch-size 3 --queue-size 1 --max-body-bytes 20000 --header-seconds 0.5"
-    with ServerProcess(run, *limits.split()) as process:
+    limits = "--batch-size 3 --queue-size 1 --max-body-bytes 20000 --max-connections 20"
+    patience = "--header-seconds 0.5 --body-seconds 1 --stall-seconds 0.5"
+    with ServerProcess(run, *limits.split(), *patience.split()) as process:
         yield process

@@ -1,7 +1,9 @@
 """A server of its own process, as OpenAI's client and others that come over the network meet it."""
 
+import contextlib
 import json
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -194,6 +196,29 @@ def test_headers_that_do_not_come_end_the_connection(server) -> None:
     assert _ask_raw(server, b"GET /health HTTP/1.1\r\nHost: local") == b""
     asked_once = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert _ask_raw(server, asked_once + b"GET ").count(b"HTTP/1.1 200") == 1
+
+
+def test_an_answer_that_is_not_read_ends_the_connection(server) -> None:
+    with server.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # megabytes of answers
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+        poll = select.poll()
+        poll.register(connection, select.POLLERR | select.POLLHUP)
+        assert poll.poll(60_000)
+
+
+def test_a_body_that_does_not_come_is_answered_with_408(server) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+    assert _ask_raw(server, head + b"{").startswith(b"HTTP/1.1 408 ")
+
+
+def test_one_connection_too_many_is_answered_with_429(server) -> None:
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(21)]
+        readable, _, _ = select.select(connections, [], [], 60)
+        assert readable == [connections[-1]]
+        assert connections[-1].recv(100).startswith(b"HTTP/1.1 429 ")
 
 
 @pytest.mark.parametrize(
