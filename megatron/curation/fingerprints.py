@@ -51,9 +51,18 @@ class Scheme:
     rows: int = 10
     seed: int = 1
     is_near: bool = True  # False: digests alone
+    by: tuple[str, ...] = ()  # properties that digests are of, instead of the text
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"ngram": NGRAM, "permutations": NUM_PERMUTATIONS, "version": 1}
+        stated = {name: value for name, value in vars(self).items() if name != "by" or value}
+        return stated | {"ngram": NGRAM, "permutations": NUM_PERMUTATIONS, "version": 1}
+
+    def digest(self, document: Document, data: bytes) -> bytes:
+        """Give what equal documents have in common; data: the text's UTF-8. One that lacks a property equals none."""
+        if self.by:
+            values = [document.find(name) for name in self.by]
+            data = orjson.dumps(document.id if None in values else values, default=str)
+        return hashlib.sha256(data).digest()[:16]
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def _fingerprint(
         ids.append(document.id)
         ranks.append(rank_of(document))
         ties.append(hashlib.blake2b(document.id.encode(), digest_size=8).digest())
-        digests.append(hashlib.sha256(data).digest()[:16])
+        digests.append(scheme.digest(document, data))
         # What is above the hard cap is dropped by its own rule; it has no shingles.
         batch.append(document.text if len(data) <= max_bytes else "")
         size += len(data)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from megatron.curation.commits import commit_text
 from megatron.curation.document import NAMES, Changed, Document, Drop, Stage, Verdict
+from megatron.curation.human_language import check_languages
 from megatron.curation.issues import issue_text
 from megatron.curation.notebooks import script_text, structured_text
 from megatron.curation.sentinels import Sentinel, join
@@ -33,6 +34,9 @@ class FormatConfig:
     prefix_rate: float = option(
         0.2, "chance of each of repository, file name and stars", minimum=0, maximum=1
     )
+    issue_languages: tuple[str, ...] = option(
+        (), "keep issues in these alone, as en (the paper's); of code in them nothing is said"
+    )
     output_characters: int = option(1000, "of a notebook's output that are kept", minimum=0)
     all_commits: bool = option(
         False, "keep all, not a tenth of the smallest and largest, half of short subjects and data"
@@ -46,6 +50,7 @@ class FormatConfig:
     def check(self) -> None:
         """Raise ConfigError for a number out of range."""
         check_bounds(self)
+        check_languages(self.issue_languages)
 
 
 def format_stage(config: FormatConfig) -> Stage:
@@ -87,7 +92,7 @@ def _parts_of(
 ) -> list[str] | Drop:
     """Give sentinels and raw text in turn, or why there are none."""
     if kind == "issue":
-        return issue_text(document)
+        return issue_text(document, config.issue_languages)
     if kind == "commit":
         return commit_text(document, draw, sample=not config.all_commits)
     if kind == "notebook-structured":

@@ -1,7 +1,7 @@
 """Issues and pull requests as conversations (StarCoder §3, issues): bots out, e-mail noise out, names replaced.
 
 A record has `events`, objects of `type` or `action`, `author`, `text` or `body`, and for the first one `title`; these
-are the keys of The Stack's issues. Knows nothing of languages: tell English ones apart before.
+are the keys of The Stack's issues.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.curation.document import Document, Drop
+from megatron.curation.human_language import language_of
 from megatron.curation.sentinels import Sentinel
 
 MIN_CHARACTERS, MAX_CHARACTERS, MAX_EVENTS = 200, 7000, 10  # the last two where one person speaks
@@ -38,8 +39,8 @@ class _Event:
     is_closing: bool
 
 
-def issue_text(document: Document) -> list[str] | Drop:
-    """Give an issue as sentinels and text, or why it is left out."""
+def issue_text(document: Document, languages: Sequence[str] = ()) -> list[str] | Drop:
+    """Give an issue as sentinels and text, or why it is left out; languages: those wanted, if not all."""
     found = document.find("events")
     events = [_event(item) for item in found if isinstance(item, dict)] if found else []
     title = next((event.title for event in events if event.title), document.word("title"))
@@ -50,6 +51,10 @@ def issue_text(document: Document) -> list[str] | Drop:
     authors = list(dict.fromkeys(event.author for event in spoken if event.author))
     if len(authors) < 2 and (size > MAX_CHARACTERS or len(events) > MAX_EVENTS):
         return Drop("issue-monologue", size)
+    if languages:
+        language = language_of("\n".join([title, *(event.text for event in spoken)]))
+        if language and language not in languages:
+            return Drop("issue-language", detail=language)
     names = {author: f"username_{number}" for number, author in enumerate(authors)}
     parts: list[str] = []
     for number, event in enumerate(spoken):

@@ -123,6 +123,21 @@ def corpus():
     return rows
 
 
+def test_one_commit_of_each_file_is_kept_the_newest_and_those_of_no_known_file(tmp_path):
+    rows = [
+        {"id": f"{repo}-{path}-{day}", "text": f"{repo}{path}{day}", "repo": repo, "path": path, "date": f"2023-01-0{day}"}
+        for repo in ("a/b", "a/c")
+        for path in ("x.py", "y.py")
+        for day in (2, 3, 1)
+    ]  # fmt: skip
+    rows += [{"id": f"none-{number}", "text": "the same", "repo": "a/b"} for number in range(2)]
+    kept, totals = run(tmp_path, rows, by=("repo", "path"))
+    assert kept == [row["id"] for row in rows if row["id"].endswith("-3") or "none" in row["id"]]
+    assert totals.by_rule()[0][:2] == ("dedup: same-repo-path", 8)
+    entry = ledger.find_entries(tmp_path / "out", "a/b-x.py-1")[-1]
+    assert entry.detail == "a/b-x.py-3"
+
+
 def test_same_result_for_1_2_and_8_workers_and_any_shards(tmp_path):
     rows = corpus()
     first, totals = run(tmp_path, rows, "one", 1)

@@ -1,6 +1,7 @@
 """Each kind of record as the text that is trained on: templates, chances, and no sentinel that is not ours."""
 
 import ast
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ from megatron.curation.document import Changed, Document, Drop
 from megatron.curation.formatting import FormatConfig, format_stage, star_bucket
 from megatron.curation.sentinels import neutralise
 from megatron.data.formatted import FORMAT_TOKENS, SENTINELS
+from megatron.errors import ConfigError
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 CODE = {"repo": "octocat/hello", "path": "src/a.py", "stars": 42}
@@ -129,6 +131,44 @@ def test_an_issue_is_a_conversation_of_numbered_users():
         f"<issue_start>Title: Reader fails\nusername_0: {shown}"
         "<issue_comment>username_1: Thanks username_0\n\nIt is a bug<issue_closed>"
     )
+
+
+PROSE = {
+    "en": "The build fails when I run the tests on Windows, and I do not see why it should.",
+    "de": "Der Bau bricht ab, wenn ich die Tests unter Windows laufen lasse, und ich sehe nicht warum.",
+    "fr": "La compilation échoue quand je lance les tests sous Windows, et je ne vois pas pourquoi.",
+    "pt": "A compilação falha quando eu executo os testes no Windows, e não vejo por que razão.",
+    "ru": "Сборка завершается ошибкой, когда я запускаю тесты под Windows, и я не понимаю почему.",
+    "zh": "我在 Windows 上运行测试的时候，构建总是失败，我不明白这是为什么，请帮忙看一下。",
+}
+CODE_IN_AN_ISSUE = """
+```python
+def the_function_that_is_called_when_it_fails(self, value):
+    raise ValueError("this is not the value that was expected")
+```
+See `the.value` at https://example.org/this/is/the/place and
+    Traceback (most recent call last):
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("py3langid") is None, reason="needs pip install py3langid"
+)
+def test_issues_in_other_languages_are_dropped_whatever_code_they_hold():
+    stage = format_stage(FormatConfig(issue_languages=("en",)))
+    for code, prose in PROSE.items():
+        events = [{"author": "ann", "title": "Windows", "text": prose + CODE_IN_AN_ISSUE}]
+        answer = stage.apply(Document("1", "t", {"events": events}))
+        assert isinstance(answer, Changed if code == "en" else Drop), code
+        if isinstance(answer, Drop):
+            assert (answer.rule, answer.detail) == ("issue-language", code)
+    events = [{"author": "ann", "text": CODE_IN_AN_ISSUE * 2}]
+    assert isinstance(stage.apply(Document("1", "t", {"events": events})), Changed)
+
+
+def test_a_language_that_is_no_code_is_an_error():
+    with pytest.raises(ConfigError, match="codes of two letters"):
+        FormatConfig(issue_languages=("english",)).check()
 
 
 def test_issues_that_are_short_or_long_monologues_are_dropped():
