@@ -16,7 +16,7 @@ from tests.training.runs import flags_of, read_metrics, train_here
 from tests.world import Worlds, launcher_environment
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 60
+NUM_STEPS = 120
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 TIMEOUT_SECONDS = 10  # of a collective
 END_SECONDS = 75  # of a launch after that: its report, and torchrun's own patience with processes
