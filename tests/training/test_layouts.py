@@ -1,4 +1,4 @@
-"""One model under every layout: the losses of 20 steps equal those of one process.
+"""One model under every layout: the losses of 12 steps equal those of one process.
 
 Real source code, multi-query attention, fill-in-the-middle, gradient accumulation, an odd vocabulary, validation. More
 layouts are in `test_matrix`, for fewer steps.
@@ -8,9 +8,11 @@ import itertools
 
 import pytest
 
-from tests.training.runs import NUM_STEPS, flags_of, read_metrics, train_here
+from tests.training import runs
+from tests.training.runs import flags_of, read_metrics, train_here
 
-BATCH = "--global-batch-size 4"
+NUM_STEPS = 12
+SIZE = f"--train-iters {NUM_STEPS} --global-batch-size 4"
 TP2 = "--tensor-model-parallel-size 2"
 PP2 = "--pipeline-model-parallel-size 2"
 LAYOUTS = [
@@ -38,20 +40,20 @@ LAYOUTS = [
 def alone(world, corpus, tmp_path_factory):
     """The metrics of one process."""
     save = tmp_path_factory.mktemp("alone")
-    world(1).run(train_here, flags_of(corpus, save, BATCH))
+    world(1).run(train_here, flags_of(corpus, save, SIZE))
     return read_metrics(save)
 
 
 def test_one_process_learns(alone):
     training, validation = alone
     assert sorted(training) == list(range(1, NUM_STEPS + 1))
-    assert sorted(validation) == [0, 10, 20]
-    assert validation[20] < validation[0] - 0.5
+    assert sorted(validation) == [0, 10, NUM_STEPS]
+    assert validation[NUM_STEPS] < validation[0] - 0.5
 
 
 @pytest.mark.parametrize(("name", "size", "layout"), LAYOUTS, ids=[row[0] for row in LAYOUTS])
 def test_losses_equal_one_process(world, corpus, alone, tmp_path, name, size, layout):
-    outcomes = world(size).run(train_here, flags_of(corpus, tmp_path, f"{BATCH} {layout}"))
+    outcomes = world(size).run(train_here, flags_of(corpus, tmp_path, f"{SIZE} {layout}"))
     assert outcomes == ["finished"] * size
     training, validation = read_metrics(tmp_path)
     for step in range(1, NUM_STEPS + 1):
@@ -62,9 +64,9 @@ def test_losses_equal_one_process(world, corpus, alone, tmp_path, name, size, la
 
 def test_a_run_continues_under_another_split_and_schedule(world, corpus, alone, tmp_path):
     for layout in ("--decoder-last-pipeline-num-layers 1", "--pipeline-schedule zbv"):
-        flags = flags_of(corpus, tmp_path, f"{BATCH} {PP2} {layout} --exit-interval 5")
+        flags = flags_of(corpus, tmp_path, f"{SIZE} {PP2} {layout} --exit-interval 5")
         assert world(2).run(train_here, flags) == ["stopped"] * 2
-    chunks = f"{BATCH} {PP2} --num-virtual-stages-per-pipeline-rank 2"
+    chunks = f"{SIZE} {PP2} --num-virtual-stages-per-pipeline-rank 2"
     assert world(2).run(train_here, flags_of(corpus, tmp_path, chunks)) == ["finished"] * 2
     training, validation = read_metrics(tmp_path)
     assert {step: row["lm_loss"] for step, row in training.items()} == {
@@ -92,7 +94,7 @@ def grown_alone(world, corpus, tmp_path_factory):
 
 def growing_flags(corpus, save, extra=""):
     flags = flags_of(corpus, save, f"{GROWING} {extra}")
-    return flags.replace(f"--train-iters {NUM_STEPS} ", "")
+    return flags.replace(f"--train-iters {runs.NUM_STEPS} ", "")
 
 
 @pytest.mark.parametrize(
