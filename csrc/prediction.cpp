@@ -56,8 +56,9 @@ struct Product {
 struct Attention {
     const float *queries, *keys, *values;
     float* out;
-    const int64_t* lengths;  // of each row, without the token whose queries these are
+    const int64_t* positions;  // of the tokens whose queries these are
     size_t query_stride, out_stride, num_groups, head_dim, capacity, window;
+    size_t num_rows, first_row;  // token i is of row first_row + i % num_rows of the cache
     float scale;
 };
 
@@ -186,6 +187,35 @@ void highest(Address x, size_t rows, size_t columns, size_t stride, Address best
     }
 }
 
+// A piece of attention's work is a few heads of a group of a token.
+size_t parts_of_group(size_t heads, size_t groups) { return ceil_div(heads / groups, kHeads); }
+
+void attend_share(const Kernels& kernels, const Attention& a, size_t tokens, size_t heads, std::vector<float>& scratch) {
+    const size_t group_size = heads / a.num_groups, parts = parts_of_group(heads, a.num_groups);
+    const auto [begin, end] = share(tokens * a.num_groups * parts);
+    for (size_t i = begin; i < end; ++i) {
+        const size_t token = i / parts / a.num_groups, group = i / parts % a.num_groups, first = i % parts * kHeads;
+        scratch.resize(std::max(scratch.size(), kHeads * (a.positions[token] + 1 + 2 * kernels.panel)));
+        kernels.attend(a, token, group, group * group_size + first, std::min(kHeads, group_size - first), scratch.data());
+    }
+}
+
+// Queries [tokens, heads, d], tokens query_stride apart, against keys and values of a cache [rows, groups, capacity, d]
+// -> out [tokens, heads, d].
+void attend(Address queries, size_t query_stride, size_t tokens, size_t heads, Address keys, Address values, Address positions, size_t num_rows,
+            size_t first_row, size_t groups, size_t head_dim, size_t capacity, size_t window, Address out, int width, int threads) {
+    const Kernels& kernels = kernels_of(width);
+    const Attention a{floats(queries), floats(keys), floats(values), reinterpret_cast<float*>(out),
+                      reinterpret_cast<const int64_t*>(positions), query_stride, heads * head_dim, groups, head_dim, capacity,
+                      window == 0 ? SIZE_MAX : window, num_rows, first_row, 1.0f / std::sqrt(static_cast<float>(head_dim))};
+    py::gil_scoped_release release;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<float> scratch;
+        attend_share(kernels, a, tokens, heads, scratch);
+    }
+}
+
 // The sizes and weights of layers that are alike, as addresses; 0 where there is none.
 struct Layer {
     const float *norm_1, *norm_1_bias, *qkv, *qkv_bias, *dense, *dense_bias;
@@ -217,8 +247,9 @@ class Decoder {
         py::gil_scoped_release release;
         reserve(rows);
         scratch_.resize(std::max<size_t>(scratch_.size(), std::max(threads, 1)));
-        Attention attention{qkv_.data(), nullptr,   nullptr,   context_.data(), reinterpret_cast<const int64_t*>(lengths), qkv_stride(),
-                            context_stride(), groups_, head_dim_, capacity, window_, 1.0f / std::sqrt(static_cast<float>(head_dim_))};
+        const Attention attention{qkv_.data(), nullptr, nullptr, context_.data(), reinterpret_cast<const int64_t*>(lengths),
+                                  qkv_stride(), context_stride(), groups_, head_dim_, capacity, window_, rows, 0,
+                                  1.0f / std::sqrt(static_cast<float>(head_dim_))};
         float* hidden = reinterpret_cast<float*>(x);
 #pragma omp parallel num_threads(threads) if (threads > 1)
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -240,9 +271,8 @@ class Decoder {
     size_t context_stride() const { return padded(heads_ * head_dim_); }
 
     void reserve(size_t rows) {
-        // kHeads queries are read also where there are fewer
         const std::pair<std::vector<float>*, size_t> sizes[] = {{&normed_, rows * padded(hidden_)},
-                                                               {&qkv_, rows * qkv_stride() + kHeads * head_dim_},
+                                                               {&qkv_, rows * qkv_stride()},
                                                                {&context_, rows * context_stride()},
                                                                {&active_, rows * padded(ffn_)}};
         for (const auto& [buffer, size] : sizes) {
@@ -276,7 +306,7 @@ class Decoder {
             for (size_t g = 0; g < groups_; ++g) turn(pairs + 2 * g * d, cos + row * half, sin + row * half);
         }
         for (size_t g = 0; g < groups_; ++g) {
-            const size_t cell = ((row * groups_ + g) * a.capacity + a.lengths[row]) * d;
+            const size_t cell = ((row * groups_ + g) * a.capacity + a.positions[row]) * d;
             std::memcpy(const_cast<float*>(a.keys) + cell, pairs + 2 * g * d, d * sizeof(float));
             std::memcpy(const_cast<float*>(a.values) + cell, pairs + (2 * g + 1) * d, d * sizeof(float));
         }
@@ -291,15 +321,7 @@ class Decoder {
         const auto [first_row, last_row] = share(rows);
         for (size_t r = first_row; r < last_row; ++r) keep(r, a, cos, sin);
         wait_for_others();
-        // each piece of work: a few heads of a group of a row
-        const size_t group_size = heads_ / groups_, parts = ceil_div(group_size, kHeads);
-        const auto [begin, end] = share(rows * groups_ * parts);
-        std::vector<float>& scratch = scratch_[thread_number()];
-        for (size_t i = begin; i < end; ++i) {
-            const size_t row = i / parts / groups_, group = i / parts % groups_, first = i % parts * kHeads;
-            scratch.resize(std::max(scratch.size(), kHeads * (a.lengths[row] + 1 + 2 * kernels_.panel)));
-            kernels_.attend(a, row, group, group * group_size + first, std::min(kHeads, group_size - first), scratch.data());
-        }
+        attend_share(kernels_, a, rows, heads_, scratch_[thread_number()]);
         wait_for_others();
         multiply_share(kernels_, {context_.data(), layer.dense, layer.dense_bias, x, rows, heads_ * head_dim_, hidden_,
                                   context_stride(), hidden_, false, true});
@@ -337,6 +359,10 @@ PYBIND11_MODULE(_prediction, module) {
                "Compute out [rows, out_size] = x W^T + bias, or its GELU, of x [rows, in_size].");
     module.def("highest", &highest, py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("best"),
                py::arg("places"), py::arg("width"), "Find the highest number of each row, and its first place.");
+    module.def("attend", &attend, py::arg("queries"), py::arg("query_stride"), py::arg("tokens"), py::arg("heads"), py::arg("keys"), py::arg("values"),
+               py::arg("positions"), py::arg("num_rows"), py::arg("first_row"), py::arg("groups"), py::arg("head_dim"),
+               py::arg("capacity"), py::arg("window"), py::arg("out"), py::arg("width"), py::arg("threads"),
+               "Attend with tokens' queries to the keys and values of a cache up to their positions.");
     py::class_<Decoder>(module, "Decoder", "Layers that take one token of each sequence. Not for several threads at once.")
         .def(py::init<size_t, size_t, size_t, size_t, size_t, size_t, float, int, const std::vector<std::vector<Address>>&>(),
              py::arg("hidden_size"), py::arg("num_heads"), py::arg("num_groups"), py::arg("head_dim"), py::arg("ffn_size"),

@@ -192,8 +192,8 @@ TARGET void normalize(const float* x, const float* weight, const float* bias, fl
 
 constexpr size_t kKeys = LANES / kHeads;
 
-// Give the products of kHeads queries, `size` apart, and kKeys keys: lane h * kKeys + j.
-TARGET inline Floats scores(const float* queries, const float* const* keys, size_t size) {
+// Give the products of kHeads queries and kKeys keys: lane h * kKeys + j.
+TARGET inline Floats scores(const float* const* queries, const float* const* keys, size_t size) {
     Floats v[LANES] = {};
     size_t k = 0;
     for (; k + LANES <= size; k += LANES) {
@@ -202,7 +202,7 @@ TARGET inline Floats scores(const float* queries, const float* const* keys, size
         for (size_t j = 0; j < kKeys; ++j) key[j] = load(keys[j] + k);
 #pragma GCC unroll 4
         for (size_t h = 0; h < kHeads; ++h) {
-            const Floats query = load(queries + h * size + k);
+            const Floats query = load(queries[h] + k);
 #pragma GCC unroll 4
             for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * key[j];
         }
@@ -210,7 +210,7 @@ TARGET inline Floats scores(const float* queries, const float* const* keys, size
     if (k < size) {
 #pragma GCC unroll 4
         for (size_t h = 0; h < kHeads; ++h) {
-            const Floats query = load_part(queries + h * size + k, size - k);
+            const Floats query = load_part(queries[h] + k, size - k);
 #pragma GCC unroll 4
             for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * load_part(keys[j] + k, size - k);
         }
@@ -248,13 +248,17 @@ TARGET inline float exponentials(float* s, size_t size) {
     return sum(total);
 }
 
-// Up to kHeads query heads of a row and group, from first_head on. scratch: kHeads times the tokens seen and a vector, and
+// Up to kHeads query heads of a token and group, from first_head on. scratch: kHeads times the tokens seen and a vector, and
 // kHeads panels.
-TARGET void attend(const Attention& a, size_t row, size_t group, size_t first_head, size_t count, float* scratch) {
-    const size_t d = a.head_dim, end = a.lengths[row] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
+TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_head, size_t count, float* scratch) {
+    const size_t d = a.head_dim, end = a.positions[token] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
+    const size_t row = a.first_row + token % a.num_rows;
     const size_t offset = ((row * a.num_groups + group) * a.capacity + begin) * d, stride = seen + LANES;
     const float *keys = a.keys + offset, *values = a.values + offset;
-    const float* queries = a.queries + row * a.query_stride + first_head * d;
+    const float* queries[kHeads];
+    for (size_t h = 0; h < kHeads; ++h) {
+        queries[h] = a.queries + token * a.query_stride + (first_head + std::min(h, count - 1)) * d;
+    }
     float* total = scratch + kHeads * stride;
     for (size_t j = 0; j < seen; j += kKeys) {
         const float* chosen[kKeys];
@@ -268,7 +272,7 @@ TARGET void attend(const Attention& a, size_t row, size_t group, size_t first_he
     }
     float shares[kHeads];
     for (size_t h = 0; h < count; ++h) shares[h] = 1.0f / exponentials(scratch + h * stride, seen);
-    float* out = a.out + row * a.out_stride + first_head * d;
+    float* out = a.out + token * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
     for (size_t i = 0; i < whole; i += kPanel) {
         tile_of<false>(count, scratch, stride, values + i, d, seen, true, total, nullptr);

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron.kernels import prediction
 from megatron.kernels.attention import AttentionFunction
 from megatron.kernels.cached_attention import cached_attention
 from megatron.kernels.documents import Documents
@@ -93,29 +94,37 @@ class Prefill:
         self._end = first_position + num_tokens
         self._new = slice(first_position, self._end)
         num_rows = rows.stop - rows.start
-        self._documents = Documents.create(
-            None,
-            cache.device,
-            shape=(num_rows, num_tokens),
-            window=cache.shape.window,
-            first_position=first_position,
-        )
+        self._has_kernel = prediction.obstacle(cache.device, cache.dtype) is None
+        self._documents = None
+        if not self._has_kernel:
+            self._documents = Documents.create(
+                None,
+                cache.device,
+                shape=(num_rows, num_tokens),
+                window=cache.shape.window,
+                first_position=first_position,
+            )
         positions = torch.arange(first_position, self._end, device=cache.device)
         self.position_ids = positions.expand(num_rows, -1)  # int64 [b, s]
+        self._positions = self.position_ids.t().contiguous()
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: AttentionFunction
     ) -> Tensor:
         """As `Cache.attend`."""
-        joined = []
-        for tensor, new in ((self._cache.keys[layer], key), (self._cache.values[layer], value)):
-            rows = tensor[self._rows]
-            rows[:, :, self._new] = new.permute(1, 2, 0, 3)  # [s, b, k, d] -> [b, k, s, d]
-            # [b, k, positions, d] -> [positions, b, k, d]
-            joined.append(
-                new if self._new.start == 0 else rows[:, :, : self._end].permute(2, 0, 1, 3)
+        tensors = self._cache.keys[layer], self._cache.values[layer]
+        for tensor, new in zip(tensors, (key, value), strict=True):
+            # [s, b, k, d] -> [b, k, s, d]
+            tensor[self._rows, :, self._new] = new.permute(1, 2, 0, 3)
+        if self._has_kernel:
+            window, first_row = self._cache.shape.window, self._rows.start
+            return prediction.attend(
+                query, *tensors, self._positions, first_row=first_row, window=window
             )
-        return attention(query, joined[0], joined[1], None, self._documents)
+        if self._new.start > 0:
+            # [b, k, positions, d] -> [positions, b, k, d]
+            key, value = (x[self._rows, :, : self._end].permute(2, 0, 1, 3) for x in tensors)
+        return attention(query, key, value, None, self._documents)
 
 
 class Decode:

@@ -18,6 +18,24 @@ def multiply(
 def highest(
     x: int, rows: int, columns: int, stride: int, best: int, places: int, width: int
 ) -> None: ...
+def attend(
+    queries: int,
+    query_stride: int,
+    tokens: int,
+    heads: int,
+    keys: int,
+    values: int,
+    positions: int,
+    num_rows: int,
+    first_row: int,
+    groups: int,
+    head_dim: int,
+    capacity: int,
+    window: int,
+    out: int,
+    width: int,
+    threads: int,
+) -> None: ...
 
 class Decoder:
     def __init__(

@@ -59,6 +59,48 @@ def highest(x: Tensor, *, width: int | None = None) -> tuple[Tensor, Tensor]:
     return best, places
 
 
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    *,
+    first_row: int = 0,
+    window: int | None = None,
+    width: int | None = None,
+) -> Tensor:
+    """Attend with queries [s, b, n, d] to what rows of a cache hold up to their positions: [s, b, n*d].
+
+    keys, values: [rows, g, capacity, d], of which rows from first_row on are the b samples'. positions: int64 [s, b]. Every
+    token reads the keys that it sees, once for four heads that share them. Measured as above, 16 heads of 128: twice the
+    speed of `blocked_attention` for 64 to 2,048 keys, 1.7 x for 4,096.
+    """
+    s, b, n, d = query.shape
+    if query.stride()[2:] != (d, 1) or query.stride(0) != b * query.stride(1):
+        query = query.contiguous()
+    positions = positions.contiguous()
+    out = query.new_empty(s, b, n * d)
+    _prediction.attend(
+        queries=query.data_ptr(),
+        query_stride=query.stride(1),
+        tokens=s * b,
+        heads=n,
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        positions=positions.data_ptr(),
+        num_rows=b,
+        first_row=first_row,
+        groups=keys.size(1),
+        head_dim=d,
+        capacity=keys.size(2),
+        window=window or 0,
+        out=out.data_ptr(),
+        width=widths()[0] if width is None else width,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
 class PanelProduct:
     """A `Product` with one weight and bias, of which it keeps the only copies that are needed."""
 

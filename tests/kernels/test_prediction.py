@@ -10,6 +10,7 @@ from megatron.kernels.prediction import (
     DecoderLayer,
     PanelProduct,
     PanelProductGelu,
+    attend,
     highest,
 )
 
@@ -180,6 +181,27 @@ def test_a_token_goes_through_layers_as_by_torch(name, width, lengths):
         for row, length in enumerate(lengths):
             old[row, :, length] = tensor[row, :, length]
         assert torch.equal(tensor, old)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_chunk_attends_to_the_cells_of_its_rows(name, width):
+    heads, groups, d, window, _ = KINDS[name]
+    s, b, first_row, first = 9, 2, 1, 5
+    keys, values = (normal(4, groups, POSITIONS, d, seed=i) for i in range(2))
+    joined = normal(s, b, (heads + 1) * d)  # queries are a part of it
+    query = joined[..., : heads * d].unflatten(-1, (heads, d))
+    positions = torch.arange(first, first + s).unsqueeze(1).expand(s, b)
+    options = {"first_row": first_row, "window": window, "width": width}
+    out = attend(query, keys, values, positions, **options)
+    distance = positions[:, :1] - torch.arange(POSITIONS)
+    mask = (distance >= 0) & (distance < (window or POSITIONS))
+    rows = slice(first_row, first_row + b)
+    wide = [t[rows].repeat_interleave(heads // groups, dim=1) for t in (keys, values)]
+    expected = F.scaled_dot_product_attention(query.permute(1, 2, 0, 3), *wide, attn_mask=mask)
+    torch.testing.assert_close(out, expected.permute(2, 0, 1, 3).flatten(2), **TOLERANCE)
+    turned = attend(query.flip(0), keys, values, positions.flip(0), **options)
+    assert torch.equal(turned.flip(0), out)
 
 
 def test_decoding_on_several_threads_gives_the_same_bits():
