@@ -23,6 +23,7 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     ("github", "github_pat_", r"[A-Za-z0-9]{22}_[A-Za-z0-9]{59}"),
     ("gitlab", "glpat-", r"[\w-]{20}"),
     *(("slack", f"xox{kind}-", r"[A-Za-z0-9-]{20,}") for kind in "abeoprs"),
+    ("slack", "hooks.slack.com/services/", r"T\w{8,12}/B\w{8,12}/\w{22,26}"),
     ("aws", "AKIA", r"[A-Z0-9]{16}"),
     ("aws", "ASIA", r"[A-Z0-9]{16}"),
     *(
@@ -46,7 +47,13 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     ("mailgun", "key-", r"[0-9a-f]{32}"),
     ("jwt", "eyJ", r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}"),
 )
-MAILCHIMP = re.compile(r"[0-9a-f]{32}-us\d{1,2}")
+GUESSES = ("entropy", "named")  # rules that know no form
+# Tokens that begin like others.
+FORMS = (
+    ("mailchimp", re.compile(r"[0-9a-f]{32}-us\d{1,2}(?![\w-])")),
+    ("discord", re.compile(r"[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,38}(?![\w-])")),
+    ("artifactory", re.compile(r"AKC[A-Za-z0-9]{10,}(?![\w-])")),
+)
 PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*(.{40,20000}?)(?:\\r|\\n|\s)*-----END \1",
     re.S,
@@ -137,7 +144,7 @@ def keys(text: str, places: Sequence[Place]) -> Iterator[Found]:
         if kind == PREFIX:
             for rule, pattern in BY_PREFIX[text[begin:end]]:
                 match = pattern.match(text, begin)
-                if match and _is_token(rule, match[0]):
+                if match and _is_token(rule, text[begin:end], match[0]):
                     yield Found(*match.span(), "KEY", rule)
         elif kind == WORD:
             yield from _random(text, begin, end)
@@ -150,7 +157,7 @@ def keys(text: str, places: Sequence[Place]) -> Iterator[Found]:
                 yield Found(*match.span(1), "PASSWORD", "url")
 
 
-def _is_token(rule: str, token: str) -> bool:
+def _is_token(rule: str, prefix: str, token: str) -> bool:
     if "EXAMPLE" in token or len(set(token[-16:])) < 6:
         return False
     if rule == "github" and token.startswith("gh") and token[3] == "_":
@@ -161,13 +168,20 @@ def _is_token(rule: str, token: str) -> bool:
             return b'"alg"' in base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
         except (binascii.Error, ValueError):
             return False
-    return rule in ("aws", "pypi", "google") or is_gibberish(token.rpartition("_")[2])
+    body = token.removeprefix(prefix)
+    is_mixed = changes(body) >= MIN_CHANGES or 4 * sum(map(str.isdigit, body)) >= len(body)
+    return rule in ("aws", "pypi", "google") or is_mixed or is_gibberish(body)
 
 
 def _random(text: str, begin: int, end: int) -> Iterator[Found]:
     """Give a word if it is random enough for where it stands."""
     line = text[max(text.rfind("\n", 0, begin) + 1, begin - 100) : begin]
     is_quoted = line[-1:] in ("'", '"', "`") and text[end : end + 1] == line[-1:]
+    for form, pattern in FORMS:
+        token = pattern.match(text, begin)
+        if token and (changes(token[0]) >= MIN_CHANGES or is_gibberish(token[0])):
+            yield Found(*token.span(), "KEY", form)
+            return
     if NAMED.search(line) and not TYPE_NAME.search(line):
         match = VALUE.match(text, begin)
         assert match, "a word is a value"
@@ -180,7 +194,7 @@ def _random(text: str, begin: int, end: int) -> Iterator[Found]:
         rule = "named"
     else:
         value = text[begin:end]
-        is_secret = MAILCHIMP.fullmatch(value) is not None or (
+        is_secret = (
             end - begin >= MIN_RANDOM
             and _is_random(value, is_named=False)
             and (is_quoted or _stands_out(text, begin, end, line))

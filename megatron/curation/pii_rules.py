@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from megatron.curation.pii_keys import BY_PREFIX, keys
+from megatron.curation.pii_keys import BY_PREFIX, GUESSES, keys
 from megatron.curation.pii_scan import IPV4 as IPV4_PLACE
 from megatron.curation.pii_scan import IPV6 as IPV6_PLACE
 from megatron.curation.pii_scan import Found, Place, Scanner
@@ -110,9 +110,9 @@ def find_all(text: str) -> list[Found]:
 
 
 def first_of(items: Iterable[Found]) -> list[Found]:
-    """Give finds in order, none over another: the one that begins first counts, of these the longest."""
+    """Give finds in order, none over another: what begins first counts, then the longest, then what knows its form."""
     found: list[Found] = []
-    for item in sorted(items, key=lambda item: (item.begin, -item.end, item.kind, item.rule)):
+    for item in sorted(items, key=lambda i: (i.begin, -i.end, i.rule in GUESSES, i.rule)):
         if not found or item.begin >= found[-1].end:
             found.append(item)
     return found

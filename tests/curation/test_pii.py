@@ -152,6 +152,31 @@ def test_a_name_makes_a_short_or_hexadecimal_value_a_key():
     assert find_all(f"x = '{value}'; y = {value}") == []
 
 
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [
+        ("discord", "M{0:23}.{0:6}.{0:27}"),
+        ("slack", "xoxb-123456789012-{0:24}"),
+        ("slack", "hooks.slack.com/services/T0AB12CD3/B0AB12CD3/{0:24}"),
+        ("stripe", "sk_live_{0:24}"),
+        ("sendgrid", "SG.{0:22}.{0:43}"),
+        ("mailchimp", "{1:32}-us12"),
+        ("twilio", "SK{1:32}"),
+        ("artifactory", "AKC{0:40}"),
+        ("npm", "npm_{0:36}"),
+        ("vault", "hvs.{0:24}"),
+    ],
+)
+def test_tokens_of_known_forms_are_found_whole_without_quotes(rule, shape):
+    class Random(str):
+        def __format__(self, size):
+            return "".join(random.Random(self).choices(self, k=int(size)))
+
+    token = shape.format(Random(BASE62), Random("0123456789abcdef"))
+    text = f"see https://{token} now" if "/" in token else f"see {token} now"
+    assert [(text[i.begin : i.end], i.rule) for i in find_all(text)] == [(token, rule)]
+
+
 def test_checksums_of_github_are_known():
     assert has_github_checksum(TOKEN)
     assert not has_github_checksum(TOKEN[:-1] + ("a" if TOKEN[-1] != "a" else "b"))
