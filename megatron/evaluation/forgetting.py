@@ -51,6 +51,7 @@ class Change:
     verdict: Verdict
     low: float | None = None
     high: float | None = None
+    steps: tuple[int, int] | None = None  # of a loss of one run: where it was before and after
 
     @property
     def percent(self) -> float:
@@ -66,26 +67,27 @@ def compare_losses(metrics: Sequence[Path], limits: Limits) -> list[Change]:
     Raises DataError for files that do not hold both.
     """
     runs = [read_validations(path) for path in metrics]
-    before = {name: losses[min(losses)] for name, losses in runs[0].items()}
-    if len(runs) == 2:
-        before = {name: losses[max(losses)] for name, losses in runs[0].items()}
-    elif all(len(losses) < 2 for losses in runs[0].values()):
+    choose = min if len(runs) == 1 else max
+    before = {name: choose(losses) for name, losses in runs[0].items()}
+    if len(runs) == 1 and all(len(losses) < 2 for losses in runs[0].values()):
         raise DataError(
             f"{metrics[0]} holds one validation of each set and not two; give a run that validated at its start and its "
             "end, or the metrics.jsonl of a run before and of one after"
         )
-    after = {name: losses[max(losses)] for name, losses in runs[-1].items()}
+    after = {name: max(losses) for name, losses in runs[-1].items()}
     missing = sorted(before.keys() - after.keys())
     if missing:
         raise DataError(
             f"{metrics[-1]} has no loss of {', '.join(missing)}, which {metrics[0]} has; validate the same sets"
         )
     changes = []
-    for name, loss in before.items():
-        rise = 100 * (after[name] / loss - 1)
-        is_kept = math.isfinite(after[name]) and not rise > limits.loss_rise
+    for name, step in before.items():
+        one, two = runs[0][name][step], runs[-1][name][after[name]]
+        rise = 100 * (two / one - 1)
+        is_kept = math.isfinite(two) and not rise > limits.loss_rise
         verdict = _verdict(name, limits, is_kept=is_kept)
-        changes.append(Change("loss", name, loss, after[name], verdict))
+        steps = (step, after[name]) if len(runs) == 1 else None
+        changes.append(Change("loss", name, one, two, verdict, steps=steps))
     return changes
 
 
@@ -182,6 +184,15 @@ def to_markdown(changes: Sequence[Change], limits: Limits) -> str:
                 "|---|---|---|---|---|",
             ]
             lines += [_row(change) for change in rows]
+    firsts = {change.steps[0] for change in changes if change.steps}
+    late = [change for change in changes if change.steps and change.steps[0] > min(firsts)]
+    lines += [""] * bool(late)
+    lines += [
+        f"{change.name} was validated from step {change.steps[0]} on, and others from {min(firsts)}: what it lost before "
+        "is not seen here."
+        for change in late
+        if change.steps
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -73,6 +73,14 @@ def test_two_runs_are_compared_at_their_ends(tmp_path) -> None:
     assert run("--metrics", one, two, "--max-loss-rise", 2) == tool.EXIT_FORGOTTEN
 
 
+def test_a_set_that_came_late_is_named(tmp_path, capsys) -> None:
+    file = metrics(
+        tmp_path / "a.jsonl", {"py": 2.0}, {"py": 2.0, "rb": 2.0}, {"py": 2.0, "rb": 2.0}
+    )
+    assert run("--metrics", file) == 0
+    assert "rb was validated from step 10 on, and others from 0" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_no_number_any_more_is_a_loss(tmp_path) -> None:
     file = metrics(tmp_path / "a.jsonl", {"ruby": 2.0}, {"ruby": None})
     assert run("--metrics", file, "--output", tmp_path / "r") == tool.EXIT_FORGOTTEN
