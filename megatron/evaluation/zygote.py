@@ -242,7 +242,7 @@ class _Starter:
             os.chdir("/tmp")
             if self.setting.has_processes:  # over the worker's, of this trial's own namespace
                 linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC, "subset=pid")
-                linux.prctl(linux.PR_SET_DUMPABLE, 0)
+            linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody traces it or takes its descriptors
         null = os.open("/dev/null", os.O_RDWR)
         copies = [os.dup(channel.fileno()) for channel in channels]
         kept = [null, null, null, *copies]

@@ -16,7 +16,7 @@ from megatron.evaluation.multipl_e import equip, load_multipl_e
 from megatron.evaluation.sandbox import Sandbox
 from megatron.evaluation.task import Task
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed
-from megatron.evaluation.trial import Limits, Verdict
+from megatron.evaluation.trial import Equipment, Limits, Verdict
 
 SET = Path(__file__).parent / "sets" / "multipl_e.jsonl"
 TASKS = {task.group: task for task in load_multipl_e([SET])}
@@ -102,7 +102,34 @@ def test_ends_are_told_apart(judge: Callable[[str, str], Verdict]) -> None:
     assert judge("pl", "\n    1 while 1;\n}").outcome == "timeout-cpu"
     assert judge("sh", "\n  kill -SEGV $$\n}").outcome == "exited"
     assert judge("pl", "\n    return (;\n}").outcome == "syntax"
-    assert judge("js", "\n  return Buffer.alloc(2 ** 30, 1).length;\n}").outcome != "passed"
+
+
+def test_one_falsified_test_finds_what_ends_at_the_last_check() -> None:
+    late = "\n  if (++calls === 3) process.exit(0);\n  return numbers.filter(one => one > limit).length;\n}\nlet calls = 0;\n"
+    (task,) = equipped("js", 1)
+    with open_sandbox(task.equipment) as sandbox:
+        assert task.judge(late, sandbox.run).outcome == "forged"
+
+
+def test_memory_is_held_in_a_worker_that_others_need_wider() -> None:
+    large = "\n  Buffer.alloc(2 ** 31 - 1);\n  return numbers.filter(one => one > limit).length;\n}"
+    (task,) = equipped("js", 0)
+    with open_sandbox(dataclasses.replace(task.equipment, memory=4 << 30)) as sandbox:
+        assert task.judge(solution("js"), sandbox.run).is_passed
+        assert task.judge(large, sandbox.run).outcome in ("wrong", "exited")
+
+
+def equipped(language: str, num_falsified: int) -> list[Task]:
+    if Installed.find(language) is None:
+        pytest.skip(f"{TOOLCHAINS[language].title} is not installed")
+    return equip([TASKS[language]], LIMITS, num_falsified)
+
+
+def open_sandbox(equipment: Equipment) -> Sandbox:
+    try:
+        return Sandbox(LIMITS, equipment)
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 def test_compiled_program_passes_and_what_does_not_compile_is_no_program() -> None:
@@ -118,6 +145,33 @@ def test_compiled_program_passes_and_what_does_not_compile_is_no_program() -> No
         verdict = task.judge(solution(language), sandbox.run)
         assert verdict.is_passed and verdict.is_proven, verdict
         assert task.judge("\n    not a program", sandbox.run).outcome == "syntax"
+
+
+def test_proc_shows_the_trial_alone_and_nothing_of_what_holds_the_socket() -> None:
+    installed = Installed.find("sh")
+    assert installed is not None
+    equipment = dataclasses.replace(installed.equipment, has_processes=True)
+    seen = (
+        "/proc/1/environ /proc/1/fd /proc/1/mem /proc/$PPID/environ /proc/$PPID/fd /proc/$PPID/mem"
+    )
+    program = f"""
+    (($$ < 10 && PPID < 10)) || exit 1
+    [[ "$(echo /proc/[0-9]*)" = "/proc/1 /proc/$PPID /proc/$$"* ]] || exit 2
+    ls /proc/$$/fd > list || exit 3
+    for file in {seen}; do
+        [ -d $file ] && ls $file > list 2> /dev/null && exit 4
+        cat $file > list 2> /dev/null && exit 5
+    done
+    [ -e /proc/sys ] || [ -e /proc/meminfo ] && exit 6
+    exit 0
+    """
+    try:
+        sandbox = Sandbox(LIMITS, equipment)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with sandbox:
+        verdict = sandbox.run(installed.trial(program, LIMITS))
+    assert verdict.is_passed, verdict
 
 
 def test_python_is_judged_as_human_eval_is() -> None:

@@ -159,6 +159,11 @@ def test_tests_without_a_call_pass_nothing(sandbox: Sandbox) -> None:
     assert run(sandbox, HONEST, tests="assert True\n").outcome == "unsupported"
 
 
+def test_kernel_chooses_from_the_worker_if_memory_runs_out(sandbox: Sandbox) -> None:
+    found = [Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in members(sandbox)]
+    assert found == ["1000", "1000"]
+
+
 def test_worker_ends_with_its_parent_side() -> None:
     sandbox = make_sandbox(Limits())
     run(sandbox, HONEST)

@@ -86,6 +86,64 @@ def test_report_counts_what_passed_and_why_not(tasks: Path, tmp_path: Path, caps
     assert capsys.readouterr().out == printed
 
 
+def test_infilling_goes_from_a_folder_to_a_report(tmp_path: Path, capsys) -> None:
+    make_run(tmp_path / "run", max_position_embeddings=128)
+    (tmp_path / "src").mkdir()
+    for name in ("a.py", "b.py", "c.js"):
+        (tmp_path / "src" / name).write_text(f"first = '{name}'\nsecond = first + first\n" * 8)
+    tasks, samples = tmp_path / "tasks.jsonl", tmp_path / "samples.jsonl"
+    evaluate("make-infilling", "--from-folder", tmp_path / "src", "--output", tasks)
+    chosen = ["--benchmark", "infilling", "--tasks-file", tasks]
+    command = ["sample", "--load", tmp_path / "run", "--samples", samples, "--cpu", *chosen]
+    command += ["--preset", "greedy", "--max-new-tokens", 4, "--order", "spm"]
+    evaluate(*command)
+    assert len(samples.read_text().splitlines()) == 3
+    with pytest.raises(ConfigError, match="samples drawn with other order"):
+        evaluate(*command[:-1], "psm")
+    row = json.loads(samples.read_text().splitlines()[0])
+    truth = {one["task_id"]: one["canonical_solution"] for one in map(json.loads, tasks.open())}
+    kept = [line for line in samples.read_text().splitlines() if row["task_id"] not in line]
+    row["completion"] = truth[row["task_id"]] + "\n"
+    samples.write_text("\n".join([json.dumps(row), *kept]) + "\n")
+    capsys.readouterr()
+    evaluate("score", "--samples", samples, *chosen)
+    report = json.loads((tmp_path / "samples.report.json").read_text())
+    assert report["exact_match"] == report["pass_at"]["1"]["value"] == pytest.approx(1 / 3)
+    group = row["task_id"].partition("/")[0]
+    assert report["groups"][group]["exact_match"] in (0.5, 1.0)
+    printed = capsys.readouterr().out
+    evaluate("report", "--results", tmp_path / "samples.results.jsonl", *chosen)
+    assert capsys.readouterr().out == printed
+    with pytest.raises(ConfigError, match="--only has rs; the tasks' groups are js, py"):
+        evaluate("score", "--samples", samples, *chosen, "--only", "rs")
+
+
+def test_perplexity_is_written_and_is_that_of_the_model(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", max_position_embeddings=32)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("def add(a, b):\n    return a + b\n" * 9)
+    command = ["perplexity", "--load", tmp_path / "run", "--folder", tmp_path / "src", "--cpu"]
+    evaluate(*command, "--context-lengths", 8, 32, "--output", tmp_path / "ppl")
+    report = json.loads((tmp_path / "ppl.report.json").read_text())
+    rows = report["groups"]["py"]
+    assert set(rows) == {"8", "32"} and rows["8"]["num_bytes"] == rows["32"]["num_bytes"] == 9 * 32
+    # weights drawn at random know next to nothing
+    assert rows["32"]["perplexity"] == pytest.approx(280, rel=0.3)
+    assert (tmp_path / "ppl.report.md").read_text().startswith("# Perplexity\n")
+    with pytest.raises(ConfigError, match="allowed are 1 to the model's 32 positions"):
+        evaluate(*command, "--context-lengths", 64)
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_languages_have_rows_beside_what_is_published(tmp_path: Path, capsys) -> None:
+    sets = Path(__file__).parent.parent / "evaluation" / "sets"
+    chosen = ["--benchmark", "multipl-e", "--tasks-file", sets / "multipl_e.jsonl"]
+    evaluate("score", "--solutions", *chosen, "--only", "py", "sh")
+    lines = capsys.readouterr().out.splitlines()
+    assert "| sh | 1 | 100.0 | 100.0 to 100.0 | 10.46 |  |  |  |  |" in lines
+    assert "| py | 1 | 100.0 | 100.0 to 100.0 | 33.57 | 30.35 | 28.37 | 21.5 | 15.17 |" in lines
+
+
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
 def test_solutions_score_all(tasks: Path, capsys) -> None:
     evaluate("score", "--solutions", "--tasks-file", tasks)
