@@ -57,10 +57,16 @@ def retire_obsolete(root: Path, policy: RetentionPolicy, whole: int) -> list[int
 
 
 def delete_retired(root: Path) -> None:
-    """Delete what has no name that counts any more, of earlier runs too."""
+    """Delete what has no name that counts any more, of earlier runs too; raise the last OSError when all were tried."""
+    failure: OSError | None = None
     for folder in list(root.iterdir()):
         if _DELETED.fullmatch(folder.name):
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                failure = error
+    if failure is not None:
+        raise failure
 
 
 class Retention:

@@ -1,14 +1,18 @@
-"""Where a thread stands, told from its Python frames: at which line of ours, and in which collective it waits."""
+"""Where a thread stands, told from its Python frames: at which line of ours, and in which collective it waits.
+
+No source is read: the disk it lies on may be what hangs. Between two lines a frame of another thread has none (Python
+3.11), and then waits for nothing.
+"""
 
 from __future__ import annotations
 
-import linecache
+import dis
+import functools
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TextIO
 
 import torch.distributed as dist
@@ -17,6 +21,8 @@ PACKAGE = Path(__file__).parents[1]  # megatron/
 DISTRIBUTED = "/torch/distributed/"
 COMPUTING = "/torch/distributed/tensor/"  # of sharded tensors; collectives they call lie elsewhere
 LOGGING_WRAPPERS = {"wrapper"}  # around every collective of torch
+WAITS = ("wait", "synchronize")  # methods that wait for a device or the work of others
+LOADS_METHOD = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def main_frame() -> FrameType | None:
@@ -32,8 +38,22 @@ def is_waiting(frame: FrameType | None) -> bool:
     file = frame.f_code.co_filename
     if DISTRIBUTED in file:
         return COMPUTING not in file
-    line = _line(frame)
-    return ".wait(" in line or ".synchronize(" in line
+    return _wait(frame.f_code, frame.f_lineno) is not None
+
+
+@functools.lru_cache(1024)
+def _wait(code: CodeType, line: int | None) -> str | None:
+    """Name the method of WAITS that a line calls, if it does, by the line's instructions."""
+    if line is None:
+        return None
+    ranges = [range(start, stop) for start, stop, number in code.co_lines() if number == line]
+    named = (
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in LOADS_METHOD
+        and any(instruction.offset in offsets for offsets in ranges)
+    )
+    return next((name for name in named if name in WAITS), None)
 
 
 def place(frame: FrameType | None) -> str:
@@ -60,7 +80,7 @@ def collective(frame: FrameType | None) -> str | None:
             name = f"{function} over {_described(caller.f_locals.get('group'))}"
         elif name is None:
             name = f"{function} ({Path(file).name})"
-    return name or _line(frame).strip()
+    return name or f".{_wait(frame.f_code, frame.f_lineno)}()"
 
 
 def write_stacks(file: TextIO, title: str) -> None:
@@ -69,14 +89,12 @@ def write_stacks(file: TextIO, title: str) -> None:
     print(title, file=file)
     for ident, frame in sys._current_frames().items():
         print(f"\nthread {names.get(ident, ident)}", file=file)
-        file.writelines(traceback.format_stack(frame))
+        for caller in reversed(list(_outwards(frame))):
+            code = caller.f_code
+            print(
+                f'  File "{code.co_filename}", line {caller.f_lineno}, in {code.co_name}', file=file
+            )
     file.flush()
-
-
-def _line(frame: FrameType) -> str:
-    """Give the text of the line that a frame stands at; none where it has just no number, as between two lines."""
-    number: int | None = frame.f_lineno
-    return "" if number is None else linecache.getline(frame.f_code.co_filename, number)
 
 
 def _outwards(frame: FrameType) -> Iterator[FrameType]:

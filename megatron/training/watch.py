@@ -118,7 +118,7 @@ class Watch:
                 signal.signal(number, signal.SIG_IGN)
             text = f"in {phase} a connection broke ({shortened(error)})"
             self._own_alarm = Alarm("lost", launch.rank, text)
-            while True:
+            while self._thread.is_alive():
                 time.sleep(1.0)  # the observer ends this process
         self._is_closed.set()
         name = f"rank {launch.rank} ({self._host}, pid {os.getpid()})"
@@ -131,6 +131,15 @@ class Watch:
         faulthandler.dump_traceback_later(LAST_SECONDS, exit=True)
 
     def _observe(self) -> None:
+        try:
+            self._observe_until_closed()
+        finally:
+            if not self._is_closed.is_set():
+                logger.warning(
+                    "the watchdog of this process died by a bug; the run goes on unwatched"
+                )
+
+    def _observe_until_closed(self) -> None:
         last = checked = time.monotonic()
         while not self._is_closed.wait(SAMPLE_SECONDS):
             now = time.monotonic()

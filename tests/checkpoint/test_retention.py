@@ -1,6 +1,7 @@
 """Deleting old checkpoints: only behind a newer one that was read back, and never leaving none that is whole."""
 
 import os
+import shutil
 import sys
 import threading
 from unittest import mock
@@ -151,3 +152,19 @@ def test_death_at_any_step_leaves_whole_checkpoints_and_the_rest_goes_later(tmp_
         delete_obsolete(root, RetentionPolicy(1), 3)
         assert {path.name for path in root.iterdir()} == {"iter_0000003", TRACKER}
     assert step > 8, "the audit hook saw too little"
+
+
+def test_one_folder_that_cannot_be_deleted_keeps_no_other(tmp_path):
+    names = [f"iter_000000{n}.deleted-0000000{n}" for n in range(3)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    real = shutil.rmtree
+
+    def fail_once(folder):
+        if folder.name == names[1]:
+            raise OSError(5, "Input/output error")
+        real(folder)
+
+    with mock.patch("shutil.rmtree", fail_once), pytest.raises(OSError, match="Input/output"):
+        delete_retired(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [names[1]]

@@ -196,7 +196,9 @@ def live(
         _judge_attempt(attempt, save, logs, reference, known)
         if attempt.problems:
             return life  # the folder is evidence: nothing is written over it
-        if set(attempt.codes) == {0} and attempt.committed[1] == NUM_STEPS:
+        # What a disk that failed at the very end did not delete, the next start does.
+        has_leftovers = attempt.has_fired and fault is not None and fault.action in FAILING_DISK
+        if set(attempt.codes) == {0} and attempt.committed[1] == NUM_STEPS and not has_leftovers:
             life.problems += judge.check_complete(save, reference)
             return life
         if not attempt.has_fired:
