@@ -116,7 +116,12 @@ def test_a_folder_that_another_run_writes_to_is_one_line(corpus, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     lock = FolderLock(run)
-    result = _run(*flags_of(corpus, run).split())
+    impatient = tmp_path / "impatient.py"  # tests/checkpoint/test_lock.py is about its waiting
+    impatient.write_text(
+        "import runpy; from megatron.checkpoint import lock; lock.LOCAL_SECONDS = 0.0\n"
+        "runpy.run_path('tools/pretrain_gpt.py', run_name='__main__')\n"
+    )
+    result = run_forked(impatient, *flags_of(corpus, run).split())
     lock.release()
     _assert_one_line(result, f"run is being written by process {os.getpid()} on ")
     assert not {"config.json", "heartbeat.json"} & {path.name for path in run.iterdir()}
