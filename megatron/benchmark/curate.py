@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron.benchmark import peers, pii
+from megatron.benchmark import decontaminate, peers, pii
 from megatron.benchmark.curation import Curation, megabytes_of, timed
 from megatron.benchmark.measure import Row, Timed, measure, table
 from megatron.curation.collect import CollectConfig, plan_folders
@@ -45,7 +45,7 @@ EXAMPLES = """\
   near-duplicates, on your repositories:
     python tools/bench.py curate --only minhash dedup --root ~/repositories
 
-peers are timed if they are installed: pip install datasketch rensa beautifulsoup4 detect-secrets"""
+peers are timed if they are installed: pip install datasketch rensa ahocorasick_rs beautifulsoup4 detect-secrets"""
 SYSTEM_FOLDERS = ("/usr/include", "/usr/share/perl", "/usr/share/nodejs", "/usr/share/gocode")
 MERSENNE_PRIME = np.uint64((1 << 61) - 1)
 MAX_HASH = np.uint64((1 << 32) - 1)
@@ -222,6 +222,7 @@ SECTIONS: dict[str, Callable[[Curation], Iterator[Row]]] = {
     "filter": filters,
     "html": html,
     "minhash": minhash,
+    "decontaminate": decontaminate.rows,
     "pii": pii.rules,
     "pii-model": pii.model,
     "whole": whole,
