@@ -3,8 +3,8 @@
 A weight is laid out once, in the order in which the kernel of csrc/prediction.cpp reads it. The product is for any number
 of rows; `Decoder` calls one function for a whole run of layers, where at one token a step the calls of a layer's operations
 would take as long as their work. Measured on one core of an AMD EPYC (Zen 5), weights of 3072 x 768 that are not in a cache:
-16 rows 1.5 x the speed of oneDNN's packed weights, 1 and 64 rows 1.1 x, 512 rows as fast. For prediction only: nothing here
-is differentiable. A row's result has the same bits whatever other rows there are, and on any number of threads.
+16 rows 1.4 x the speed of oneDNN's packed weights, 64 rows 1.05 x, 512 rows 0.9 x. For prediction only: nothing here is
+differentiable. A row's result has the same bits whatever other rows there are, and on any number of threads.
 """
 
 from __future__ import annotations
