@@ -8,12 +8,13 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron import cli, logging
+from megatron.attribution.options import ReviewOptions
 from megatron.errors import ConfigError, MegatronError
 from megatron.inference.job import (
     Fitting,
@@ -31,12 +32,14 @@ from megatron.inference.model_flags import (
     join_processes,
 )
 from megatron.inference.options import SamplingOptions
+from megatron.inference.request import Completion, Update
 from megatron.inference.writer import Write, json_writer, text_writer
 from megatron.option_field import require
 from megatron.parallel.launch import Launch
 from megatron.tokenizer.chat_template import ChatEncoder, Message, choose_template
 
 if TYPE_CHECKING:
+    from megatron.attribution.review import Review
     from megatron.convert.model_source import ModelSource
     from megatron.tokenizer.interface import Tokenizer
 
@@ -51,6 +54,8 @@ EXAMPLES = """\
     python tools/generate.py --load runs/chat --chat 'Write a function that adds two numbers.'
   many prompts, lines such as {"id": "a", "prompt": "def f(", "n": 20, "options": {"seed": 7}}:
     python tools/generate.py --load runs/py --input prompts.jsonl --output texts.jsonl --temperature 0.8
+  say where it stands in the training data, and give no text with ten lines of it (tools/attribute.py build):
+    python tools/generate.py --load runs/py --prompt 'def f(' --attribution data/py --verbatim withhold
   a model too large for one GPU, by two that share each layer:
     python tools/launch.py --standalone --nproc-per-node 2 tools/generate.py --load runs/15b \\
       --tensor-model-parallel-size 2 --prompt-file start.py
@@ -68,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = cli.section_from(args, SamplingOptions)
         options.check()
+        cli.section_from(args, ReviewOptions).check()
         jobs = list(_jobs(args, options, launch))
         _check(args, jobs, launch)
         return _generate(args, jobs, launch)
@@ -115,6 +121,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="cut prompts that are too long, far from the new text",
     )
     cli.add_section(parser, SamplingOptions, title="sampling")
+    cli.add_section(parser, ReviewOptions, title="where texts come from")
     output = parser.add_argument_group("output")
     output.add_argument("-n", type=int, default=1, metavar="N", help="samples of each prompt")
     output.add_argument("--json", action="store_true", help="JSON lines in place of text")
@@ -217,7 +224,7 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     for request in requests:
         engine.add(request)
     start, counts = time.perf_counter(), Counts()
-    with _writer(args, tokenizer, jobs, launch) as write:
+    with _reviewing_writer(args, tokenizer, jobs, launch) as write:
         while not engine.is_idle:
             for update in engine.step():
                 counts.add(update.completion is not None, update.token is not None)
@@ -265,10 +272,55 @@ def _write_utf8() -> None:
 
 
 @contextlib.contextmanager
-def _writer(
+def _reviewing_writer(
     args: argparse.Namespace, tokenizer: Tokenizer, jobs: list[Job], launch: Launch
 ) -> Iterator[Write]:
+    """Give what takes updates, and looks finished texts up in the training data first if that is asked for."""
+    options = cli.section_from(args, ReviewOptions)
+    if launch.rank > 0 or not options.attribution:
+        with _writer(args, tokenizer, jobs, launch, {}) as write:
+            yield write
+        return
+    from megatron.attribution.review import Reviewer
+
+    reviewer = Reviewer(options, tokenizer)
+    reviews: dict[tuple[str, int], Review] = {}
+    with _writer(args, tokenizer, jobs, launch, reviews) as write:
+
+        def review_and_write(job: Job, update: Update) -> None:
+            completion = update.completion
+            if completion is None:
+                if not reviewer.withholds:
+                    write(job, update)
+                return
+            review = reviewer(completion.text)
+            reviews[completion.request, completion.sample] = review
+            if reviewer.withholds:
+                if review.is_too_much:
+                    completion = replace(completion, text="", finish_reason="withheld")
+                update = replace(update, text=completion.text, completion=completion)
+            write(job, update)
+            if not (args.json or args.output):
+                for line in review.lines():
+                    print(line, file=sys.stderr)
+
+        yield review_and_write
+
+
+@contextlib.contextmanager
+def _writer(
+    args: argparse.Namespace,
+    tokenizer: Tokenizer,
+    jobs: list[Job],
+    launch: Launch,
+    reviews: Mapping[tuple[str, int], Review],
+) -> Iterator[Write]:
     """Give what takes updates: on the first process a file or the terminal, on others nothing."""
+
+    def more(completion: Completion) -> dict[str, Any]:
+        review = reviews.get((completion.request, completion.sample))
+        return {} if review is None else {"attribution": review.answer}
+
     if launch.rank > 0:
         yield lambda job, update: None
     elif args.output is not None:
@@ -277,7 +329,7 @@ def _writer(
         total = sum(job.num_samples for job in jobs)
         try:
             with args.output.open("w", encoding="utf-8") as file:
-                write = json_writer(file, tokenizer)
+                write = json_writer(file, tokenizer, more)
                 with tqdm(total=total, unit="text", disable=None) as bar:
 
                     def write_and_count(job: Job, update: object) -> None:
@@ -291,7 +343,7 @@ def _writer(
             ) from None
     elif args.json:
         _write_utf8()
-        yield json_writer(sys.stdout, tokenizer)
+        yield json_writer(sys.stdout, tokenizer, more)
     else:
         _write_utf8()
         is_one = len(jobs) == 1 and jobs[0].num_samples == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron import cli, logging
+from megatron.attribution.options import ReviewOptions
 from megatron.errors import ConfigError, MegatronError
 from megatron.inference.model_flags import (
     add_model_flags,
@@ -22,6 +23,7 @@ from megatron.parallel.launch import Launch
 from megatron.serving.options import PlaygroundOptions, ServingOptions
 
 if TYPE_CHECKING:
+    from megatron.attribution.review import Reviewer
     from megatron.inference.engine import Engine
     from megatron.serving.completion_call import ServedModel
     from megatron.serving.playground import Playground
@@ -47,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.make_parser(__doc__ or "", EXAMPLES)
     add_model_flags(parser)
     cli.add_section(parser, ServingOptions, title="serving")
+    cli.add_section(parser, ReviewOptions, title="where texts come from")
     cli.add_section(parser, PlaygroundOptions, title="playground, the page at /")
     args = cli.parse_known(parser, argv)
     launch = Launch.from_environment()
@@ -73,6 +76,7 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
         raise ConfigError(
             "serve.py needs uvicorn and starlette: pip install uvicorn starlette"
         ) from None
+    from megatron.attribution.review import Reviewer
     from megatron.serving.guard import read_keys
     from megatron.serving.http_server import bind
 
@@ -80,7 +84,12 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
     tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
     keys = () if options.api_key_file is None else read_keys(Path(options.api_key_file))
     served = _served(args, options, tokenizer, source.model.max_position_embeddings)
-    playground = _playground(args, served) if launch.rank == 0 else None
+    review = cli.section_from(args, ReviewOptions)
+    review.check()
+    reviewer, playground = None, None
+    if launch.rank == 0:
+        reviewer = Reviewer(review, tokenizer) if review.attribution else None
+        playground = _playground(args, served, reviewer)
     listener = bind(options) if launch.rank == 0 else None
 
     import torch.distributed as dist
@@ -111,7 +120,7 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
 
         worker = Worker(make_engine, channel)
         service = Service(worker, served, options)
-        application = app(service, keys, playground)
+        application = app(service, keys, playground, reviewer)
         code = serve(application, service, worker, listener, context.device)
     dist.destroy_process_group()
     return code
@@ -133,27 +142,17 @@ def _served(
     )
 
 
-def _playground(args: argparse.Namespace, model: ServedModel) -> Playground:
-    """Open what the page shows beside a text. Raises ConfigError and DataError for what cannot be used."""
+def _playground(
+    args: argparse.Namespace, model: ServedModel, reviewer: Reviewer | None
+) -> Playground:
+    """Give what the page shows beside a text. Raises ConfigError for a run that is not there."""
     from megatron.serving.playground import Playground
 
-    options = cli.section_from(args, PlaygroundOptions)
-    attribution, metrics = None, None
-    if options.attribution:
-        from megatron.attribution.attribution import Attribution
-        from megatron.attribution.corpus import open_token_files, prefix_of
-
-        files = open_token_files(
-            list(map(prefix_of, options.attribution)), opt_out=options.exclude_documents
-        )
-        attribution = Attribution(files, model.tokenizer, ["trace"])
-    elif options.exclude_documents:
-        raise ConfigError("--exclude-documents needs --attribution PREFIX, which it is applied to")
-    if options.training_run is not None:
-        metrics = Path(options.training_run) / "metrics.jsonl"
-        if not metrics.parent.is_dir():
-            raise ConfigError(f"--training-run {options.training_run} is no folder; give a run's")
-    return Playground(model, attribution, metrics)
+    run = cli.section_from(args, PlaygroundOptions).training_run
+    if run is not None and not Path(run).is_dir():
+        raise ConfigError(f"--training-run {run} is no folder; give a run's")
+    metrics = None if run is None else Path(run) / "metrics.jsonl"
+    return Playground(model, None if reviewer is None else reviewer.attribution, metrics)
 
 
 if __name__ == "__main__":

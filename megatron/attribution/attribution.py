@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ SHOWN_PLACES = 10  # of a span that are looked at, at least
 
 
 class Attribution:
-    """Indexes of token files."""
+    """Indexes of token files. Threads may share one: it answers one question at a time."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Attribution:
         self.files = tuple(files)
         self.spelling = Spelling(tokenizer)
         self._num_documents = num_documents
+        self._lock = threading.Lock()
         self._membership, self._trace, self._similar = None, None, None
         if membership.KIND in kinds:
             self._membership = [membership.MembershipIndex(file.prefix) for file in files]
@@ -43,6 +45,10 @@ class Attribution:
 
         Spans have min_tokens ids at least. Places are bytes of the text.
         """
+        with self._lock:
+            return self._answer(text, min_tokens)
+
+    def _answer(self, text: bytes, min_tokens: int) -> dict[str, Any]:
         answer: dict[str, Any] = {"bytes": len(text)}
         if self._trace is not None:
             most = max(self._num_documents, SHOWN_PLACES)

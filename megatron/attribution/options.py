@@ -1,4 +1,4 @@
-"""How indexes are built: one field, one flag of `attribute.py build`."""
+"""How indexes are built (flags of `attribute.py build`), and what is looked up in them when a model writes."""
 
 from __future__ import annotations
 
@@ -60,3 +60,33 @@ class BuildOptions:
     @property
     def memory_bytes(self) -> int:
         return int(self.memory * 1e9)
+
+
+@dataclass(frozen=True)
+class ReviewOptions:
+    """Where text is looked up, and what follows from it."""
+
+    attribution: tuple[str, ...] = option(
+        (),
+        "token files whose indexes (tools/attribute.py build) say where a text stands in them",
+        metavar="PREFIX",
+    )
+    exclude_documents: tuple[str, ...] = option(
+        (), "opt-out lists, as for training: what they name is not found", metavar="LIST"
+    )
+    verbatim: Literal["report", "withhold"] = option(
+        "report",
+        "what to do with a text of which --verbatim-bytes in a row stand in them: report says so, withhold gives none",
+    )
+    verbatim_bytes: int = option(
+        400, "of a run, from which on it is too long; about ten lines", minimum=1
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for a number outside its bounds, or what needs --attribution."""
+        check_bounds(self)
+        is_asked = bool(self.exclude_documents) or self.verbatim == "withhold"
+        require(
+            bool(self.attribution) or not is_asked,
+            "--exclude-documents and --verbatim withhold need --attribution PREFIX: where to look",
+        )

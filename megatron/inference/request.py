@@ -8,7 +8,7 @@ from typing import Literal
 from megatron.errors import ConfigError
 from megatron.inference.options import SamplingOptions
 
-FinishReason = Literal["end_of_text", "stop", "length", "cancelled"]
+FinishReason = Literal["end_of_text", "stop", "length", "cancelled", "withheld"]
 
 
 @dataclass(frozen=True)

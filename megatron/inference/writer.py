@@ -16,13 +16,17 @@ from megatron.tokenizer.interface import Tokenizer
 Write = Callable[[Job, Update], None]
 
 
-def json_writer(file: TextIO, tokenizer: Tokenizer) -> Write:
-    """Write a line for each completion as soon as it is finished."""
+def json_writer(
+    file: TextIO,
+    tokenizer: Tokenizer,
+    more: Callable[[Completion], Mapping[str, Any]] = lambda completion: {},
+) -> Write:
+    """Write a line for each completion as soon as it is finished, with what more there is to say of it."""
 
     def write(job: Job, update: Update) -> None:
         if update.completion is not None:
-            line = json.dumps(to_json(job, update.completion, tokenizer), ensure_ascii=False)
-            file.write(line + "\n")
+            values = {**to_json(job, update.completion, tokenizer), **more(update.completion)}
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
             file.flush()
 
     return write

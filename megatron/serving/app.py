@@ -19,12 +19,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from megatron.attribution.review import Reviewer
 from megatron.inference.request import Update
 from megatron.serving.completion_answer import Answer
 from megatron.serving.completion_call import read_call
 from megatron.serving.error import RequestError
 from megatron.serving.guard import BrowserGuard, KeyGuard, error_response, read_body
 from megatron.serving.playground import Playground, page, playground_routes
+from megatron.serving.review import Reviews
 from megatron.serving.service import ClientGone, Outcome, Service, Ticket
 
 HINTS = {
@@ -37,9 +39,15 @@ GONE = 499  # what nobody reads any more
 
 
 def app(
-    service: Service, keys: Sequence[bytes] = (), playground: Playground | None = None
+    service: Service,
+    keys: Sequence[bytes] = (),
+    playground: Playground | None = None,
+    reviewer: Reviewer | None = None,
 ) -> Starlette:
-    """Assemble the server's application. keys: of clients; none: everybody may ask."""
+    """Assemble the server's application.
+
+    keys: of clients; none: everybody may ask. reviewer: looks up what is written in the training data.
+    """
     key_guard = Middleware(KeyGuard, keys=keys)
     routes: list[BaseRoute] = [
         Route("/health", _health(service)),
@@ -47,7 +55,7 @@ def app(
         Mount(
             "/v1",
             routes=[
-                Route("/completions", _completions(service), methods=["POST"]),
+                Route("/completions", _completions(service, reviewer), methods=["POST"]),
                 Route("/models", _models(service)),
                 Route("/models/{name:path}", _models(service)),
             ],
@@ -135,7 +143,7 @@ def _models(service: Service) -> Endpoint:
     return models
 
 
-def _completions(service: Service) -> Endpoint:
+def _completions(service: Service, reviewer: Reviewer | None) -> Endpoint:
     options, model = service.options, service.model
     readers = anyio.CapacityLimiter(NUM_READERS)
 
@@ -144,19 +152,21 @@ def _completions(service: Service) -> Endpoint:
         name = f"cmpl-{uuid.uuid4().hex}"
         call = await anyio.to_thread.run_sync(read_call, body, name, model, limiter=readers)
         answer = Answer(name, model.name, call, model.tokenizer)
+        reviews = Reviews(reviewer, answer)
         work = _Work(service, service.submit(name, call), request)
         with contextlib.ExitStack() as stack:
             stack.callback(work.end)
             if call.streams:
                 # the first part is waited for here: what fails before it is an error with its own status
-                stream = _Stream(work, answer, await work.next())
+                stream = _Stream(work, answer, reviews, await work.next())
                 stack.pop_all()  # the stream ends it
                 return stream
             while not answer.is_complete:
                 for update in await work.next():
                     answer.add(update)
+        values = await reviews.whole()
         service.counts.requests.add(value="ok")
-        return Response(orjson.dumps(answer.whole()), media_type="application/json")
+        return Response(orjson.dumps(values), media_type="application/json")
 
     return completions
 
@@ -187,11 +197,14 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: _Work, answer: Answer, updates: list[Update]) -> None:
+    def __init__(
+        self, work: _Work, answer: Answer, reviews: Reviews, updates: list[Update]
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._work = work
         self._answer = answer
+        self._reviews = reviews
         self._updates = updates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,10 +228,11 @@ class _Stream(Response):
         while True:
             for update in updates:
                 answer.add(update)
-            events = b"".join(_event(answer.chunk(update)) for update in updates)
+            events = b"".join(map(_event, await self._reviews.chunks(updates)))
             if answer.is_complete:
                 break
-            await _send_part(send, events, more_body=True)
+            if events:
+                await _send_part(send, events, more_body=True)
             updates = await self._work.next()
         if answer.gives_usage:
             events += _event(answer.usage_chunk())

@@ -51,6 +51,10 @@ class Answer:
         choices = [self._choice(index) for index in range(self._call.num_choices)]
         return {**self._head, "choices": choices, "usage": self.usage()}
 
+    def text(self, index: int) -> str:
+        """Give what was written for a choice that is finished."""
+        return self._completions[index].text if self._call.max_tokens else ""
+
     def usage(self) -> dict[str, int]:
         """Count tokens; a prompt of several samples is read, and counted, once."""
         num_prompt_tokens = self._call.num_prompt_tokens

@@ -68,14 +68,6 @@ class ServingOptions:
 class PlaygroundOptions:
     """What the page shows beside a text."""
 
-    attribution: tuple[str, ...] = option(
-        (),
-        "token files whose indexes (tools/attribute.py build) say where a text stands in them",
-        metavar="PREFIX",
-    )
-    exclude_documents: tuple[str, ...] = option(
-        (), "opt-out lists, as for training: what they name is not found", metavar="LIST"
-    )
     training_run: str | None = option(
         None, "folder of a training run, whose metrics.jsonl is shown", metavar="DIR"
     )

@@ -6,7 +6,6 @@ The page is files of `page/`, as they are: nothing is built, and nothing comes f
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from starlette.types import Scope
 
 from megatron.attribution.attribution import Attribution
 from megatron.attribution.notice import Source
+from megatron.attribution.review import MIN_TOKENS
 from megatron.errors import DataError
 from megatron.serving.completion_call import ServedModel
 from megatron.serving.error import RequestError
@@ -30,7 +30,6 @@ from megatron.tokenizer.special_tokens import FIM_PREFIX
 from megatron.training.curves import Curves, read_curves
 
 PAGE = Path(__file__).with_name("page")
-MIN_TOKENS = 16  # of a run of the text that is marked
 MAX_BYTES = 100_000  # of a text that is looked up
 LINES_AROUND = 200  # of a source that are shown before and behind a line
 MAX_POINTS = 1000  # of a curve
@@ -56,7 +55,6 @@ class Playground:
         self._model = model
         self._attribution = attribution
         self._metrics = metrics
-        self._lock = threading.Lock()  # an index answers one question at a time
         self._read: tuple[tuple[int, int], dict[str, Any]] | None = None  # size and time of metrics
 
     def about(self) -> dict[str, Any]:
@@ -79,8 +77,7 @@ class Playground:
                 status=413,
             )
         try:
-            with self._lock:
-                answer = attribution(encoded, min_tokens=MIN_TOKENS)
+            answer = attribution(encoded, min_tokens=MIN_TOKENS)
         except DataError as error:
             raise RequestError(str(error)) from None
         return {

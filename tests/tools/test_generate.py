@@ -191,3 +191,32 @@ def test_a_message_is_asked_as_training_wrote_it(run: Path, tmp_path, capsys) ->
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "tool", "content": ""}]}\n')
     with pytest.raises(DataError, match="line 1: messages are a role that is none of system"):
         generate(run, capsys, "--input", tmp_path / "bad.jsonl")
+
+
+def test_text_that_stands_in_the_training_data_is_named_or_withheld(run, tmp_path, capsys) -> None:
+    pytest.importorskip("pydivsufsort", reason="pip install pydivsufsort")
+    pytest.importorskip("megatron.attribution._suffix_search", reason="make env")
+    from megatron.convert.model_source import ModelSource
+    from tests.attribution.conftest import index, write
+
+    args = ("--prompt", "def add(", "--max-new-tokens", 50, "--ignore-eod")
+    text = generate(run, capsys, *args).removesuffix("\n")
+    tokenizer = ModelSource.open(run).tokenizer
+    rows = {"repo": ["octocat/a"], "license": ["MIT"]}
+    prefix = write(tmp_path / "data", [f"def add({text} end"], tokenizer, rows=rows)
+    index([prefix], tokenizer, "trace")
+    args += ("--attribution", prefix)
+    (line,) = generate(run, capsys, *args, "--json").splitlines()
+    done = json.loads(line)
+    size = len(text.encode())
+    assert done["text"] == text and done["attribution"]["longest_bytes"] == size
+    assert "octocat/a" in done["attribution"]["notice"]
+    assert generate(run, capsys, *args) == text + "\n"
+    args += ("--verbatim", "withhold")
+    assert generate(run, capsys, *args, "--verbatim-bytes", size + 1) == text + "\n"
+    assert generate(run, capsys, *args, "--verbatim-bytes", size) == "\n"
+    (line,) = generate(run, capsys, *args, "--verbatim-bytes", size, "--json").splitlines()
+    held = json.loads(line)
+    assert (held["text"], held["finish_reason"]) == ("", "withheld")
+    with pytest.raises(ConfigError, match="need --attribution PREFIX"):
+        generate(run, capsys, "--prompt", "a", "--verbatim", "withhold")
