@@ -17,15 +17,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import megatron.logging
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
-from megatron.curation import data_card, estimate, ledger
 from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.mix import MixConfig, mix
-from megatron.curation.options import RunOptions
-from megatron.curation.passes import OnBytes, Step, plan, run_steps
-from megatron.curation.pii_train import report_table, train
-from megatron.curation.pii_train_options import PiiTrainConfig
+from megatron.curation.pii.train import report_table, train
+from megatron.curation.pii.train_options import PiiTrainConfig
 from megatron.curation.pipeline import read_pipeline
-from megatron.curation.record_io import Source
+from megatron.curation.run import data_card, estimate, ledger
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.passes import OnBytes, Step, plan, run_steps
+from megatron.curation.run.record_io import Source
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig

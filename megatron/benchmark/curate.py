@@ -25,16 +25,16 @@ from megatron.benchmark import decontaminate, peers, pii
 from megatron.benchmark.curation import Curation, megabytes_of, timed
 from megatron.benchmark.measure import Row, Timed, measure, table
 from megatron.curation.collect import CollectConfig, plan_folders
-from megatron.curation.dedup import DedupConfig, dedup_comparison
-from megatron.curation.document import Document, Keep, apply_stages
-from megatron.curation.filters import FilterConfig, filter_stage
-from megatron.curation.fingerprints import MODES, NGRAM, NUM_PERMUTATIONS, Scheme, sign
-from megatron.curation.options import RunOptions
-from megatron.curation.passes import Step, run_steps
-from megatron.curation.pii import PiiConfig, pii_stage
-from megatron.curation.record_io import RecordWriter
-from megatron.curation.select import SelectConfig, select_stage
-from megatron.curation.text_measure import visible_length
+from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
+from megatron.curation.dedup.fingerprints import MODES, NGRAM, NUM_PERMUTATIONS, Scheme, sign
+from megatron.curation.filters.stage import FilterConfig, filter_stage
+from megatron.curation.filters.text_measure import visible_length
+from megatron.curation.pii.stage import PiiConfig, pii_stage
+from megatron.curation.run.document import Document, Keep, apply_stages
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.passes import Step, run_steps
+from megatron.curation.run.record_io import RecordWriter
+from megatron.curation.select.stage import SelectConfig, select_stage
 from megatron.errors import ConfigError, DataError
 
 EXAMPLES = """\

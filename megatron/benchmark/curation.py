@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.benchmark.measure import Timed
-from megatron.curation.document import Document
+from megatron.curation.run.document import Document
 
 
 @dataclass(frozen=True)

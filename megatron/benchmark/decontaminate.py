@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from megatron.benchmark import peers
 from megatron.benchmark.curation import Curation, timed
 from megatron.benchmark.measure import Row, Timed, measure
-from megatron.curation.benchmarks import Pattern, read_patterns
-from megatron.curation.decontaminate import LAYERS, DecontaminateConfig, Detector, lower
+from megatron.curation.decontaminate.benchmarks import Pattern, read_patterns
+from megatron.curation.decontaminate.stage import LAYERS, DecontaminateConfig, Detector, lower
 
 NUM_STRINGS = (
     20_000  # as many as questions and solutions of large benchmarks; more only take memory

@@ -17,13 +17,13 @@ from megatron.benchmark import peers
 from megatron.benchmark.curation import Curation, megabytes_of, timed
 from megatron.benchmark.measure import Row, Timed, measure
 from megatron.benchmark.pii_cases import CONTEXTS, HARD_NEGATIVES, documents, value_of
-from megatron.curation.document import Document
-from megatron.curation.options import RunOptions
-from megatron.curation.pii_model import Classifier, libraries, load
-from megatron.curation.pii_rules import find_all
-from megatron.curation.pii_spans import Score, annotated, scores
-from megatron.curation.pii_train import train
-from megatron.curation.pii_train_options import PiiTrainConfig
+from megatron.curation.pii.model import Classifier, libraries, load
+from megatron.curation.pii.rules import find_all
+from megatron.curation.pii.spans import Score, annotated, scores
+from megatron.curation.pii.train import train
+from megatron.curation.pii.train_options import PiiTrainConfig
+from megatron.curation.run.document import Document
+from megatron.curation.run.options import RunOptions
 
 _PLUGINS = """Artifactory AWSKey AzureStorageKey Cloudant DiscordBotToken GitHubToken IbmCloudIam IbmCosHmac JwtToken
 Mailchimp Npm SendGrid Slack Softlayer Stripe TwilioKey"""

@@ -2,7 +2,7 @@
 
 A repository is a folder with `.git`, else the outermost folder below the root that holds package metadata, else the root's
 subfolder. The licence of a file is that of debian/copyright if it names the file, else that of the nearest folder above
-it that states one. Links are not followed. Which files are wanted is not decided here (see select.py).
+it that states one. Links are not followed. Which files are wanted is not decided here (see select/).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron.curation.document import Document
-from megatron.curation.licence_files import (
+from megatron.curation.run.document import Document
+from megatron.curation.run.record_io import BadRecord
+from megatron.curation.select.licence_files import (
     MAX_BYTES,
     Dep5,
     is_metadata,
     licence_of,
     parse_dep5,
 )
-from megatron.curation.opt_out import repository_name
-from megatron.curation.record_io import BadRecord
+from megatron.curation.select.opt_out import repository_name
 from megatron.errors import DataError
 from megatron.option_field import option, require
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron.curation.document import Document, Keep, Stage
-from megatron.curation.engine import pool_of
-from megatron.curation.options import RunOptions
-from megatron.curation.output_folder import (
+from megatron.curation.run.document import Document, Keep, Stage
+from megatron.curation.run.engine import pool_of
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.output_folder import (
     aside,
     claim,
     digest,
@@ -26,8 +26,8 @@ from megatron.curation.output_folder import (
     write_json,
     write_whole,
 )
-from megatron.curation.passes import plan
-from megatron.curation.record_io import BadRecord, PartSource, RecordWriter, Source
+from megatron.curation.run.passes import plan
+from megatron.curation.run.record_io import BadRecord, PartSource, RecordWriter, Source
 from megatron.data.formatted import (
     SENTINELS,
     check_sentinels,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.cli import add_section, make_parser, section_from
-from megatron.curation.options import RunOptions
-from megatron.curation.passes import Step
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.passes import Step
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.curation.decontaminate import DecontaminateConfig, decontaminate_stage
-from megatron.curation.dedup import DedupConfig, dedup_comparison
-from megatron.curation.filters import FilterConfig, filter_stage
-from megatron.curation.formatting import FormatConfig, format_stage
-from megatron.curation.passes import Step
-from megatron.curation.pii import PiiConfig, pii_stage
-from megatron.curation.select import SelectConfig, select_stage
+from megatron.curation.decontaminate.stage import DecontaminateConfig, decontaminate_stage
+from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
+from megatron.curation.filters.stage import FilterConfig, filter_stage
+from megatron.curation.formats.stage import FormatConfig, format_stage
+from megatron.curation.pii.stage import PiiConfig, pii_stage
+from megatron.curation.run.passes import Step
+from megatron.curation.select.stage import SelectConfig, select_stage
 
 
 @dataclass(frozen=True)

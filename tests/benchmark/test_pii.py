@@ -5,8 +5,8 @@ from pathlib import Path
 from megatron.benchmark import pii
 from megatron.benchmark.curation import Curation
 from megatron.benchmark.pii_cases import CONTEXTS, TEMPLATES, documents
-from megatron.curation.document import Document
-from megatron.curation.pii_spans import annotated
+from megatron.curation.pii.spans import annotated
+from megatron.curation.run.document import Document
 
 
 def test_spans_of_made_up_code_are_its_values_and_the_same_for_a_seed():

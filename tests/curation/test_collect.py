@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron.curation.collect import CollectConfig, plan_folders, walk
-from megatron.curation.document import Document
-from megatron.curation.record_io import BadRecord
+from megatron.curation.run.document import Document
+from megatron.curation.run.record_io import BadRecord
 from megatron.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron.curation.mix import MixConfig, mix
-from megatron.curation.options import RunOptions
-from megatron.curation.record_io import PartSource
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.record_io import PartSource
 from megatron.data.split import read_data_options
 from megatron.errors import ConfigError, DataError
 from megatron.options import DataConfig

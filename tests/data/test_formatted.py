@@ -5,10 +5,10 @@ import json
 import pytest
 import tokenizers
 
-from megatron.curation.formatting import FormatConfig, format_stage
+from megatron.curation.formats.stage import FormatConfig, format_stage
 from megatron.curation.mix import MixConfig, mix
-from megatron.curation.options import RunOptions
-from megatron.curation.passes import run_steps
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.passes import run_steps
 from megatron.data.formatted import FORMAT_TOKENS, why_not_formatted
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.origin import read_origin

@@ -1,0 +1,1 @@
+"""Documents that hold a problem or a solution of a benchmark."""

@@ -1,0 +1,1 @@
+"""Equal and nearly equal documents, of which one is kept."""

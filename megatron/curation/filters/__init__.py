@@ -1,0 +1,1 @@
+"""Which files look like code that somebody wrote."""

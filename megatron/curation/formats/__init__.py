@@ -1,0 +1,1 @@
+"""Documents as the text that is trained on: files, commits, issues, notebooks."""

@@ -1,0 +1,1 @@
+"""Personal data: found by rules and by a model, and replaced."""

@@ -1,0 +1,285 @@
+"""Keys and passwords that rules can tell: tokens by their form, private keys, random strings (StarCoder §4).
+
+A random string needs less to count where its name says that it is secret, and where it stands in quotes, than where
+nothing does. Knows nothing of what is done with what is found.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from megatron.curation.pii.scan import PREFIX, WORD, Found, Place
+
+# What the token begins with, and the whole of it.
+TOKENS: tuple[tuple[str, str, str], ...] = (
+    *(("github", f"gh{kind}_", r"[A-Za-z0-9]{36}") for kind in "pousr"),
+    ("github", "github_pat_", r"[A-Za-z0-9]{22}_[A-Za-z0-9]{59}"),
+    ("gitlab", "glpat-", r"[\w-]{20}"),
+    *(("slack", f"xox{kind}-", r"[A-Za-z0-9-]{20,}") for kind in "abeoprs"),
+    ("slack", "hooks.slack.com/services/", r"T\w{8,12}/B\w{8,12}/\w{22,26}"),
+    ("aws", "AKIA", r"[A-Z0-9]{16}"),
+    ("aws", "ASIA", r"[A-Z0-9]{16}"),
+    *(
+        ("stripe", f"{kind}_{mode}_", r"[A-Za-z0-9]{24,}")
+        for kind in ("sk", "rk")
+        for mode in ("live", "test")
+    ),
+    ("google", "AIza", r"[\w-]{35}"),
+    ("google", "ya29.", r"[\w-]{30,}"),
+    ("google", "GOCSPX-", r"[\w-]{28}"),
+    ("sendgrid", "SG.", r"[\w-]{22}\.[\w-]{43}"),
+    ("npm", "npm_", r"[A-Za-z0-9]{36}"),
+    ("pypi", "pypi-AgE", r"[\w-]{50,}"),
+    ("huggingface", "hf_", r"[A-Za-z]{34}"),
+    ("openai", "sk-", r"(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
+    ("twilio", "SK", r"[0-9a-f]{32}"),
+    ("digitalocean", "dop_v1_", r"[0-9a-f]{64}"),
+    *(("shopify", f"shp{kind}_", r"[0-9a-fA-F]{32}") for kind in ("at", "ca", "pa", "ss")),
+    ("databricks", "dapi", r"[0-9a-f]{32}"),
+    ("vault", "hvs.", r"[\w-]{24,}"),
+    ("mailgun", "key-", r"[0-9a-f]{32}"),
+    ("jwt", "eyJ", r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}"),
+)
+GUESSES = ("entropy", "named")  # rules that know no form
+# Tokens that begin like others.
+FORMS = (
+    ("mailchimp", re.compile(r"[0-9a-f]{32}-us\d{1,2}(?![\w-])")),
+    ("discord", re.compile(r"[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,38}(?![\w-])")),
+    ("artifactory", re.compile(r"AKC[A-Za-z0-9]{10,}(?![\w-])")),
+)
+PEM = re.compile(
+    r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*(.{40,20000}?)(?:\\r|\\n|\s)*-----END \1",
+    re.S,
+)
+URL_PASSWORD = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s:/@'\"<>{}$]{0,64}:([^\s:/@'\"<>{}$%*]{3,128})@[\w\[]"
+)
+_DUMMY = "password pass passwd pwd secret xxx xxxx token changeme user username foo bar baz test"
+DUMMY = frozenset(_DUMMY.split())
+
+# What stands before a value whose name says that it is secret, up to the value.
+NAMED = re.compile(
+    r"(?:key|secret|token|passw(?:or)?d|pwd|auth|credential)\w{0,20}[\"'\]]{0,2}\s{0,4}(?::|=>?|:=)\s{0,4}"
+    r"(?:[bru]?[\"']|(?:bearer|token|basic) )?$",
+    re.I,
+)
+TYPE_NAME = re.compile(r"::\w+[\"']\s*:\s*[\"']$")  # "AWS::KMS::Key": "…" tells of a type
+VALUE = re.compile(r"[A-Za-z0-9+/_.=-]{16,128}")
+HASHES = re.compile(
+    r"sha\d?|md5|hash|digest|checksum|integrity|fingerprint|commit|revision|uuid|guid|etag", re.I
+)
+HEX = re.compile(r"[0-9A-Fa-f-]+")
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.I)
+URL_PATH = re.compile(r"://[^\s?=&#]*$")
+MIN_ENTROPY, MIN_HEX_ENTROPY = 4.2, 3.0
+MIN_RANDOM = 24  # characters of a random string that nothing names
+MIN_CHANGES = 0.43  # of its neighbours differ in kind, where nothing quotes it; 0.62 if it is random, names have 0.3
+MIN_NAMED_CHANGES = 0.3  # the same where a name says that it is secret; not for hexadecimal
+MIN_MIXED, MIXED_CHANGES = (
+    32,
+    0.5,
+)  # long, and so mixed in kind that its pairs of letters need not be asked
+MIN_PRINTABLE = 0.9  # of the bytes that base64 of a text stands for; 0.4 if they are random
+URL_FORM = str.maketrans("-_", "+/")
+BLOB_LINE = 48  # characters of a line that is base64 and nothing else
+BY_PREFIX: dict[str, list[tuple[str, re.Pattern[str]]]] = {
+    prefix: [
+        (rule, re.compile(rf"(?<!\w){re.escape(prefix)}(?:{rest})(?!\w)"))
+        for rule, begin, rest in TOKENS
+        if begin == prefix
+    ]
+    for _, prefix, _ in TOKENS
+}
+_BIGRAMS = """
+th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea
+ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac ot il tr ly nc et ut ss so rs un lo wa ge ie
+wh ee wi em ad ol rt po we na ul ni ts mo ow pa im mi ai sh ir su id os iv ia am fi ci vi pl ig tu ev ld ry mp fe bl ab
+gh ty op wo sa ay ex ke fr oo av ag if ap gr od bo sp rd do uc bu ei ov by rm ep tt oc fa ef cu rn sc gi da yo cr cl du
+ga qu ue ff ba ey ls va um pp ua up lu go ht ru ug ds lt pi rc rr eg au ck ew mu br bi pt ak pu ui rg ib tl ny ki rk ys
+ob mm fu ph og ms ye ud mb ip ub oi rl gu dr hr cc tw ft wn nu af hu nn eo vo rv nf xp gn sm fl iz ok nl my gl aw ju oa
+eq sy sl ps jo lf nv je nk kn gs dy hy ze ks xt bs ik dd pt rp sk xi oe oy ws lv dl rf eu dg wr xa yi nm eb rb tm xc eh
+tc gy rw bj hn
+"""
+COMMON = frozenset(_BIGRAMS.split())
+MAX_COMMON = 0.62  # of a key's pairs of letters that are common in English; identifiers have more
+
+
+def is_gibberish(text: str) -> bool:
+    """Tell random characters from words: few of their pairs of letters are common ones."""
+    letters = text.lower()
+    pairs = [a + b for a, b in itertools.pairwise(letters) if (a + b).isalpha()]
+    others = len(text) - 1 - len(pairs)
+    if others * 3 > len(text) * 2:  # digits nearly everywhere: hexadecimal and the like
+        return True
+    common = sum(pair in COMMON for pair in pairs)
+    return common < MAX_COMMON * len(pairs)
+
+
+def entropy(text: str) -> float:
+    """Give Shannon's entropy of the characters, in bits."""
+    return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
+
+
+def has_github_checksum(token: str) -> bool:
+    """Tell whether the last six characters are the CRC-32 of those before, in base 62, as GitHub makes them."""
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    body, check = token[4:-6], token[-6:]
+    value, spelled = zlib.crc32(body.encode()), ""
+    while value:
+        value, digit = divmod(value, 62)
+        spelled = digits[digit] + spelled
+    return spelled.rjust(6, "0") == check
+
+
+def keys(text: str, places: Sequence[Place]) -> Iterator[Found]:
+    """Find tokens by their form, private keys, passwords of URLs, and random strings."""
+    for kind, begin, end in places:
+        if kind == PREFIX:
+            for rule, pattern in BY_PREFIX[text[begin:end]]:
+                match = pattern.match(text, begin)
+                if match and _is_token(rule, text[begin:end], match[0]):
+                    yield Found(*match.span(), "KEY", rule)
+        elif kind == WORD:
+            yield from _random(text, begin, end)
+    if "PRIVATE KEY" in text:
+        for match in PEM.finditer(text):
+            yield Found(*match.span(2), "KEY", "pem")
+    if "://" in text and "@" in text:
+        for match in URL_PASSWORD.finditer(text):
+            if match[1].lower() not in DUMMY:
+                yield Found(*match.span(1), "PASSWORD", "url")
+
+
+def _is_token(rule: str, prefix: str, token: str) -> bool:
+    if "EXAMPLE" in token or len(set(token[-16:])) < 6:
+        return False
+    if rule == "github" and token.startswith("gh") and token[3] == "_":
+        return has_github_checksum(token) or is_gibberish(token[4:])
+    if rule == "jwt":
+        head = token.partition(".")[0]
+        try:
+            return b'"alg"' in base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
+        except (binascii.Error, ValueError):
+            return False
+    body = token.removeprefix(prefix)
+    is_mixed = changes(body) >= MIN_CHANGES or 4 * sum(map(str.isdigit, body)) >= len(body)
+    return rule in ("aws", "pypi", "google") or is_mixed or is_gibberish(body)
+
+
+def _random(text: str, begin: int, end: int) -> Iterator[Found]:
+    """Give a word if it is random enough for where it stands."""
+    line = text[max(text.rfind("\n", 0, begin) + 1, begin - 100) : begin]
+    is_quoted = line[-1:] in ("'", '"', "`") and text[end : end + 1] == line[-1:]
+    for form, pattern in FORMS:
+        token = pattern.match(text, begin)
+        if token and (changes(token[0]) >= MIN_CHANGES or is_gibberish(token[0])):
+            yield Found(*token.span(), "KEY", form)
+            return
+    if NAMED.search(line) and not TYPE_NAME.search(line):
+        match = VALUE.match(text, begin)
+        assert match, "a word is a value"
+        value, end = match[0], match.end()
+        is_open = line[-1:] not in ("'", '"', "`")
+        is_code = text[end : end + 1] in ("(", "[", "{") or (
+            changes(value) < MIN_NAMED_CHANGES and not HEX.fullmatch(value)
+        )
+        is_secret = _is_random(value, is_named=True) and not (is_open and is_code)
+        rule = "named"
+    else:
+        value = text[begin:end]
+        is_secret = (
+            end - begin >= MIN_RANDOM
+            and _is_random(value, is_named=False)
+            and (is_quoted or _stands_out(text, begin, end, line))
+            and not _is_encoded_text(value)
+        )
+        rule = "entropy"
+    if is_secret and not HASHES.search(line) and not HASHES.match(text, begin, end):
+        yield Found(begin, end, "KEY", rule)
+
+
+def changes(value: str) -> float:
+    """Give the part of neighbours of which one is a digit, a capital, a small letter, and the other is not."""
+    kinds = [c.isdigit() + 2 * c.isupper() + 4 * c.islower() for c in value]
+    return sum(bool(a and b and a != b) for a, b in itertools.pairwise(kinds)) / max(
+        len(value) - 1, 1
+    )
+
+
+def _stands_out(text: str, begin: int, end: int, line: str) -> bool:
+    """Tell a random string that nothing quotes from parts of paths, of longer words, and of data in many lines."""
+    value = text[begin:end]
+    if changes(value) < MIN_CHANGES or "/" in value[:1] or URL_PATH.search(line):
+        return False
+    if line.endswith((".", "%", "\\", "$", "base64,")) or text[end : end + 1] in ("(", "[", "{"):
+        return False
+    if line.endswith("=") and not line[-2:-1].isalnum():
+        return False
+    return not _is_data(text, begin, end, line)
+
+
+def _is_data(text: str, begin: int, end: int, line: str) -> bool:
+    """Tell base64 that goes over lines, or that mail has for other letters."""
+    after = text[end : end + 130]
+    if line.endswith("?"):
+        return True
+    begins, ends = not line.strip(), after[:1] in ("", "\n", "\r")
+    if begins and ends and end - begin >= BLOB_LINE:
+        return True
+    place = begin - len(line)
+    before = text[max(place - 130, 0) : place].rstrip().rpartition("\n")[2]
+    return (begins and _is_blob_line(before)) or (
+        ends and end - begin >= BLOB_LINE and _is_blob_line(after.lstrip().partition("\n")[0])
+    )
+
+
+def _is_blob_line(line: str) -> bool:
+    value = line.strip()[:128]
+    return len(value) >= BLOB_LINE and VALUE.fullmatch(value) is not None
+
+
+def _is_encoded_text(value: str) -> bool:
+    """Tell base64 of something to read, or a part of it."""
+    whole = value.rstrip("=").translate(URL_FORM)
+    for first in range(4):
+        try:
+            plain = base64.b64decode(whole[first : len(whole) - (len(whole) - first) % 4])
+        except ValueError:
+            return False
+        if sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in plain) >= MIN_PRINTABLE * len(
+            plain
+        ):
+            return True
+    return False
+
+
+def _is_random(value: str, *, is_named: bool) -> bool:
+    if HEX.fullmatch(value):
+        return (
+            is_named
+            and entropy(value) >= MIN_HEX_ENTROPY
+            and not UUID.fullmatch(value)
+            and not value.isdigit()
+        )
+    kinds = [any(map(test, value)) for test in (str.isdigit, str.isupper, str.islower)]
+    if sum(kinds) < (2 if is_named else 3) or not kinds[0]:
+        return False
+    is_mixed = len(value) >= MIN_MIXED and changes(value) >= MIXED_CHANGES
+    digits = sum(map(str.isdigit, value))
+    if not is_named and (
+        digits < (1 if is_mixed else 3)
+        or value.count("/") > 3
+        or value.count("_") + value.count("-") > 3
+    ):
+        return False
+    bits = entropy(value)
+    least = min(MIN_ENTROPY, math.log2(len(value)) * 0.85)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" in value.upper() or "0123456789" in value
+    return bits >= least and not alphabet and (is_mixed or is_gibberish(value))

@@ -1,0 +1,124 @@
+"""An output folder belongs to one run: of these steps, this input and these options. run.json says which.
+
+Knows nothing of what a run does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from megatron.curation.run.options import RunOptions
+from megatron.curation.run.record_io import Source
+from megatron.data.publish import publish, sync
+from megatron.errors import DataError
+
+Counts = TypeVar("Counts")
+
+
+class Described(Protocol):
+    """A step, as far as it is told from others."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+def fingerprint_of(
+    steps: Sequence[Described], sources: Sequence[Source], options: RunOptions
+) -> str:
+    """Name a run by all that its output depends on."""
+    described = [[step.name, dict(step.settings)] for step in steps]
+    return digest([described, [source.fingerprint() for source in sources], options.format])
+
+
+def digest(content: Any) -> str:
+    """Give the SHA-256, in hex, of what JSON can hold."""
+    dumped = orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=list)
+    return hashlib.sha256(dumped).hexdigest()
+
+
+def read_counts(
+    path: Path, fingerprint: str, read: Callable[[dict[str, Any]], Counts]
+) -> Counts | None:
+    """Read what was counted under a fingerprint; None if there is nothing, or of something else."""
+    try:
+        content = orjson.loads(path.read_bytes())
+        return read(content) if content["fingerprint"] == fingerprint else None
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def claim(
+    output: Path,
+    fingerprint: str,
+    steps: Sequence[Described],
+    options: RunOptions,
+    command: Sequence[str],
+) -> None:
+    """Make the folder this run's, or find that it is. Raises DataError if it holds anything else."""
+    path = output / "run.json"
+    others = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
+    try:
+        older = orjson.loads(path.read_bytes())["fingerprint"]
+    except FileNotFoundError:
+        older = None
+        if others:
+            raise DataError(
+                f"--output {output} holds {sorted(others)[0]}, which no run of curate.py wrote; name another folder"
+            ) from None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        older = "damaged"
+    if older not in (None, fingerprint):
+        if not options.overwrite:
+            raise DataError(
+                f"--output {output} holds what another command, other settings or other input wrote; name another "
+                "folder, or add --overwrite"
+            )
+        for name in others:
+            entry = output / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    run = {
+        "fingerprint": fingerprint,
+        "command": list(command),
+        "inputs": [str(Path(path).resolve()) for path in options.input],
+        "steps": [{"stage": step.name, "settings": dict(step.settings)} for step in steps],
+    }
+    write_json(path, run)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON that appears whole."""
+    dumped = orjson.dumps(content, option=orjson.OPT_INDENT_2, default=list)
+    write_whole(path, dumped)
+
+
+def aside(path: Path) -> Path:
+    """Name a file to be written before it becomes `path`: two that write the same one do not meet."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted writers left aside in a folder."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole."""
+    temporary = aside(path)
+    with temporary.open("wb") as file:
+        file.write(content)
+        sync(file)
+    publish([(temporary, path)])

@@ -1,0 +1,246 @@
+"""Documents out of files, with all that is said beside them, and into files again.
+
+Reading is that of megatron.data: JSON lines (plain, .gz, .zst) and Parquet, cut into parts. A record that cannot be
+used is given with its place, its reason and its text, to be set aside. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+import orjson
+
+from megatron.curation.run.document import Document
+from megatron.data.document_reader import (
+    Chunk,
+    Part,
+    check_inputs,
+    load,
+    plan_parts,
+    read_chunks,
+)
+from megatron.data.publish import sync
+from megatron.data.records import arrow_rows, parse_line
+from megatron.data.shards import natural_key
+from megatron.errors import DataError
+
+Format = Literal["jsonl.zst", "jsonl", "jsonl.gz", "parquet"]
+READABLE = (
+    "*.jsonl",
+    "*.json",
+    "*.jsonl.gz",
+    "*.json.gz",
+    "*.jsonl.zst",
+    "*.json.zst",
+    "*.parquet",
+)
+OWN_FILES = {"run.json", "totals.json"}  # of an output folder, beside its records
+PARQUET_BATCH_BYTES = 32 << 20  # of text, made into Arrow at a time
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be used: where it is, why, and what it holds."""
+
+    place: str
+    reason: str
+    raw: str
+
+
+class Source(Protocol):
+    """The documents of one shard."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Say which bytes these are; another content gives another answer."""
+        ...
+
+    def read(self) -> Iterator[Document | BadRecord]:
+        """Give the documents, the same each time."""
+        ...
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """The records of a part of a file."""
+
+    part: Part
+    text_key: str = "text"
+    id_key: str = "id"
+
+    @property
+    def num_bytes(self) -> int:
+        return self.part.stop - self.part.start
+
+    def fingerprint(self) -> str:
+        status = self.part.path.stat()
+        place = f"{self.part.path.resolve()}:{self.part.start}-{self.part.stop}"
+        return f"{place}:{status.st_size}:{status.st_mtime_ns}:{self.text_key}:{self.id_key}"
+
+    def read(self) -> Iterator[Document | BadRecord]:
+        for document, _ in self.read_with_bytes():
+            if document is not None:
+                yield document
+
+    def read_with_bytes(self) -> Iterator[tuple[Document | BadRecord | None, int]]:
+        """Give documents and, behind those of a chunk, None with the bytes of input they stood for."""
+        place = self.part.path.name + (f"@{self.part.start}" if self.part.start else "")
+        fields = _column_names(self.part.path)
+        number = 0
+        for chunk in map(load, read_chunks(self.part, [self.text_key], fields)):
+            for row, raw in _rows(chunk):
+                number += 1
+                if row is not None:
+                    yield self._document(row, f"{place}:{number}", raw), 0
+            yield None, chunk.num_bytes
+
+    def _document(self, row: dict[str, Any] | str, place: str, raw: bytes) -> Document | BadRecord:
+        if isinstance(row, str):
+            return BadRecord(place, row, raw.decode("utf-8", "replace"))
+        text = row.pop(self.text_key, None)
+        if not isinstance(text, str):
+            reason = f"no text under {self.text_key!r}"
+            return BadRecord(place, reason, raw.decode("utf-8", "replace"))
+        given = row.pop(self.id_key, None)
+        return Document(place if given is None else str(given), text, row)
+
+
+def _rows(chunk: Chunk) -> Iterator[tuple[dict[str, Any] | str | None, bytes]]:
+    """Give each record, None for a blank line, a reason for what cannot be read; and its bytes where they are lines."""
+    if chunk.is_arrow:
+        for row in arrow_rows(chunk):
+            yield row, b""
+        return
+    lines = bytes(chunk.data).split(b"\n")
+    for number, line in enumerate(lines):
+        is_last = number == len(lines) - 1
+        if line or not is_last:
+            yield parse_line(line, is_last), line
+
+
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() != ".parquet":
+        return []
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"input {path} is not a whole Parquet file: {error}") from error
+
+
+def find_files(inputs: Sequence[Path]) -> list[Path]:
+    """Give the files of records that inputs name; of a folder those it holds, which must be of a run that ended."""
+    files: list[Path] = []
+    for path in inputs:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        if (path / "run.json").exists() and not (path / "totals.json").exists():
+            raise DataError(
+                f"input {path} is the output of a run that has not ended; run that command again, it continues"
+            )
+        found = {file for pattern in READABLE for file in path.glob(pattern)}
+        found = {file for file in found if file.name not in OWN_FILES and file.stat().st_size}
+        if not found:
+            raise DataError(f"input {path} holds no .jsonl, .jsonl.gz, .jsonl.zst or .parquet file")
+        files += sorted(found, key=natural_key)
+    check_inputs(files)
+    return files
+
+
+def plan_sources(
+    inputs: Sequence[Path], *, shard_bytes: int, text_key: str, id_key: str
+) -> list[PartSource]:
+    """Cut the inputs into shards of about so many bytes; a compressed file is one shard, whatever its size."""
+    sources = []
+    for path in find_files(inputs):
+        count = max(round(path.stat().st_size / shard_bytes), 1)
+        for number in range(1, count + 1):
+            parts = plan_parts([path], number, count)
+            sources += [PartSource(part, text_key, id_key) for part in parts]
+    return sources
+
+
+class RecordWriter:
+    """Writes documents to a file: `{"text", "id", …}` a line, or a row. The caller publishes it by rename."""
+
+    def __init__(self, path: Path, kind: Format) -> None:
+        """Create the file."""
+        self.num_written = 0
+        self._path = path
+        self._kind = kind
+        self._file: BinaryIO = path.open("wb")
+        self._stream: Any = self._file
+        self._rows: list[dict[str, Any]] = []
+        self._tables: list[Any] = []
+        self._row_bytes = 0
+        if kind == "jsonl.zst":
+            import pyarrow
+
+            self._stream = pyarrow.CompressedOutputStream(self._file, "zstd")
+        elif kind == "jsonl.gz":
+            # No name and no time in the header: equal documents give equal files.
+            self._stream = gzip.GzipFile("", "wb", 6, self._file, mtime=0)
+
+    def write(self, document: Document) -> None:
+        """Append one document."""
+        self.num_written += 1
+        row = {"text": document.text, "id": document.id, **document.metadata}
+        if self._kind == "parquet":
+            self._rows.append(row)
+            self._row_bytes += len(document.text)
+            if self._row_bytes >= PARQUET_BATCH_BYTES:
+                self._make_table()
+        else:
+            line = orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE)
+            self._stream.write(line)
+
+    def close(self) -> None:
+        """Write what is pending and force the file to disk."""
+        if self._kind == "parquet":
+            self._write_parquet()
+        if self._stream is not self._file:
+            self._stream.close()
+        self._file.close()
+        with self._path.open("rb+") as file:  # Arrow has closed the one it wrote to
+            sync(file)
+
+    def _make_table(self) -> None:
+        import pyarrow
+
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        try:
+            columns = {name: pyarrow.array([row.get(name) for row in self._rows]) for name in names}
+        except pyarrow.ArrowException as error:
+            raise DataError(
+                f"records of one shard have values of different kinds under one key ({error}), which Parquet cannot "
+                "hold; use --format jsonl.zst"
+            ) from error
+        self._tables.append(pyarrow.table(columns))
+        self._rows, self._row_bytes = [], 0
+
+    def _write_parquet(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._rows or not self._tables:
+            self._make_table()
+        try:
+            whole = pyarrow.concat_tables(self._tables, promote_options="permissive")
+        except pyarrow.ArrowException as error:
+            raise DataError(
+                f"{error}: Parquet needs one kind a key; use --format jsonl.zst"
+            ) from error
+        if not whole.num_columns:
+            whole = pyarrow.table(
+                {"text": pyarrow.array([], "string"), "id": pyarrow.array([], "string")}
+            )
+        pyarrow.parquet.write_table(whole, self._file, compression="zstd")
