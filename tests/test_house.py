@@ -28,6 +28,12 @@ NARROW = {
     "curation": BOTTOM | {"tokenizer", "data"},
     "attribution": BOTTOM | {"tokenizer", "data"},
 }
+# The folders of curation, in rows too. What puts them together stands above them: collect, mix, stages, pipeline.
+CURATION_LAYERS = (
+    {"run"},
+    {"select"},
+    {"filters", "dedup", "decontaminate", "pii", "formats"},
+)
 CATCHES_EXCEPTION = {
     "megatron/tokenizer/json_tokenizer.py",  # tokenizers raises nothing narrower
     "megatron/evaluation/guest.py",  # whatever a generated program raises
@@ -110,6 +116,19 @@ def test_packages_import_only_from_layers_below(path: Path) -> None:
             assert package_of(name) in allowed(parts[0]), (
                 f"{relative(path)}:{line} imports {name}; {parts[0]} may import from "
                 f"{', '.join(sorted(allowed(parts[0])))}"
+            )
+
+
+@pytest.mark.parametrize("path", (ROOT / "megatron/curation").glob("*/*.py"), ids=relative)
+def test_folders_of_curation_import_only_from_those_below(path: Path) -> None:
+    folder = path.parent.name
+    row = next(number for number, names in enumerate(CURATION_LAYERS) if folder in names)
+    below = set().union(*CURATION_LAYERS[:row], {folder})
+    for line, name in imports(path):
+        if name.startswith("megatron.curation."):
+            imported = name.split(".")[2]
+            assert imported in below or imported.startswith("_"), (  # _: compiled
+                f"{relative(path)}:{line} imports {name}; {folder} may import from {sorted(below)}"
             )
 
 
