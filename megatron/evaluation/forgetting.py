@@ -56,9 +56,7 @@ class Change:
     @property
     def percent(self) -> float:
         """The change in % of what was before; of nothing, infinite or none."""
-        if self.before == 0:
-            return 0.0 if self.after == 0 else math.inf
-        return 100 * (self.after / self.before - 1)
+        return _percent(self.before, self.after)
 
 
 def compare_losses(metrics: Sequence[Path], limits: Limits) -> list[Change]:
@@ -83,8 +81,7 @@ def compare_losses(metrics: Sequence[Path], limits: Limits) -> list[Change]:
     changes = []
     for name, step in before.items():
         one, two = runs[0][name][step], runs[-1][name][after[name]]
-        rise = 100 * (two / one - 1)
-        is_kept = math.isfinite(two) and not rise > limits.loss_rise
+        is_kept = math.isfinite(two) and not _percent(one, two) > limits.loss_rise
         verdict = _verdict(name, limits, is_kept=is_kept)
         steps = (step, after[name]) if len(runs) == 1 else None
         changes.append(Change("loss", name, one, two, verdict, steps=steps))
@@ -115,7 +112,7 @@ def read_validations(path: Path) -> dict[str, dict[int, float]]:
 
 
 def compare_reports(before: Sequence[Path], after: Sequence[Path], limits: Limits) -> list[Change]:
-    """Compare pass@1 by benchmark and language, from reports of tools/evaluate.py. Raises DataError."""
+    """Compare pass@1 by benchmark and language or library, from reports of tools/evaluate.py. Raises DataError."""
     old, new = (_by_name(paths) for paths in (before, after))
     if old.keys() != new.keys():
         odd = sorted(old.keys() ^ new.keys())
@@ -196,6 +193,12 @@ def to_markdown(changes: Sequence[Change], limits: Limits) -> str:
     return "\n".join([*lines, ""])
 
 
+def _percent(before: float, after: float) -> float:
+    if before == 0:
+        return 0.0 if after == 0 else math.inf
+    return 100 * (after / before - 1)
+
+
 def _row(change: Change) -> str:
     verdict = f"**{change.verdict}**" if change.verdict == "forgotten" else change.verdict
     difference = change.after - change.before
@@ -219,7 +222,7 @@ def _finite(value: object) -> object:
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, tuple[Any, dict[str, float]]]:
-    """Give settings and {task: part of its samples that are right}, by benchmark, or by language where it has some."""
+    """Give settings and {task: part of its samples that are right}, by benchmark, or by language or library where it has some."""
     found: dict[str, tuple[Any, dict[str, float]]] = {}
     for path in paths:
         for name, settings, rates in _read_report(path):
@@ -236,16 +239,13 @@ def _read_report(path: Path) -> Iterator[tuple[str, Any, dict[str, float]]]:
         settings = drawn and {key: drawn[key] for key in drawn if key not in FREE_SETTINGS}
         counts: Mapping[str, int] = report["tasks"]
         rates = {task: count / report["num_samples"] for task, count in counts.items()}
-        groups = list(report.get("groups") or [])
+        parts = {f"{benchmark}/{group}": row["tasks"] for group, row in report["groups"].items()}
+        found = {name: {task: rates[task] for task in tasks} for name, tasks in parts.items()}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         raise DataError(f"{path} is no report; give a .report.json of tools/evaluate.py") from None
     if not rates:
         raise DataError(f"{path} has no tasks; give a .report.json of tools/evaluate.py")
-    if not groups:
-        yield benchmark, settings, rates
-    for group in groups:
-        of_group = {task: rate for task, rate in rates.items() if task.startswith(f"{group}/")}
-        if of_group:
-            yield f"{benchmark}/{group}", settings, of_group
+    for name, of_group in (found or {benchmark: rates}).items():
+        yield name, settings, of_group

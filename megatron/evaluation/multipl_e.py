@@ -92,7 +92,7 @@ def equip(tasks: Iterable[Task], limits: Limits, num_falsified: int) -> list[Tas
     if missing:
         tools = "; ".join(f"{name} needs {_needs(name)}" for name in missing)
         raise ConfigError(
-            f"this machine lacks what runs {', '.join(missing)}: {tools}; or choose --languages"
+            f"this machine lacks what runs {', '.join(missing)}: {tools}; or choose others with --only"
         )
     return [
         dataclasses.replace(

@@ -39,7 +39,7 @@ def make_report(
     groups: dict[str, dict[str, Any]] = {}
     for group in dict.fromkeys(task.group for task in judged):
         names = [task.name for task in judged if task.group == group]
-        groups[group] = _row([(counts[name], correct[name]) for name in names], results, set(names))
+        groups[group] = _row([(counts[name], correct[name]) for name in names], results, names)
     return {
         "benchmark": benchmark,
         "num_tasks": len(judged),
@@ -80,13 +80,15 @@ def _estimates(pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
 
 
 def _row(
-    pairs: Sequence[tuple[int, int]], results: Sequence[Result], names: set[str]
+    pairs: Sequence[tuple[int, int]], results: Sequence[Result], names: list[str]
 ) -> dict[str, Any]:
-    exact = [r.is_exact for r in results if r.sample.task in names and r.is_exact is not None]
+    own = set(names)
+    exact = [r.is_exact for r in results if r.sample.task in own and r.is_exact is not None]
     return {
         "num_tasks": len(pairs),
         "pass_at": _estimates(pairs),
         "exact_match": sum(exact) / len(exact) if exact else None,
+        "tasks": names,
     }
 
 

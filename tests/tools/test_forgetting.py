@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.benchmark import load_benchmark
+from megatron.evaluation.report import make_report
+from megatron.evaluation.sample import Sample
+from megatron.evaluation.score import Result
+from megatron.evaluation.trial import Verdict
 from tools import forgetting as tool
 
 NUM_SAMPLES = 20
@@ -40,7 +45,10 @@ def report(path: Path, rates: dict[str, float], num_tasks: int = 100, **changes)
         "benchmark": "multipl-e",
         "num_samples": NUM_SAMPLES,
         "settings": settings,
-        "groups": {group: {} for group in rates},
+        "groups": {
+            group: {"tasks": [task for task in tasks if task.startswith(f"{group}/")]}
+            for group in rates
+        },
         "tasks": tasks,
     }
     path.write_text(json.dumps(content | changes))
@@ -71,6 +79,8 @@ def test_two_runs_are_compared_at_their_ends(tmp_path) -> None:
     two = metrics(tmp_path / "b.jsonl", {"ruby": 1.0}, {"ruby": 2.05})
     assert run("--metrics", one, two) == 0  # + 2.5 %
     assert run("--metrics", one, two, "--max-loss-rise", 2) == tool.EXIT_FORGOTTEN
+    nothing = metrics(tmp_path / "c.jsonl", {"ruby": 0.0})
+    assert run("--metrics", nothing, two) == tool.EXIT_FORGOTTEN
 
 
 def test_a_set_that_came_late_is_named(tmp_path, capsys) -> None:
@@ -93,6 +103,25 @@ def test_the_fall_that_starcoder_did_not_see_is_seen(tmp_path, capsys) -> None:
     after = report(tmp_path / "tuned.json", {"py": 0.336, "rb": 0.012, "rkt": 0.001, "js": 0.308})
     assert run("--before", before, "--after", after) == tool.EXIT_FORGOTTEN
     assert "FORGOTTEN: multipl-e/rb, multipl-e/rkt lost more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "groups"),
+    [("ds1000", ["Matplotlib", "Numpy", "Pandas"]), ("multipl-e", ["rb", "sh"])],
+)
+def test_reports_are_read_as_evaluation_writes_them(tmp_path, benchmark, groups) -> None:
+    name = {"ds1000": "ds1000.jsonl", "multipl-e": "multipl_e.jsonl"}[benchmark]
+    file = Path(__file__).parents[1] / "evaluation" / "sets" / name
+    tasks = [task for task in load_benchmark(benchmark, [file]) if task.group in groups]
+    for prefix, outcome in (("before", "passed"), ("after", "wrong")):
+        results = [Result(Sample(task.name, 0, ""), Verdict(outcome, "", 0.1)) for task in tasks]
+        report = make_report(benchmark, tasks, results, None, is_isolated=True)
+        (tmp_path / f"{prefix}.json").write_text(json.dumps(report))
+    files = ["--before", tmp_path / "before.json", "--after", tmp_path / "after.json"]
+    assert run(*files, "--output", tmp_path / "r") == tool.EXIT_FORGOTTEN
+    rows = json.loads((tmp_path / "r.json").read_text())["changes"]
+    found = {row["name"]: (row["before"], row["after"]) for row in rows}
+    assert found == {f"{benchmark}/{group}": (100, 0) for group in groups}
 
 
 def test_chance_does_not_trip_it(tmp_path) -> None:
