@@ -49,6 +49,8 @@ EXAMPLES = """\
     python tools/attribute.py search data/py_text_document --tokenizer-file tokenizer.json --file completion.py
   all of these at once, with licences and a NOTICE to ship
     python tools/attribute.py query data/*_text_document.idx --tokenizer-file tokenizer.json --file completion.py
+  and the steps of a training run that read the documents
+    python tools/attribute.py query data/py_text_document --load runs/a --tokenizer-file tokenizer.json --file a.py
   which indexes there are, and whether they are whole
     python tools/attribute.py list data/py_text_document --verify"""
 
@@ -270,6 +272,12 @@ def _add_query(commands: Any) -> None:
         default=list(KINDS),
         help="indexes to ask (default: all)",
     )
+    parser.add_argument(
+        "--load",
+        type=Path,
+        metavar="DIR",
+        help="--save of a training run that read these token files: name the steps that read each document",
+    )
     _add_question(parser)
     parser.add_argument(
         "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
@@ -280,7 +288,15 @@ def _add_query(commands: Any) -> None:
 
 def _query(args: argparse.Namespace) -> None:
     text, asked = _question(args), _open(args, args.kinds)
-    _answer(args, asked(text, min_tokens=args.min_tokens), text, report.query_lines)
+    answer = asked(text, min_tokens=args.min_tokens)
+    if args.load is not None:
+        from megatron.training.trace import DocumentSteps
+
+        steps = DocumentSteps(args.load)
+        for one in [*answer.get("documents", []), *answer.get("similar", [])]:
+            reads = steps(one["dataset"], one["document"])
+            one["steps"] = sorted({step for step, _ in reads})
+    _answer(args, answer, text, report.query_lines)
 
 
 def _add_list(commands: Any) -> None:

@@ -30,7 +30,14 @@ from megatron.options import TokenizerConfig
 from megatron.parallel.launch import Launch
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.replay_start import plan_replay
-from megatron.training.trace import RunRecord, RunTrace, describe, samples_of_step, to_json
+from megatron.training.trace import (
+    DocumentSteps,
+    RunRecord,
+    RunTrace,
+    describe,
+    samples_of_step,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from megatron.checkpoint.compare import TensorSource
@@ -43,6 +50,8 @@ EXAMPLES = """\
   the same for programs, and a sample of a validation set by number with its text
     python tools/verify.py sample --load runs/a --step 1200 --rank 3 --json
     python tools/verify.py sample --load runs/a --set valid --sample 17 --text
+  which steps read a document (by its token file and number, as tools/attribute.py names it)?
+    python tools/verify.py steps --load runs/a --dataset data/py_text_document --document 17
   does this machine compute step 1200 as the run did, and twice alike? (as many processes as the run had)
     python tools/launch.py --standalone --nproc-per-node 8 tools/verify.py replay --load runs/a --step 1200 --times 2
   what does the latest checkpoint of a run hold, and where do two first differ?
@@ -57,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_data(commands)
     _add_sample(commands)
+    _add_steps(commands)
     _add_replay(commands)
     _add_checkpoint(commands)
     args = parse_known(parser, argv)
@@ -161,6 +171,40 @@ def _sample(args: argparse.Namespace) -> None:
             print(*(f"  | {line}" for line in text.splitlines()), sep="\n")
     if not args.json:
         print(f"traced {len(numbers)}, with the options of {record.folder}")
+
+
+def _add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "steps",
+        help="name the steps that read a document",
+        description="Name the training steps that read a part of a document, up to the last checkpoint. Reads what "
+        "`sample` reads.",
+    )
+    parser.add_argument(
+        "--load", type=Path, required=True, metavar="DIR", help="a run's --save, or an iter_ folder"
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="PREFIX", help="token file, or its last part"
+    )
+    parser.add_argument("--document", type=int, required=True, metavar="N", help="counted from 0")
+    parser.add_argument(
+        "--world-size", type=int, help="processes of the run, if its checkpoints do not say"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=_steps)
+
+
+def _steps(args: argparse.Namespace) -> None:
+    steps = DocumentSteps(args.load, args.world_size)
+    found = steps(args.dataset, args.document)
+    if args.json:
+        reads = [{"step": step, "sample": sample} for step, sample in found]
+        values = {"dataset": args.dataset, "document": args.document, "reads": reads}
+        print(json.dumps(values))
+        return
+    for step, sample in found:
+        print(f"step {step}: sample {sample}")
+    print(f"read by {len({step for step, _ in found})} steps, up to {steps.record.folder}")
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

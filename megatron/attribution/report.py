@@ -13,6 +13,7 @@ from megatron.attribution.kinds import Index
 
 MARKS = ("\x1b[30;43m", "\x1b[30;46m")  # neighbours differ
 END = "\x1b[0m"
+SHOWN_STEPS = 8
 
 
 def membership_lines(text: bytes, answer: dict[str, Any], *, colored: bool) -> Iterator[str]:
@@ -81,7 +82,17 @@ def named(document: dict[str, Any]) -> str:
         if value is not None
     ]
     number = f"{Path(document['dataset']).name} document {document['document']}"
-    return f"{'  '.join(fields)}  ({number})" if fields else f"{number}, no provenance"
+    name = f"{'  '.join(fields)}  ({number})" if fields else f"{number}, no provenance"
+    return name + _steps(document)
+
+
+def _steps(document: dict[str, Any]) -> str:
+    """Name the steps that read a document, where they were asked for."""
+    if "steps" not in document:
+        return ""
+    steps = document["steps"]
+    shown = ", ".join(map(str, steps[:SHOWN_STEPS])) + ", …" * (len(steps) > SHOWN_STEPS)
+    return f", read at step {shown}" if steps else ", not read by a step"
 
 
 def marked(text: bytes, spans: Sequence[tuple[int, int]]) -> Iterator[str]:

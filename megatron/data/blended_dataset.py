@@ -66,6 +66,19 @@ class BlendedDataset:
         sources, indices = self._read_block(number)
         return int(sources[place]), int(indices[place])
 
+    def index(self, source: int, number: int) -> int:
+        """Give the sample that sample `number` of a dataset is: undo `locate`."""
+        weight, total = self._weights[source], sum(self._weights)
+        # of t samples the source gives floor or ceil of its share: that leaves few places
+        low, high = max((number - 1) * total // weight, 0), (number + 2) * total // weight + 1
+        while low < high:
+            middle = (low + high) // 2
+            if self.counts(middle + 1)[source] > number:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
     def counts(self, num_samples: int) -> list[int]:
         """Give how many of the first num_samples samples each dataset gives."""
         number, place = divmod(num_samples, self._block_size)

@@ -107,6 +107,24 @@ class GPTDataset:
         if index < 0:
             raise IndexError(f"sample {index} of {self.name}; samples start at 0")
         epoch, position = divmod(index, self.samples_per_epoch)
-        origin = keyed_word(self._seed, self._key, "origin", epoch) % (self._num_left_over + 1)
-        permutation = Permutation(self.samples_per_epoch, self._seed, self._key, epoch)
-        return origin + permutation[position] * self._seq_length
+        return self._origin(epoch) + self._order(epoch)[position] * self._seq_length
+
+    def samples_of(self, start: int, stop: int, limit: int) -> list[int]:
+        """Give the samples below limit whose windows hold any of tokens start to stop of the token file, ascending."""
+        found = set()
+        for positions in self.tokens.positions(start, stop):
+            for epoch in range(-(-limit // self.samples_per_epoch)):
+                origin, order = self._origin(epoch), self._order(epoch)
+                # a window's last token is the next one's first
+                first = -((origin + self._seq_length - positions.start) // self._seq_length)
+                last = (positions.stop - 1 - origin) // self._seq_length
+                for window in range(max(first, 0), min(last + 1, self.samples_per_epoch)):
+                    found.add(epoch * self.samples_per_epoch + order.index(window))
+        return sorted(sample for sample in found if sample < limit)
+
+    def _origin(self, epoch: int) -> int:
+        """Give where the first window of an epoch starts in `tokens`."""
+        return keyed_word(self._seed, self._key, "origin", epoch) % (self._num_left_over + 1)
+
+    def _order(self, epoch: int) -> Permutation:
+        return Permutation(self.samples_per_epoch, self._seed, self._key, epoch)

@@ -65,6 +65,15 @@ class Permutation:
             index = self._encrypt(index)
         return index
 
+    def index(self, value: int) -> int:
+        """Give where a value stands: the index whose `permutation[index]` it is."""
+        if not 0 <= value < self.size:
+            raise IndexError(f"value {value} of a permutation of {self.size}")
+        value = self._decrypt(value)
+        while value >= self.size:
+            value = self._decrypt(value)
+        return value
+
     def map(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Permute an array of indices: the same values as one by one."""
         given = np.asarray(indices, np.int64)
@@ -84,6 +93,15 @@ class Permutation:
                 row = (row + _mix(column ^ key)) % self._rows
             else:
                 column = (column + _mix(row ^ key)) % self._columns
+        return row * self._columns + column
+
+    def _decrypt(self, index: int) -> int:
+        row, column = divmod(index, self._columns)
+        for number, key in reversed(list(enumerate(self._round_keys))):
+            if number % 2 == 0:
+                row = (row - _mix(column ^ key)) % self._rows
+            else:
+                column = (column - _mix(row ^ key)) % self._columns
         return row * self._columns + column
 
     def _encrypt_array(self, index: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -76,6 +76,17 @@ class TokenRange:
             start, stretch = end, stretch + 1
         return result
 
+    def positions(self, start: int, stop: int) -> list[range]:
+        """Give the positions of tokens start to stop of the token file, as far as they are kept: undo `pieces`."""
+        result = []
+        begin = 0
+        for end, shift in zip(self._ends.tolist(), self._shifts.tolist(), strict=True):
+            first, last = max(begin, start - shift), min(end, stop - shift)
+            if first < last:
+                result.append(range(first, last))
+            begin = end
+        return result
+
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Give tokens start to stop."""
         parts = [self.indexed.read(piece.start, piece.stop) for piece in self.pieces(start, stop)]

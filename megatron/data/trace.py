@@ -1,17 +1,19 @@
-"""From a sample back to the documents it was made of, and to the files those came from.
+"""From a sample back to the documents it was made of and the files those came from, and from a document to its samples.
 
-The order of samples is arithmetic, so this needs no record of the run: it finds the window of a sample as reading
-does, and looks up what lies there. Knows nothing of steps and ranks.
+The order of samples is arithmetic that can be undone, so this needs no record of the run. Knows nothing of steps and
+ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron.data.blended_dataset import BlendedDataset
 from megatron.data.conversation_dataset import SourceDataset
-from megatron.data.gpt_dataset import Dataset
+from megatron.data.gpt_dataset import Dataset, GPTDataset
 from megatron.data.provenance import Provenance
+from megatron.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,37 @@ class Tracer:
                 spans.append(span)
             place += len(piece)
         return TracedSample(index, source.name, source.tokens.indexed.prefix, tuple(spans))
+
+    def samples_of(self, name: str, document: int, limit: int) -> list[int]:
+        """Give the samples below limit that hold a part of a document of a token file, by its prefix or its last part.
+
+        Raises DataError for a token file that the set does not read, or reads in whole conversations.
+        """
+        sources = self._dataset.datasets if isinstance(self._dataset, BlendedDataset) else ()
+        found: list[int] = []
+        known: list[str] = []
+        for number, source in enumerate(sources or (self._dataset,)):
+            assert isinstance(source, SourceDataset)
+            indexed = source.tokens.indexed
+            known.append(indexed.prefix)
+            if name not in (indexed.prefix, Path(indexed.prefix).name):
+                continue
+            if not isinstance(source, GPTDataset):
+                raise DataError(f"{name} is read in whole conversations, which are not looked up")
+            if not 0 <= document < indexed.num_documents:
+                raise DataError(
+                    f"{name} has no document {document}; its {indexed.num_documents} count from 0"
+                )
+            start, stop = (indexed.document_start(document + i) for i in (0, 1))
+            if isinstance(self._dataset, BlendedDataset):
+                own = self._dataset.counts(limit)[number]
+                samples = source.samples_of(start, stop, own)
+                found += [self._dataset.index(number, sample) for sample in samples]
+            else:
+                found += source.samples_of(start, stop, limit)
+        if not any(name in (prefix, Path(prefix).name) for prefix in known):
+            raise DataError(f"the set reads no token file {name!r}, but {', '.join(known)}")
+        return sorted(found)
 
     def _spans(self, source: SourceDataset, piece: range, place: int) -> list[DocumentSpan]:
         """Cut consecutive tokens of a file, which stand in the window from `place` on, into documents."""

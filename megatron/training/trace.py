@@ -6,7 +6,9 @@ a trace needs their JSON files and the token files: no tensors, no process group
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,25 @@ class RunRecord:
             )
         return result
 
+    @property
+    def num_consumed(self) -> int:
+        """Count the samples that the run had consumed at its last checkpoint, those left out among them."""
+        return max((consumed for _, consumed in self.saved), default=0)
+
+    def steps_of(self, samples: Sequence[int], dp_size: int) -> dict[int, int]:
+        """Give the step, from 1, that each of some samples was read in; none for those that were left out or not read."""
+        batches = BatchSchedule.create(self.config.training, self.config.global_batch_size(dp_size))
+        steps: dict[int, int] = {}
+        marks = [(0, 0), *self.saved]
+        for (iteration, consumed), (stop, _) in itertools.pairwise(marks):
+            while iteration < stop:
+                first = first_sample(iteration, consumed, self.skipped)
+                iteration, consumed = iteration + 1, first + batches.size(first)
+                begin = bisect.bisect_left(samples, first)
+                end = bisect.bisect_left(samples, consumed)
+                steps |= dict.fromkeys(samples[begin:end], iteration)
+        return steps
+
     def require_same_files(self, opt_outs: tuple[str, ...], contents: Contents) -> None:
         """Raise CheckpointError unless the files that were opened are those that the run read.
 
@@ -183,18 +204,24 @@ class RunTrace:
 
     def trace(self, name: str, sample: int) -> TracedSample:
         """Trace a sample of a set by number. Raises ConfigError if there is none."""
-        dataset = self._set(name)
         if sample < 0:
             raise ConfigError(f"--sample {sample}: samples count from 0")
-        if name not in self._tracers:
-            self._tracers[name] = Tracer(dataset)
-        return self._tracers[name].trace(sample)
+        return self._tracer(name).trace(sample)
+
+    def samples_of(self, prefix: str, document: int, limit: int) -> list[int]:
+        """Give the training samples below limit that hold a part of a document. Raises DataError if it is not read."""
+        return self._tracer("train").samples_of(prefix, document, limit)
 
     def text(self, name: str, sample: int) -> str:
         """Give what the model reads of a sample, after fill-in-the-middle, and the last label."""
         read = self._set(name)[sample]
         ids = [*read["tokens"].tolist(), int(read["labels"][-1])]
         return self.tokenizer.detokenize(ids)
+
+    def _tracer(self, name: str) -> Tracer:
+        if name not in self._tracers:
+            self._tracers[name] = Tracer(self._set(name))
+        return self._tracers[name]
 
     def _set(self, name: str) -> Dataset:
         if name not in self._sets:
@@ -217,6 +244,22 @@ def samples_of_step(
         dp_rank=dp_rank_of(record.config, rank, dp_size),
         dp_size=dp_size,
     )
+
+
+class DocumentSteps:
+    """Which steps of a run read a document."""
+
+    def __init__(self, load: Path, world_size: int | None = None) -> None:
+        """Open a run's folder, or one of its checkpoints. Raises as `RunRecord.open` and `RunTrace` do."""
+        self.record = RunRecord.open(load)
+        self._dp_size = self.record.data_parallel_size(world_size)
+        self._run = RunTrace(self.record)
+
+    def __call__(self, prefix: str, document: int) -> list[tuple[int, int]]:
+        """Give (step, sample) of every time that a part of a document was read, up to the last checkpoint."""
+        samples = self._run.samples_of(prefix, document, self.record.num_consumed)
+        steps = self.record.steps_of(samples, self._dp_size)
+        return [(steps[sample], sample) for sample in samples if sample in steps]
 
 
 def to_json(traced: TracedSample, name: str) -> dict[str, Any]:

@@ -114,3 +114,12 @@ def test_index_outside_of_range_is_refused(index):
         Permutation(10, 0)[index]
     with pytest.raises(IndexError, match="permutation of 10"):
         Permutation(10, 0).map([0, index])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 1000, 1 << 40])
+def test_the_index_of_a_value_undoes_the_permutation(size):
+    permutation = Permutation(size, 7, "name", 3)
+    for value in range(0, size, max(size // 50, 1)):
+        assert permutation[permutation.index(value)] == value
+    with pytest.raises(IndexError):
+        permutation.index(size)

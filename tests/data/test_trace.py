@@ -93,3 +93,33 @@ def test_side_file_of_another_dataset_is_refused(numbers, prefixes, tmp_path):
     ).train
     with pytest.raises(DataError, match=r"has 1 rows, and .* 24 documents"):
         Tracer(dataset).trace(0)
+
+
+@pytest.mark.parametrize("excludes", [False, True])
+@pytest.mark.parametrize("is_blend", [False, True])
+def test_samples_of_a_document_are_those_whose_trace_names_it(
+    numbers, prefixes, tmp_path, excludes, is_blend
+):
+    options = {}
+    if excludes:
+        path = tmp_path / "optout.jsonl"
+        path.write_text("".join(f'{{"dataset": "a", "document": {n}}}\n' for n in (1, 5, 6, 14)))
+        options = {"exclude_documents": (str(path),)}
+    paths = ("2.5", prefixes[0], "1", prefixes[1]) if is_blend else (prefixes[0],)
+    config = DataConfig(seq_length=32, train_data_path=paths, **options)
+    dataset = build_datasets(config, numbers, seed=3).train
+    tracer, limit = Tracer(dataset), 75
+    expected = {}
+    for sample in range(limit):
+        traced = tracer.trace(sample)
+        for span in traced.spans:
+            expected.setdefault((traced.prefix, span.document), set()).add(sample)
+    for prefix in prefixes[: 1 + is_blend]:
+        for document in range(IndexedDataset(prefix).num_documents):
+            found = tracer.samples_of(prefix, document, limit)
+            assert found == sorted(expected.get((prefix, document), set()))
+    assert max(len(samples) for samples in expected.values()) > 3
+    with pytest.raises(DataError, match="reads no token file 'c'"):
+        tracer.samples_of("c", 0, limit)
+    with pytest.raises(DataError, match="has no document 24"):
+        tracer.samples_of("a", 24, limit)

@@ -1,4 +1,4 @@
-"""tools/verify.py sample: a step is traced to its documents, for people and for programs, without torch."""
+"""tools/verify.py sample and steps: a step is traced to its documents and back, without torch."""
 
 import json
 import shutil
@@ -28,14 +28,14 @@ def run(tmp_path_factory):
     return folder
 
 
-def verify(*arguments):
+def verify(*arguments, command="sample"):
     # An import of torch would be an error.
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv[0] = 'verify.py'; import runpy; "
         "runpy.run_path('tools/verify.py', run_name='__main__')"
     )
     return subprocess.run(
-        [sys.executable, "-c", code, "sample", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-c", code, command, *map(str, arguments)], capture_output=True, text=True
     )
 
 
@@ -52,6 +52,26 @@ def test_step_of_a_process_for_programs(run):
             *(span["tokens"][1] for span in sample["documents"][:-1]),
         ]
         assert sample["documents"][-1]["tokens"][1] == 33
+
+
+def test_steps_of_a_document_are_those_whose_samples_name_it(run):
+    lines = []
+    for step in (1, 2):
+        result = verify("--load", run, "--step", step, "--json")
+        lines += [(step, json.loads(line)) for line in result.stdout.splitlines()]
+    document = lines[0][1]["documents"][0]["document"]
+    expected = [
+        {"step": step, "sample": line["sample"]}
+        for step, line in lines
+        if document in [one["document"] for one in line["documents"]]
+    ]
+    flags = ("--load", run, "--dataset", "train", "--document", document)
+    result = verify(*flags, "--json", command="steps")
+    assert json.loads(result.stdout)["reads"] == expected, result.stderr
+    shown = verify(*flags, command="steps").stdout
+    assert f"step 1: sample {expected[0]['sample']}\n" in shown and " steps, up to " in shown
+    wrong = verify("--load", run, "--dataset", "no", "--document", 0, command="steps")
+    assert wrong.returncode == 2 and "reads no token file 'no'" in wrong.stderr
 
 
 def test_samples_that_a_run_left_out(run, tmp_path):

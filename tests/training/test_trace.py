@@ -55,6 +55,12 @@ def test_every_process_of_a_grown_batch_is_given_what_its_loader_read(corpus, tm
                 ]
         whole = samples_of_step(record, step, rank=None, world_size=None)
         assert whole == list(range(consumed[step - 1], consumed[step - 1] + size))
+    assert record.num_consumed == consumed[10]
+    steps = record.steps_of(range(consumed[12]), 2)
+    assert sorted(steps) == list(range(consumed[10]))  # later ones are not known to be read
+    for step in range(1, 11):
+        read = samples_of_step(RunRecord.open(tmp_path, step), step, rank=None, world_size=None)
+        assert [number for number, other in steps.items() if other == step] == read
 
 
 def window(traced, inputs) -> list[int]:
