@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
-from megatron.errors import ConfigError, MegatronError, TrainingError
+from megatron.errors import ConfigError, MegatronError, TrainingError, not_compiled
 from megatron.option_field import flag_of
 
 Section = TypeVar("Section")
@@ -374,6 +374,11 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except MegatronError as error:
         print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
         code = exit_code(error)
+    except ImportError as error:
+        if (line := not_compiled(error)) is None:
+            raise
+        print(f"{name}: error: {line}", file=sys.stderr)
+        code = EXIT_USER_ERROR
     except BrokenPipeError:
         # The reader of our output left (`… | head`): not an error, but stdout must not be flushed again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,8 @@
 Command lines turn them into one line on stderr and exit code 2; anything else that escapes is a bug of ours.
 """
 
+import re
+
 
 class MegatronError(Exception):
     """Base of every error that a user's input can cause."""
@@ -22,3 +24,12 @@ class CheckpointError(MegatronError):
 
 class TrainingError(MegatronError):
     """A run that cannot go on though its input is right: its numbers went wrong. Exit code 1."""
+
+
+def not_compiled(error: ImportError) -> str | None:
+    """Say which module of csrc/ an import lacks, and what to do; None where it lacks something else."""
+    found = re.search(r"'(_\w+)' from '(megatron\.\w+)'", str(error))
+    name = f"{found[2]}.{found[1]}" if found else error.name or ""
+    if not re.fullmatch(r"megatron\.\w+\._\w+", name):
+        return None
+    return f"{name} is not compiled; run `make env`, or `pip install -e .` in the repository"

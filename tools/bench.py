@@ -4,20 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from megatron.benchmark import (
-    attribution,
-    checkpoint,
-    curate,
-    data,
-    faults,
-    generate,
-    kernels,
-    train,
-)
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.errors import ConfigError
 
@@ -30,18 +21,16 @@ EXAMPLES = """\
     python tools/bench.py faults --kills 500 --seed 1
   more of each:
     python tools/bench.py train --help"""
+# Each is a module of megatron.benchmark, imported when it is asked for: another may need what is not there.
 COMMANDS = {
-    "data": (data, "the data engine, side by side with what others use"),
-    "train": (train, "training steps: tokens a second, time by part, MFU, memory"),
-    "curate": (curate, "the stages of curation, side by side with what others use"),
-    "attribution": (
-        attribution,
-        "indexes of attribution: building, questions, what they get wrong",
-    ),
-    "kernels": (kernels, "operations of a step on a GPU, by each of their implementations"),
-    "checkpoint": (checkpoint, "saves and loads, against the disk's own speed"),
-    "generate": (generate, "writing text: tokens a second beside transformers"),
-    "faults": (faults, "runs that are killed and started again, compared with one left alone"),
+    "data": "the data engine, side by side with what others use",
+    "train": "training steps: tokens a second, time by part, MFU, memory",
+    "curate": "the stages of curation, side by side with what others use",
+    "attribution": "indexes of attribution: building, questions, what they get wrong",
+    "kernels": "operations of a step on a GPU, by each of their implementations",
+    "checkpoint": "saves and loads, against the disk's own speed",
+    "generate": "writing text: tokens a second beside transformers",
+    "faults": "runs that are killed and started again, compared with one left alone",
 }
 
 
@@ -54,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         given, training_flags = given[:place], given[place + 1 :]
     parser = make_parser(__doc__ or "", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, what) in COMMANDS.items():
+    modules = {}
+    for name, what in COMMANDS.items():
+        if name not in given:
+            commands.add_parser(name, help=what)
+            continue
+        module = modules[name] = importlib.import_module(f"megatron.benchmark.{name}")
         command = commands.add_parser(
             name,
             help=what,
@@ -69,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "data":
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, as ours
     args.training_flags = training_flags
-    COMMANDS[args.command][0].run(args)
+    modules[args.command].run(args)
 
 
 if __name__ == "__main__":

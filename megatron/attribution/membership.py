@@ -22,7 +22,7 @@ from megatron.attribution import bloom
 from megatron.attribution.corpus import TokenFile
 from megatron.attribution.index_file import IndexFile, IndexWriter, check_room
 from megatron.attribution.options import BuildOptions
-from megatron.attribution.spelling import Spelling, _fingerprints
+from megatron.attribution.spelling import Spelling
 from megatron.data.token_range import Runs
 from megatron.errors import DataError
 
@@ -65,6 +65,8 @@ def build(
 
     Reads the tokens once to count distinct fingerprints, and once for each part of the filter that fits in memory.
     """
+    from megatron.attribution import _fingerprints
+
     registers = np.zeros(1 << bloom.PRECISION, np.uint8)
     for found in _fingerprints_of(file, spelling, options, on_tokens):
         _fingerprints.count_distinct(registers, found)
@@ -208,6 +210,8 @@ class MembershipIndex:
 
     def contains(self, keys: Fingerprints) -> npt.NDArray[np.bool_]:
         """Say of each fingerprint whether a document has it, but for false positives."""
+        from megatron.attribution import _fingerprints
+
         return _fingerprints.contains(self._blocks, self._probes, keys)
 
 
@@ -223,6 +227,8 @@ def ask(
     of at most a window, as those of a document have. files, of the same prefixes, say what is opted out; they need a
     spelling. What only fingerprints of opted-out documents speak for is withheld.
     """
+    from megatron.attribution import _fingerprints
+
     normalised, places = _fingerprints.normalise(text)
     found: list[tuple[int, int, str, bool]] = []
     look_ups, expected = 0, 0.0

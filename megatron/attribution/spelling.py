@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron.tokenizer.interface import Tokenizer
 
-try:
+if TYPE_CHECKING:
     from megatron.attribution import _fingerprints
-except ImportError as error:
-    raise ImportError(
-        "megatron/attribution/_fingerprints is not compiled; run `make env`, or `pip install -e .` in the repository"
-    ) from error
 
 
 class Spelling:
@@ -38,12 +35,16 @@ class Spelling:
     @functools.cached_property
     def text(self) -> _fingerprints.Spelling:
         """Text as it is compared: a sentinel is a newline, so that no run of text goes through one."""
+        from megatron.attribution import _fingerprints
+
         is_sentinel = [token in self._names for token in range(len(self._tokens))]
         return _fingerprints.Spelling(self._tokens, is_sentinel)
 
     @functools.cached_property
     def formatted(self) -> _fingerprints.Spelling:
         """Text as it was formatted: a sentinel is its name."""
+        from megatron.attribution import _fingerprints
+
         tokens = [self._names.get(token, spelled) for token, spelled in enumerate(self._tokens)]
         return _fingerprints.Spelling(tokens, [False] * len(tokens))
 

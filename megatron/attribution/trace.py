@@ -26,13 +26,6 @@ from megatron.attribution.suffix_array import KIND
 from megatron.errors import DataError
 from megatron.tokenizer.interface import Tokenizer
 
-try:
-    from megatron.attribution import _suffix_search
-except ImportError as error:
-    raise ImportError(
-        "megatron/attribution/_suffix_search is not compiled; run `make env`, or `pip install -e .` in the repository"
-    ) from error
-
 Ids = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,6 +129,7 @@ class Trace:
 
     def count(self, ids: Ids, most: int = 0) -> tuple[int, list[tuple[TokenFile, int]]]:
         """Give how often ids stand in the data, and up to `most` of the places: token files and tokens."""
+        from megatron.attribution import _suffix_search
 
         def find(task: tuple[TraceIndex, _Piece]) -> tuple[int, list[tuple[TokenFile, int]]]:
             index, piece = task
@@ -176,6 +170,8 @@ class Trace:
 
     def _longest(self, index: TraceIndex, piece: _Piece, ids: Ids) -> Ids:
         """Give the length of the longest run from each id on; 0 where the index does not know."""
+        from megatron.attribution import _suffix_search
+
         positions = np.arange(len(ids))
         if index.line_starts:
             begins = np.append(True, self.spelling.ends_line[ids[:-1]])[: len(ids)]

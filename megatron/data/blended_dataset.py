@@ -18,13 +18,6 @@ import numpy.typing as npt
 from megatron.data.gpt_dataset import Dataset, Sample
 from megatron.errors import ConfigError
 
-try:
-    from megatron.data import _helpers
-except ImportError as error:
-    raise ImportError(
-        "megatron/data/_helpers is not compiled; run `make env`, or `pip install -e .` in the repository"
-    ) from error
-
 MIN_BLOCK = (
     1 << 8
 )  # a sample at random costs a block: 5 us with two sources, 60 us with a hundred of one weight
@@ -81,6 +74,8 @@ class BlendedDataset:
 
     def counts(self, num_samples: int) -> list[int]:
         """Give how many of the first num_samples samples each dataset gives."""
+        from megatron.data import _helpers
+
         number, place = divmod(num_samples, self._block_size)
         counts = _helpers.blend_counts(self._weights, number * self._block_size)
         if place:
@@ -90,6 +85,8 @@ class BlendedDataset:
         return counts
 
     def _read_block(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+        from megatron.data import _helpers
+
         block = self._block  # one read: another thread may put its own block there
         if block is None or block[0] != number:
             start = number * self._block_size

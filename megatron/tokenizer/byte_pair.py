@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron.errors import DataError
 
-try:
+if TYPE_CHECKING:
     from megatron.tokenizer._byte_pair import BytePairEncoder
-except ImportError as error:
-    raise ImportError(
-        "megatron/tokenizer/_byte_pair is not compiled; run `make env`, or `pip install -e .` in the repository"
-    ) from error
 
 Json = dict[str, Any]
 
@@ -65,6 +61,8 @@ def make_encoder(definition: Json, token_bytes: Sequence[bytes]) -> BytePairEnco
 
     Raises UnsupportedError for one that it does not serve, DataError for merges that do not fit the vocabulary.
     """
+    from megatron.tokenizer._byte_pair import BytePairEncoder
+
     model = definition["model"]
     if definition.get("normalizer") is not None:
         raise UnsupportedError(f"a normaliser ({definition['normalizer'].get('type')})")

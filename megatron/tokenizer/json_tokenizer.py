@@ -8,12 +8,13 @@ Knows nothing of flags.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +22,13 @@ import tokenizers
 
 from megatron.errors import DataError
 from megatron.logging import get_logger
-from megatron.tokenizer.byte_pair import (
-    BYTE_OF_CHAR,
-    BytePairEncoder,
-    UnsupportedError,
-    make_encoder,
-)
+from megatron.tokenizer.byte_pair import BYTE_OF_CHAR, UnsupportedError, make_encoder
 from megatron.tokenizer.definition_check import check_definition
 from megatron.tokenizer.interface import EncodedBatch, Tokenizer
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from megatron.tokenizer._byte_pair import BytePairEncoder
 
 logger = get_logger(__name__)
 
@@ -146,6 +145,11 @@ class JsonTokenizer(Tokenizer):
         return files
 
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        # a tenth of a second for 49,152 ids, and every token file that is opened is compared with it
         definition = json.loads(self._json)
         parts = {key: definition.get(key) for key in ("normalizer", "pre_tokenizer", "model")}
         parts["added_tokens"] = definition["added_tokens"]

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from megatron.curation import _minhash
 from megatron.curation.dedup.fingerprints import RELEASED, Fingerprints
 
 RANGE_ENTRIES = 4 << 20  # keys that are held at a time, 16 bytes each and their sort
@@ -232,6 +231,8 @@ class Decisions:
 
     def add_edges(self, first: Array, second: Array) -> None:
         """Join the groups of each pair of similar documents."""
+        from megatron.curation import _minhash
+
         _minhash.unite(self._parents, first, second)
 
     def resolve(self, collection: Collection, *, threshold: float, is_one_kept: bool) -> None:
@@ -239,6 +240,8 @@ class Decisions:
 
         is_one_kept: the best alone, as the original does, though some of the others may not resemble it.
         """
+        from megatron.curation import _minhash
+
         parents = np.asarray(self._parents)
         joined = np.flatnonzero(parents != np.arange(len(parents)))
         if not len(joined):
