@@ -76,13 +76,20 @@ def attend(
     speed of `blocked_attention` for 64 to 2,048 keys, 1.7 x for 4,096.
     """
     s, b, n, d = query.shape
-    if query.stride()[2:] != (d, 1) or query.stride(0) != b * query.stride(1):
+    assert keys.is_contiguous() and values.is_contiguous() and keys.shape == values.shape
+    assert keys.dtype == values.dtype == query.dtype == torch.float32
+    assert first_row + b <= keys.size(0) and n % keys.size(1) == 0 and keys.size(3) == d
+    assert positions.shape == (s, b) and positions.dtype == torch.int64
+    assert int(positions.max()) < keys.size(2)
+    # a stride of a dim of one says nothing: rows [s*b, n*d] have one that does
+    query = query.reshape(s * b, n * d)
+    if query.stride(1) != 1:
         query = query.contiguous()
     positions = positions.contiguous()
     out = query.new_empty(s, b, n * d)
     _prediction.attend(
         queries=query.data_ptr(),
-        query_stride=query.stride(1),
+        query_stride=query.stride(0),
         tokens=s * b,
         heads=n,
         keys=keys.data_ptr(),
@@ -218,6 +225,10 @@ class Decoder:
         lengths: int64 [b], tokens before this one. keys, values: of each layer [b or more, g, positions, d], fp32.
         rotation: cos and sin [b, d/2], if positions are rotary.
         """
+        capacity = keys[0].size(2)
+        assert lengths.shape == (len(x),) and lengths.dtype == torch.int64
+        assert len(x) <= len(keys[0]) and int(lengths.max()) < capacity
+        assert all(cell.is_contiguous() for cell in (*keys, *values))
         x = x.clone(memory_format=torch.contiguous_format)
         self._run(
             x.data_ptr(),
@@ -225,7 +236,7 @@ class Decoder:
             lengths.data_ptr(),
             [key.data_ptr() for key in keys],
             [value.data_ptr() for value in values],
-            keys[0].size(2),
+            capacity,
             0 if rotation is None else rotation[0].data_ptr(),
             0 if rotation is None else rotation[1].data_ptr(),
             torch.get_num_threads(),

@@ -204,6 +204,33 @@ def test_a_chunk_attends_to_the_cells_of_its_rows(name, width):
     assert torch.equal(turned.flip(0), out)
 
 
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (3, 2)])
+def test_queries_are_read_however_they_lie(shape):
+    b, s = shape
+    keys, values = (normal(b, 2, POSITIONS, 5, seed=i) for i in range(2))
+    positions = torch.arange(s).unsqueeze(1).expand(s, b)
+    query = normal(s, b, 4, 5)
+    expected = attend(query, keys, values, positions)
+    for order in [(1, 0, 2, 3), (0, 1, 3, 2), (3, 2, 1, 0)]:
+        inverse = [order.index(dim) for dim in range(4)]
+        memory = torch.empty([query.size(dim) for dim in order])
+        lying = memory.permute(inverse).copy_(query)
+        assert torch.equal(attend(lying, keys, values, positions), expected)
+
+
+def test_no_cell_beyond_a_cache_is_touched():
+    keys, values = (normal(2, 1, 4, 5, seed=i) for i in range(2))
+    query = normal(1, 2, 2, 5)
+    for positions, first_row in [(4, 0), (3, 1)]:
+        with pytest.raises(AssertionError):
+            attend(query, keys, values, torch.full((1, 2), positions), first_row=first_row)
+    layer = make_layer(2, 1, 5, WIDTHS[0], 1)[0]
+    decoder = Decoder([layer], num_heads=2, num_groups=1, head_dim=5, window=None, epsilon=1e-5)
+    for lengths in ([3, 4], [1, 1, 1]):
+        with pytest.raises(AssertionError):
+            decoder(normal(len(lengths), H), torch.tensor(lengths), [keys], [values], None)
+
+
 def test_decoding_on_several_threads_gives_the_same_bits():
     made = [make_layer(6, 1, 12, WIDTHS[0], seed)[0] for seed in (1, 2)]
     decoder = Decoder(made, num_heads=6, num_groups=1, head_dim=12, window=None, epsilon=1e-5)
