@@ -222,7 +222,7 @@ def _finite(value: object) -> object:
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, tuple[Any, dict[str, float]]]:
-    """Give settings and {task: part of its samples that are right}, by benchmark, or by language or library where it has some."""
+    """Give settings and {task: part of its samples that are right}, by benchmark and group of its tasks."""
     found: dict[str, tuple[Any, dict[str, float]]] = {}
     for path in paths:
         for name, settings, rates in _read_report(path):

@@ -53,6 +53,8 @@ DENIED = {
     "mount_setattr": (442, 442),
 }
 SOCKET = (41, 198)  # AF_UNIX only: vsock, for one, belongs to no network namespace
+MMAP = (9, 222)  # anonymous memory that is shared counts for no limit of a process
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 CLONE = (56, 220)
 CLONE3 = (
     435,
@@ -152,6 +154,12 @@ def make_filter() -> bytes | None:
         instruction(equal, SOCKET[column], 0, 3),
         instruction(load, 16),  # first argument
         instruction(equal, AF_UNIX, 1, 0),
+        instruction(give, refuse),
+        instruction(load, 0),
+        instruction(equal, MMAP[column], 0, 5),
+        instruction(load, 40),  # fourth argument
+        instruction(bits, MAP_ANONYMOUS, 0, 2),
+        instruction(bits, MAP_SHARED, 0, 1),
         instruction(give, refuse),
         instruction(load, 0),
         instruction(equal, CLONE[column], 0, 3),

@@ -216,8 +216,11 @@ def _beside(program: Path) -> list[str]:
     """Give what a program outside /usr, or with its settings in /etc, needs to see."""
     mounts = []
     if Path("/usr") not in program.parents:
-        # .../NAME/bin/program: the whole of NAME
-        mounts.append(str(program.parent.parent if program.parent.name == "bin" else program))
+        # .../NAME/bin/program: the whole of NAME, if that holds no home and is none
+        whole, home = program.parent.parent, Path.home()
+        is_own = program.parent.name == "bin" and whole != home / ".local"
+        is_own = is_own and not home.is_relative_to(whole)
+        mounts.append(str(whole if is_own else program))
     settings = (path for name in SETTINGS for path in Path("/etc").glob(name))
     return [*mounts, *map(str, settings)]
 

@@ -35,7 +35,7 @@ PRELOADED = (
     "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "random", "re", "statistics",
     "string", "typing",
 )  # fmt: skip
-DEVICES = ("null", "zero", "random", "urandom")
+DEVICES = ("null", "random", "urandom")  # not zero: mapped, it is memory that counts for no limit
 MOUNT_POINTS = ("/mnt", "/srv", "/media", "/opt", "/var", "/tmp")
 EXIT_SECONDS = 0.2
 

@@ -236,6 +236,24 @@ def test_missing_tools_are_named_before_anything_runs(monkeypatch: pytest.Monkey
         equip([TASKS["rb"]], LIMITS, 2)
 
 
+@pytest.mark.parametrize(
+    ("folder", "seen"),
+    [("me/lua-5.4/bin", "me/lua-5.4"), ("me/bin", "me/bin/lua"), ("me/.local/bin", "me/.local/bin/lua"), ("bin", "bin/lua")],
+)  # fmt: skip
+def test_a_program_shows_its_own_folder_and_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, seen: str
+) -> None:
+    program = tmp_path / folder / "lua"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("PATH", str(program.parent))
+    installed = Installed.find("lua")
+    assert installed is not None
+    mounts = [path for path in installed.mounts if not path.startswith("/etc/")]
+    assert mounts == [str(tmp_path / seen)]
+
+
 def test_parquet_and_json_lines_hold_the_same_tasks(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in SET.read_text().splitlines()]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test-00000.parquet")
