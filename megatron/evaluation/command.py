@@ -20,13 +20,13 @@ from megatron.evaluation.infilling import (
     infilling_of_human_eval,
     write_set,
 )
-from megatron.evaluation.multipl_e import NUM_FALSIFIED, equip
+from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
 from megatron.evaluation.report import make_report, to_markdown
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
 from megatron.evaluation.sandbox import UNSANDBOXED, Sandbox, can_isolate
 from megatron.evaluation.score import Result, score
 from megatron.evaluation.task import Task, read_rows
-from megatron.evaluation.toolchain import TOOLCHAINS, Installed
+from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
 from megatron.evaluation.trial import Limits, Verdict
 from megatron.option_field import require
 
@@ -122,6 +122,7 @@ def run_score(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     tasks = equip(tasks, limits, args.falsified)
+    _check_languages(tasks, is_isolated=is_isolated)
     samples = _samples(args, tasks)
     if not samples:
         raise DataError(f"{args.samples} holds no sample of these tasks")
@@ -140,6 +141,19 @@ def run_score(args: argparse.Namespace) -> int:
         write_report(prefix, report, to_markdown(report))
     print(to_markdown(report))
     return 0
+
+
+def _check_languages(tasks: Sequence[Task], *, is_isolated: bool) -> None:
+    """Raise ConfigError for languages whose tools are there and do not run: all their samples would fail for that."""
+    for language in sorted({task.group for task in tasks if isinstance(task, ProgramTask)}):
+        installed = Installed.find(language)
+        assert installed is not None, "equip looked for it"
+        verdict = _probe(installed, is_isolated=is_isolated)
+        if not verdict.is_passed:
+            raise ConfigError(
+                f"programs in {language} do not run on this machine: {_why(installed, verdict)}; or choose others with "
+                "--only"
+            )
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -278,14 +292,26 @@ def run_languages(args: argparse.Namespace) -> int:
 
 
 def _state(language: str) -> str:
-    installed, debian = Installed.find(language), TOOLCHAINS[language].debian
-    advice = f"; Debian: apt-get install {debian}" if debian else ""
+    installed = Installed.find(language)
     if installed is None:
-        return f"not installed{advice}"
-    limits = Limits()
-    with Sandbox(limits, installed.equipment) as sandbox:
-        verdict = sandbox.run(installed.trial(TOOLCHAINS[language].probe, limits))
+        return f"not installed{_advice(TOOLCHAINS[language])}"
+    verdict = _probe(installed)
     if verdict.is_passed:
         return f"runs, {verdict.seconds:.1f} s for nothing"
+    return f"does not run: {_why(installed, verdict)}"
+
+
+def _probe(installed: Installed, *, is_isolated: bool = True) -> Verdict:
+    """Run a program that does nothing. Raises ConfigError where there is no isolation."""
+    limits = Limits()
+    with Sandbox(limits, installed.equipment, is_isolated=is_isolated) as sandbox:
+        return sandbox.run(installed.trial(installed.toolchain.probe, limits))
+
+
+def _why(installed: Installed, verdict: Verdict) -> str:
     words = " ".join(verdict.detail.split())[:160]
-    return f"does not run: {verdict.outcome}: {words}{advice}"
+    return f"{verdict.outcome}: {words}{_advice(installed.toolchain)}"
+
+
+def _advice(toolchain: Toolchain) -> str:
+    return f"; Debian: apt-get install {toolchain.debian}" if toolchain.debian else ""

@@ -1,5 +1,6 @@
 """tools/evaluate.py: samples that go on where they stopped, reports, and mistakes named in one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 
 from megatron.errors import ConfigError, DataError, MegatronError
 from megatron.evaluation.sandbox import Sandbox, can_isolate
+from megatron.evaluation.toolchain import TOOLCHAINS
 from tests.convert.runs import make_run
 from tools import evaluate as tool
 
@@ -142,6 +144,18 @@ def test_languages_have_rows_beside_what_is_published(tmp_path: Path, capsys) ->
     lines = capsys.readouterr().out.splitlines()
     assert "| sh | 1 | 100.0 | 100.0 to 100.0 | 10.46 |  |  |  |  |" in lines
     assert "| py | 1 | 100.0 | 100.0 to 100.0 | 33.57 | 30.35 | 28.37 | 21.5 | 15.17 |" in lines
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_a_language_that_lacks_a_library_is_refused_and_not_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lacking = dataclasses.replace(TOOLCHAINS["sh"], probe="echo no library >&2; exit 1\n")
+    monkeypatch.setitem(TOOLCHAINS, "sh", lacking)  # type: ignore[arg-type]
+    tasks = Path(__file__).parent.parent / "evaluation" / "sets" / "multipl_e.jsonl"
+    command = ["score", "--solutions", "--benchmark", "multipl-e", "--tasks-file", tasks]
+    with pytest.raises(ConfigError, match=r"in sh do not run on .*: no library; Debian: .*--only"):
+        evaluate(*command, "--only", "sh")
 
 
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
