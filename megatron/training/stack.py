@@ -80,7 +80,8 @@ def collective(frame: FrameType | None) -> str | None:
             name = f"{function} over {_described(caller.f_locals.get('group'))}"
         elif name is None:
             name = f"{function} ({Path(file).name})"
-    return name or f".{_wait(frame.f_code, frame.f_lineno)}()"
+    method = _wait(frame.f_code, frame.f_lineno)  # None: it has gone on since
+    return name or (f".{method}()" if method else None)
 
 
 def write_stacks(file: TextIO, title: str) -> None:

@@ -239,8 +239,8 @@ class Watch:
         frame = main_frame()
         text = f"said by rank {self._launch.rank} ({self._host}, pid {os.getpid()})"
         if alarm.kind == "hung":
-            waits = f", waiting in {collective(frame)}" if is_waiting(frame) else ""
-            text += f" at {place(frame)}{waits}"
+            waits_in = collective(frame)
+            text += f" at {place(frame)}" + (f", waiting in {waits_in}" if waits_in else "")
         if self._launch.world_size > 1:
             text += (
                 "; the other processes cannot be asked: the one that holds the rendezvous (the launcher of the first "

@@ -64,6 +64,17 @@ def test_a_frame_without_a_line_does_not_wait():
     assert stack.collective(frame) is None
 
 
+def test_a_thread_that_goes_on_while_it_is_looked_at_waits_in_nothing():
+    waits = next(c for c in SOURCELESS.co_consts if getattr(c, "co_name", None) == "waits")
+    lines = iter([4, 2])
+
+    class Frame:
+        f_code, f_back, f_locals = waits, None, {}
+        f_lineno = property(lambda self: next(lines))
+
+    assert stack.collective(Frame()) is None
+
+
 def test_a_process_whose_watch_died_still_ends_when_a_peer_is_lost(corpus, tmp_path):
     config = parse(flags_of(corpus, tmp_path, ""))
     watch = Watch(config, Launch(1, 1, 2, 2, True), Marks())
