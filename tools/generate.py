@@ -39,7 +39,7 @@ from megatron.parallel.launch import Launch
 from megatron.tokenizer.chat_template import ChatEncoder, Message, choose_template
 
 if TYPE_CHECKING:
-    from megatron.attribution.review import Review
+    from megatron.attribution.review import Review, Reviewer
     from megatron.convert.model_source import ModelSource
     from megatron.tokenizer.interface import Tokenizer
 
@@ -208,6 +208,7 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
         make_request(job, str(number), tokenizer, positions, fitting)
         for number, job in enumerate(jobs)
     ]
+    reviewer = _reviewer(args, tokenizer, launch)
     # torch takes seconds to import: a user's mistake does not wait for it
     import torch.distributed as dist
 
@@ -224,7 +225,7 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     for request in requests:
         engine.add(request)
     start, counts = time.perf_counter(), Counts()
-    with _reviewing_writer(args, tokenizer, jobs, launch) as write:
+    with _reviewing_writer(args, tokenizer, jobs, launch, reviewer) as write:
         while not engine.is_idle:
             for update in engine.step():
                 counts.add(update.completion is not None, update.token is not None)
@@ -271,19 +272,29 @@ def _write_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _reviewing_writer(
-    args: argparse.Namespace, tokenizer: Tokenizer, jobs: list[Job], launch: Launch
-) -> Iterator[Write]:
-    """Give what takes updates, and looks finished texts up in the training data first if that is asked for."""
+def _reviewer(args: argparse.Namespace, tokenizer: Tokenizer, launch: Launch) -> Reviewer | None:
+    """Give what looks texts up in the training data, on the first process, if that is asked for."""
     options = cli.section_from(args, ReviewOptions)
     if launch.rank > 0 or not options.attribution:
+        return None
+    from megatron.attribution.review import Reviewer
+
+    return Reviewer(options, tokenizer)
+
+
+@contextlib.contextmanager
+def _reviewing_writer(
+    args: argparse.Namespace,
+    tokenizer: Tokenizer,
+    jobs: list[Job],
+    launch: Launch,
+    reviewer: Reviewer | None,
+) -> Iterator[Write]:
+    """Give what takes updates, and looks finished texts up in the training data first if that is asked for."""
+    if reviewer is None:
         with _writer(args, tokenizer, jobs, launch, {}) as write:
             yield write
         return
-    from megatron.attribution.review import Reviewer
-
-    reviewer = Reviewer(options, tokenizer)
     reviews: dict[tuple[str, int], Review] = {}
     with _writer(args, tokenizer, jobs, launch, reviews) as write:
 
@@ -297,7 +308,8 @@ def _reviewing_writer(
             reviews[completion.request, completion.sample] = review
             if reviewer.withholds:
                 if review.is_too_much:
-                    completion = replace(completion, text="", finish_reason="withheld")
+                    # its scores spell its tokens
+                    completion = replace(completion, text="", scores=(), finish_reason="withheld")
                 update = replace(update, text=completion.text, completion=completion)
             write(job, update)
             if not (args.json or args.output):

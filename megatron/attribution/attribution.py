@@ -40,19 +40,22 @@ class Attribution:
         if word_index.KIND in kinds:
             self._similar = similar.Similar(files, self.spelling, num_threads=num_threads)
 
-    def __call__(self, text: bytes, *, min_tokens: int = 1) -> dict[str, Any]:
+    def __call__(
+        self, text: bytes, *, min_tokens: int = 1, most_spans: int | None = None
+    ) -> dict[str, Any]:
         """Answer for a text, as JSON values: of each kind that is open, then `licenses` and `notice`.
 
-        Spans have min_tokens ids at least. Places are bytes of the text.
+        Spans have min_tokens ids at least; there are most_spans of them at most, the longest. Places are bytes of the
+        text.
         """
         with self._lock:
-            return self._answer(text, min_tokens)
+            return self._answer(text, min_tokens, most_spans)
 
-    def _answer(self, text: bytes, min_tokens: int) -> dict[str, Any]:
+    def _answer(self, text: bytes, min_tokens: int, most_spans: int | None) -> dict[str, Any]:
         answer: dict[str, Any] = {"bytes": len(text)}
         if self._trace is not None:
             most = max(self._num_documents, SHOWN_PLACES)
-            spans = self._trace(text, min_tokens=min_tokens, most=most)
+            spans = self._trace(text, min_tokens=min_tokens, most=most, most_spans=most_spans)
             answer |= trace.to_json(text, spans, self.spelling, self._num_documents)
         if self._membership is not None:
             found = membership.ask(text, self._membership, self.files, self.spelling)

@@ -110,10 +110,17 @@ class Trace:
         self._indexes = [TraceIndex(file, spelling) for file in files]
         self._num_threads = num_threads
 
-    def __call__(self, text: bytes, *, min_tokens: int = 1, most: int = 10) -> list[Span]:
-        """Give the spans of a text of at least min_tokens ids, in its order, each with up to `most` places."""
+    def __call__(
+        self, text: bytes, *, min_tokens: int = 1, most: int = 10, most_spans: int | None = None
+    ) -> list[Span]:
+        """Give the spans of a text of at least min_tokens ids, in its order, each with up to `most` places.
+
+        most_spans: of the longest runs of ids, which bounds the time that a text takes.
+        """
         ids, edges = self._encode(text)
         found = self.runs(ids, min_tokens=min_tokens)
+        longest = sorted(found, key=lambda run: run[0] - run[1])[:most_spans]
+        found = sorted(longest)
         spans = [self._span(text, edges, ids, first, stop, most) for first, stop in found]
         return _without_contained(spans)
 
@@ -126,6 +133,18 @@ class Trace:
         before = np.append(-1, np.maximum.accumulate(stops)[:-1]) if len(ids) else stops
         (first,) = np.nonzero((lengths >= max(min_tokens, 1)) & (stops > before))
         return [(int(i), int(stops[i])) for i in first]
+
+    def holds(self, text: bytes, size: int) -> bool:
+        """Say whether a part of a text of so many bytes stands in the data, of however few ids."""
+        ids, edges = self._encode(text)
+        sizes = {run: int(edges[run[1]] - edges[run[0]]) for run in self.runs(ids)}
+        # a run is carried on by a token or two: one of half the size is far from enough
+        return any(
+            span.stop - span.start >= size
+            for first, stop in sorted(sizes, key=lambda run: -sizes[run])
+            if 2 * sizes[first, stop] >= size
+            for span in [self._span(text, edges, ids, first, stop, 10)]
+        )
 
     def count(self, ids: Ids, most: int = 0) -> tuple[int, list[tuple[TokenFile, int]]]:
         """Give how often ids stand in the data, and up to `most` of the places: token files and tokens."""

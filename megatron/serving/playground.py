@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -31,6 +33,10 @@ from megatron.training.curves import Curves, read_curves
 
 PAGE = Path(__file__).with_name("page")
 MAX_BYTES = 100_000  # of a text that is looked up
+MAX_SPANS = (
+    200  # the longest ones; of a text of many, as one made of lines of many files, all take seconds
+)
+MAX_WAITING = 16  # texts to be looked up beside the one that is
 LINES_AROUND = 200  # of a source that are shown before and behind a line
 MAX_POINTS = 1000  # of a curve
 # What the page may load is here: a text that it shows can fetch and run nothing.
@@ -61,7 +67,7 @@ class Playground:
         """Say what there is."""
         return {
             "model": self._model.name,
-            "max_tokens": self._model.num_positions,
+            "max_tokens": self._model.num_positions - 1,  # the prompt has one at least
             "infill": FIM_PREFIX in self._model.tokenizer.special_tokens,
             "attribution": self._attribution is not None,
             "training": self._metrics is not None,
@@ -77,7 +83,7 @@ class Playground:
                 status=413,
             )
         try:
-            answer = attribution(encoded, min_tokens=MIN_TOKENS)
+            answer = attribution(encoded, min_tokens=MIN_TOKENS, most_spans=MAX_SPANS)
         except DataError as error:
             raise RequestError(str(error)) from None
         return {
@@ -163,12 +169,28 @@ class Playground:
 def playground_routes(playground: Playground, options: ServingOptions) -> list[BaseRoute]:
     """Give the routes below /playground."""
 
+    look_ups = anyio.CapacityLimiter(1)  # what waits takes no thread from others
+    num_asked = 0
+
     async def about(_request: Request) -> Response:
         return JSONResponse(playground.about())
 
     async def matches(request: Request) -> Response:
         body = await read_body(request, options.max_body_bytes, options.body_seconds)
-        return JSONResponse(await run_in_threadpool(playground.matches, _text_of(body)))
+        text = _text_of(body)
+        nonlocal num_asked
+        if num_asked > MAX_WAITING:
+            raise RequestError(
+                f"{MAX_WAITING} texts wait to be looked up; ask again in a while",
+                status=429,
+                headers={"Retry-After": "1"},
+            )
+        num_asked += 1
+        try:
+            found = await anyio.to_thread.run_sync(playground.matches, text, limiter=look_ups)
+        finally:
+            num_asked -= 1
+        return JSONResponse(found)
 
     async def source(request: Request) -> Response:
         name, line = request.query_params.get("id", ""), request.query_params.get("line", "1")

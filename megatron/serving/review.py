@@ -12,8 +12,10 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from megatron.attribution.review import Reviewer
+from megatron.errors import DataError
 from megatron.inference.request import Update
 from megatron.serving.completion_answer import Answer
+from megatron.serving.error import RequestError
 
 WITHHELD = "content_filter"  # OpenAI's reason for what is left out
 
@@ -58,7 +60,12 @@ class Reviews:
         """
         if self._reviewer is None:
             return False
-        review = await run_in_threadpool(self._reviewer, text)
+        try:
+            review = await run_in_threadpool(self._reviewer, text)
+        except DataError as error:  # a normaliser that changes this text, a damaged index
+            raise RequestError(
+                f"what was written cannot be looked up in the training data: {error}", status=500
+            ) from None
         choice["attribution"] = review.answer
         if not (self._reviewer.withholds and review.is_too_much):
             return False

@@ -214,3 +214,14 @@ def test_damage_is_seen(source_texts, tokenizer, tmp_path):
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(DataError, match="is damaged: its SHA-256"):
         IndexFile.open(prefix, "trace").verify()
+
+
+def test_the_longest_runs_are_kept_where_many_are_found(by_bytes, tmp_path):
+    words = ["one", "fourteen", "two", "seventeen", "six"]
+    prefix = write(tmp_path / "a", words, by_bytes)
+    files, spelling = index([prefix], by_bytes, "trace")
+    trace = Trace(files, by_bytes, spelling)
+    text = "|".join(words).encode()
+    spans = trace(text, min_tokens=2, most_spans=2)
+    assert [text[span.start : span.stop] for span in spans] == [b"fourteen", b"seventeen"]
+    assert trace.holds(text, 9) and not trace.holds(text, 10)

@@ -1,7 +1,9 @@
 """The page and what it asks, from a server of its own process; and the page itself in a browser, where there is one."""
 
+import asyncio
 import json
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +13,12 @@ import pytest
 pytest.importorskip("pydivsufsort", reason="pip install pydivsufsort")
 pytest.importorskip("megatron.attribution._suffix_search", reason="csrc/ is not compiled: make env")
 pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
+from starlette.requests import Request
+
 from megatron.convert.model_source import ModelSource
+from megatron.serving.error import RequestError
+from megatron.serving.options import ServingOptions
+from megatron.serving.playground import MAX_WAITING, playground_routes
 from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
 from tests.serving.process import ServerProcess
@@ -111,6 +118,43 @@ def test_the_page_loads_nothing_from_elsewhere(playground: ServerProcess, server
     assert (
         "--attribution" in ask(server, "playground/matches", {"text": "a"})[1]["error"]["message"]
     )
+
+
+def test_texts_wait_for_one_another_and_too_many_are_refused():
+    started, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        num_at_once = 0
+
+        def matches(self, text: str) -> dict:
+            self.num_at_once += 1
+            assert self.num_at_once == 1
+            started.set()
+            go_on.wait(10)
+            self.num_at_once -= 1
+            return {}
+
+    async def ask_all() -> list:
+        endpoint = playground_routes(Slow(), ServingOptions())[1].endpoint
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b'{"text": "a"}'}
+
+        async def one() -> int:
+            try:
+                answer = await endpoint(Request({"type": "http", "headers": []}, receive))
+            except RequestError as error:
+                return error.status
+            return answer.status_code
+
+        first = asyncio.create_task(one())
+        await asyncio.to_thread(started.wait, 10)
+        others = [asyncio.create_task(one()) for _ in range(MAX_WAITING + 3)]
+        await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        go_on.set()
+        return sorted([await first, *await asyncio.gather(*others)])
+
+    assert asyncio.run(ask_all()) == [200] * (1 + MAX_WAITING) + [429] * 3
 
 
 @pytest.fixture

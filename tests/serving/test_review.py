@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import pytest
 
 pytest.importorskip("starlette", reason="needs starlette: requirements.txt")
+from megatron.errors import DataError
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request, Update
 from megatron.serving.completion_answer import Answer
 from megatron.serving.completion_call import CompletionCall
+from megatron.serving.error import RequestError
 from megatron.serving.review import Reviews
 
 
@@ -86,3 +88,13 @@ def test_a_whole_answer_keeps_its_echo(withholds, second):
     values = asyncio.run(Reviews(FakeReviewer(withholds), asked).whole())
     assert [choice["text"] for choice in values["choices"]] == ["# new code", second]
     assert [choice["attribution"]["bytes"] for choice in values["choices"]] == [8, 11]
+
+
+def test_what_cannot_be_looked_up_is_an_error_that_says_so():
+    class Failing(FakeReviewer):
+        def __call__(self, text: str) -> Found:
+            raise DataError("an index is damaged")
+
+    with pytest.raises(RequestError, match=r"cannot be looked up .* damaged") as caught:
+        chunks(Failing(withholds=True))
+    assert caught.value.status == 500

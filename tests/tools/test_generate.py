@@ -218,5 +218,15 @@ def test_text_that_stands_in_the_training_data_is_named_or_withheld(run, tmp_pat
     (line,) = generate(run, capsys, *args, "--verbatim-bytes", size, "--json").splitlines()
     held = json.loads(line)
     assert (held["text"], held["finish_reason"]) == ("", "withheld")
+    few = (*args, "--verbatim-bytes", 4, "--max-new-tokens", 8)  # fewer tokens than are named
+    assert generate(run, capsys, *few) == "\n"
+    # nor by the tokens' scores, nor if the document has opted out since the model was trained
+    opted_out = tmp_path / "out.jsonl"
+    opted_out.write_text('{"repo": "octocat/a"}\n')
+    args += ("--exclude-documents", opted_out, "--logprobs", 1)
+    (line,) = generate(run, capsys, *args, "--verbatim-bytes", size, "--json").splitlines()
+    held = json.loads(line)
+    assert held["finish_reason"] == "withheld" and "logprobs" not in held
+    assert "octocat" not in line and held["attribution"]["spans"] == []
     with pytest.raises(ConfigError, match="need --attribution PREFIX"):
         generate(run, capsys, "--prompt", "a", "--verbatim", "withhold")
