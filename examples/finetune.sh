@@ -30,6 +30,7 @@ convert_load() { # once, on the first node: a Hugging Face folder becomes a chec
         "$python" "$root"/tools/convert_from_hf.py --load "$load" --save "$converted"
     fi
     load=$converted
+    wait_for_file "$load"/latest_checkpointed_iteration.txt
 }
 wait_for_file() { # wait_for_file FILE: other nodes, until the first one has made it
     local seconds=0
@@ -79,7 +80,7 @@ judge_forgetting() { # exit code 3 where a set lost more than it may; all is sav
     "$python" "$root"/tools/forgetting.py --metrics "$save/metrics.jsonl" --output "$run_dir/forgetting" \
         "${forgetting_flags[@]}" ${MAX_LOSS_RISE:+--max-loss-rise "$MAX_LOSS_RISE"} || code=$?
     ((code != 0)) || return 0
-    if [[ -n ${ALLOW_FORGETTING:-} ]]; then
+    if ((code == FORGOTTEN)) && [[ -n ${ALLOW_FORGETTING:-} ]]; then
         echo "ALLOW_FORGETTING is set: this is no failure"
         return 0
     fi
@@ -129,8 +130,11 @@ finetune() { # finetune FLAGS...
     fi
     choose_weights
     choose_data "$@"
-    ! is_hugging_face "$load" || convert_load
-    wait_for_file "$load"/latest_checkpointed_iteration.txt
+    if is_hugging_face "$load"; then
+        convert_load
+    elif [[ ! -f $load/latest_checkpointed_iteration.txt ]]; then
+        die "LOAD is '$load', which holds no run's checkpoints (latest_checkpointed_iteration.txt) and no config.json"
+    fi
     recipe+=(--load "$load" --save "$save")
     choose_length "$@"
     if has_flag --dry-run "$@"; then

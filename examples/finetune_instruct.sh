@@ -79,7 +79,9 @@ prepare_chats() { # once, on the first node: conversations become token files
     [[ -n $chats ]] || die "CHATS is not set; name a file of conversations"
     [[ -f $chats ]] || die "CHATS is '$chats', which is no file; name one of conversations"
     [[ -n $tokenizer_file ]] || die "TOKENIZER_FILE is not set, and no tokenizer.json lies with $load"
-    if [[ ! -f $data_path.idx && ${node_rank:-0} == 0 ]]; then
+    if [[ -f $data_path.idx ]]; then
+        echo "conversations are those that $data_path holds already; without its files, $chats is written anew"
+    elif [[ ${node_rank:-0} == 0 ]]; then
         say "encoding $chats"
         "$python" "$root"/tools/preprocess_data.py --input "$chats" --messages-key messages \
             --output-prefix "${data_path%_messages_document}" --tokenizer-file "$tokenizer_file" --shuffle \

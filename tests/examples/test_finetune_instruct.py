@@ -43,3 +43,12 @@ def test_mistakes_end_with_a_line_and_code_2(variables: dict[str, str], message:
     result = pretrain.launch(**variables)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_conversations_that_were_written_before_are_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "chats_messages_document.idx").touch()
+    paths = {"CHATS": str(SCRIPT), "RUN_DIR": str(tmp_path), "TOKENIZER_FILE": str(SCRIPT)}
+    result = pretrain.launch(MODEL="1b", LOAD="/", **paths)
+    assert f"those that {tmp_path}/data/chats_messages_document holds already" in result.stdout
+    assert result.returncode == 2 and "LOAD is '/'" in result.stderr.splitlines()[-1]

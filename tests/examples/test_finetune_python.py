@@ -34,6 +34,10 @@ def test_the_stage_is_the_published_one(model: str) -> None:
         ({"MODEL": "1b", "LOAD": "/nope"}, "LOAD is '/nope', which is no folder"),
         ({"MODEL": "1b", "LOAD": "/"}, "DATA_PATH is not set"),
         ({"MODEL": "1b", "LOAD": "/", "VALID_PATHS": "/nope"}, "VALID_PATHS names '/nope'"),
+        (
+            {"MODEL": "1b", "LOAD": "/", "DATA_PATH": "x"},
+            "LOAD is '/', which holds no run's checkpoints",
+        ),
         ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS is 'many'"),
     ],
 )
@@ -50,6 +54,7 @@ def test_mistakes_end_with_a_line_and_code_2(variables: dict[str, str], message:
         ("MAX_LOSS_RISE=5", 0),
         ("MAX_LOSS_RISE=4", 3),
         ("ALLOW_FORGETTING=1", 0),
+        ("ALLOW_FORGETTING=1 MAX_LOSS_RISE=-1", 2),  # a mistake is nothing that was forgotten
     ],
 )
 def test_what_was_forgotten_ends_a_run_with_code_3_unless_it_may(
@@ -65,5 +70,6 @@ def test_what_was_forgotten_ends_a_run_with_code_3_unless_it_may(
     )
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=root)
     assert result.returncode == code, result.stderr
-    assert ("| cpp | 5.040 | 5.280 |" in result.stdout) and (tmp_path / "forgetting.json").exists()
+    assert ("| cpp | 5.040 | 5.280 |" in result.stdout) == (code != 2)
+    assert (tmp_path / "forgetting.json").exists() == (code != 2)
     assert ("THE MODEL FORGOT" in result.stderr) == (code == 3)
