@@ -14,7 +14,12 @@ from pathlib import Path
 
 from megatron.data.blended_dataset import BlendedDataset
 from megatron.data.content import SetContents, SourceContent, content_of
-from megatron.data.conversation_dataset import ConversationDataset, SourceDataset, template_of
+from megatron.data.conversation_dataset import (
+    ConversationDataset,
+    SourceDataset,
+    has_short,
+    template_of,
+)
 from megatron.data.exclusion import Exclusions, exclude_documents
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import Dataset, GPTDataset
@@ -199,7 +204,7 @@ class _Builder:
         return sets
 
     def build(self, group: SourceGroup, fims: Sequence[FillInTheMiddle | None]) -> list[_Made]:
-        """Make one set with each of fims; none if it is there by default only and is less than one sample."""
+        """Make one set with each of fims; none if it is there by default only and makes no sample."""
         sources: list[_Source] = []
         prefixes = [source.prefix for source in group.sources]
         names = _numbered(f"{group.name}/{Path(prefix).name}" for prefix in prefixes)
@@ -209,9 +214,9 @@ class _Builder:
             indexed = self._files[source.prefix]
             documents = source.part.documents(indexed.num_documents)
             tokens = TokenRange(indexed, documents, self._excluded.of(source.prefix))
-            if group.is_by_default and tokens.num_tokens <= self._config.seq_length:
+            if group.is_by_default and not self._holds_sample(source.prefix, documents, tokens):
                 logger.info(
-                    "%s: %d documents of %s are less than one sample; left out, since no --split asks for them",
+                    "%s: %d documents of %s make no sample; left out, since no --split asks for them",
                     name,
                     tokens.num_documents,
                     source.prefix,
@@ -227,6 +232,12 @@ class _Builder:
         if len(sources) == 1:
             return [_Made(datasets[0], content) for datasets in made]
         return [_Made(BlendedDataset(datasets, weights, group.name), content) for datasets in made]
+
+    def _holds_sample(self, prefix: str, documents: range, tokens: TokenRange) -> bool:
+        seq_length = self._config.seq_length
+        if prefix not in self._conversations:
+            return tokens.num_tokens > seq_length
+        return has_short(tokens.indexed, documents, self._excluded.of(prefix), seq_length)
 
     def _dataset(self, source: _Source, fim: FillInTheMiddle | None) -> SourceDataset:
         if source.indexed.prefix in self._conversations:

@@ -277,6 +277,19 @@ def test_opted_out_conversations_are_not_read(tokenizer, tmp_path):
     assert counts == [len(CHATS), len(CHATS) - 2]
 
 
+@pytest.mark.parametrize(("words", "is_left_out"), [(90, True), (1, False)])
+def test_a_set_that_nobody_asked_for_is_left_out_if_all_in_it_are_too_long(
+    tokenizer, tmp_path, words, is_left_out
+):
+    last = turns("hi", "x " * words)
+    prefix = write(tmp_path, tokenizer, [turns("hi", "x")] * 40 + [last])
+    resets = {"reset_attention_mask": True, "reset_position_ids": True}
+    config = DataConfig(seq_length=SEQ_LENGTH, data_path=(prefix,), **resets)
+    sets = build_datasets(config, tokenizer, seed=1)
+    assert sets.train.num_documents == 40
+    assert ("valid" not in sets.valid) == is_left_out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
