@@ -107,7 +107,7 @@ def _build(args: argparse.Namespace) -> None:
     tasks = plan(args.prefix, args.kinds, options, again=args.again)
     if tasks:
         build(tasks, build_tokenizer(section_from(args, TokenizerConfig)), options, _show)
-    num_bytes = sum(task.path.stat().st_size for task in tasks)
+    num_bytes = sum(KINDS[task.kind].open(task.file.prefix).num_bytes for task in tasks)
     num_current = len(args.prefix) * len(args.kinds) - len(tasks)
     print(f"built {len(tasks)} indexes, {num_bytes / 1e6:,.1f} MB; {num_current} were up to date")
 

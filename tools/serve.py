@@ -130,9 +130,10 @@ def _served(
     args: argparse.Namespace, options: ServingOptions, tokenizer: Tokenizer, num_positions: int
 ) -> ServedModel:
     from megatron.serving.completion_call import ServedModel
+    from megatron.training.curves import name_of_run
 
     return ServedModel(
-        options.served_model_name or args.load.resolve().name,
+        options.served_model_name or name_of_run(args.load),
         tokenizer,
         num_positions,
         max_samples=options.batch_size + options.queue_size,

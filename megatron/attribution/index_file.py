@@ -15,7 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -220,6 +220,15 @@ def check_is_of(path: Path, content: FileContent, prefix: str, kind: str) -> Non
         raise DataError(
             f"{path} is stale: it was made of {content.describe()}, and {prefix} is now {now.describe()}; make it "
             f"again with tools/attribute.py build --kinds {kind} {prefix}"
+        )
+
+
+def check_spelling(path: Path, facts: Mapping[str, Any], sha256: str) -> None:
+    """Raise DataError if an index was made with another tokenizer than one of this spelling, or does not say."""
+    if facts.get("spelling") != sha256:
+        raise DataError(
+            f"{path} is of ids of another tokenizer, by the bytes that they stand for; give the one that "
+            "preprocessed the token file, or make it again with tools/attribute.py build"
         )
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from megatron.attribution import bloom
 from megatron.attribution.corpus import TokenFile
-from megatron.attribution.index_file import IndexFile, IndexWriter, check_room
+from megatron.attribution.index_file import IndexFile, IndexWriter, check_room, check_spelling
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
 from megatron.data.token_range import Runs
@@ -94,6 +94,7 @@ def build(
         facts = {
             **wanted(options),
             "normalisation": "each run of space, \\t, \\n, \\v, \\f, \\r is one space",
+            "spelling": spelling.sha256,
             "documents": file.dataset.num_documents,
             "tokens": file.dataset.num_tokens,
             "fingerprints": num_keys,
@@ -245,6 +246,8 @@ def ask(
         is_withheld = np.zeros(len(keys), bool)
         if index.prefix in excluded:
             assert spelling is not None
+            # else its fingerprints would be none of the filter, and what is opted out would be found
+            check_spelling(index.index.path, index.index.facts, spelling.sha256)
             is_withheld = is_open & _is_opted_out(excluded[index.prefix], index, spelling, keys)
             is_open &= ~is_withheld
         for withheld, is_found in ((False, is_open), (True, is_withheld)):

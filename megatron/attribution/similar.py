@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.attribution.corpus import TokenFile
+from megatron.attribution.index_file import check_spelling
 from megatron.attribution.ranking import LineRanking
 from megatron.attribution.search import Candidate
 from megatron.attribution.spelling import Spelling
@@ -35,6 +36,8 @@ class Similar:
     ) -> None:
         """Open the indexes of words. Raises DataError for one that cannot be used."""
         self._pairs = [(file, open_index(file.prefix)) for file in files]
+        for _, index in self._pairs:
+            check_spelling(index.path, index.facts, spelling.sha256)
         self._spelling = spelling
         self._num_threads = num_threads
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.attribution.corpus import TokenFile
-from megatron.attribution.index_file import IndexFile
+from megatron.attribution.index_file import IndexFile, check_spelling
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.suffix_array import KIND
 from megatron.errors import DataError
@@ -48,11 +48,7 @@ class TraceIndex:
     def __init__(self, file: TokenFile, spelling: Spelling) -> None:
         """Open PREFIX.trace. Raises DataError if it is missing, damaged, stale or of another tokenizer."""
         index = IndexFile.open(file.prefix, KIND)
-        if index.fact("spelling") != spelling.sha256:
-            raise DataError(
-                f"{index.path} is of ids of another tokenizer, by the bytes that they stand for; give the one that "
-                "preprocessed the token file"
-            )
+        check_spelling(index.path, index.facts, spelling.sha256)
         self.file = file
         self.line_starts = index.fact("mode") == "line_starts"
         excluded = file.excluded_tokens

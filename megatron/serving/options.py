@@ -19,7 +19,7 @@ class ServingOptions:
         None, "file of the keys that clients have to give, one a line", metavar="FILE"
     )
     served_model_name: str | None = option(
-        None, "what clients call the model (default: the name of the folder)", metavar="NAME"
+        None, "what clients call the model (default: the name of the run's folder)", metavar="NAME"
     )
     order: Literal["psm", "spm"] = option("psm", "of an infilling's parts, unless a request says")
     sentinels: bool = option(

@@ -40,7 +40,7 @@ def read_curves(path: Path) -> Curves:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text; give a run's metrics.jsonl") from None
-    curves = Curves(name=path.resolve().parent.name)
+    curves = Curves(name=name_of_run(path.parent))
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -64,6 +64,12 @@ def read_curves(path: Path) -> Curves:
     if not curves.train and not curves.validation:
         raise DataError(f"{path} holds no loss yet; let the run reach a log interval")
     return curves
+
+
+def name_of_run(folder: Path) -> str:
+    """Give the name of a run by its folder, or by the folder of its checkpoints."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
 
 
 def _whole(value: object) -> int:

@@ -146,7 +146,7 @@ def test_bytes_of_the_file_do_not_depend_on_threads_and_memory(
 
 
 def test_what_is_opted_out_is_withheld_at_once_and_what_others_have_too_is_not(
-    source_texts, tokenizer, tmp_path
+    source_texts, tokenizer, by_bytes, tmp_path
 ):
     shared = source_texts[0][:2000]
     rows = {"repo": ["octocat/gone", "octocat/stays"]}
@@ -164,6 +164,8 @@ def test_what_is_opted_out_is_withheld_at_once_and_what_others_have_too_is_not(
         answer = ask(text.encode(), indexes, files, spelling)
         assert {span.withheld for span in answer.spans} == {is_withheld}
         assert (answer.covered == 0) == is_withheld
+        with pytest.raises(DataError, match="of another tokenizer"):
+            ask(text.encode(), indexes, files, type(spelling)(by_bytes))
 
 
 def test_filter_answers_without_its_token_file_and_is_refused_beside_another(

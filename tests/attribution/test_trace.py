@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("pydivsufsort", reason="pip install pydivsufsort")
 pytest.importorskip("megatron.attribution._suffix_search", reason="csrc/ is not compiled: make env")
 from megatron.attribution.options import BuildOptions
+from megatron.attribution.similar import Similar
 from megatron.attribution.suffix_array import piece_tokens, pieces, sorted_places
 from megatron.attribution.trace import Trace, rank_documents, to_json
 from megatron.errors import ConfigError, DataError
@@ -185,9 +186,11 @@ def test_what_cannot_be_traced_is_an_error_that_says_what_to_do(
     with pytest.raises(DataError, match=r"document 0 does not end in id 256.*--append-eod"):
         index([prefix], by_bytes, "trace")
     prefix = write(tmp_path / "b", source_texts[:1], tokenizer)
-    files, spelling = index([prefix], tokenizer, "trace")
-    with pytest.raises(DataError, match="of another tokenizer"):
+    files, spelling = index([prefix], tokenizer, "trace", "search")
+    with pytest.raises(DataError, match=r"b\.trace is of ids of another tokenizer"):
         Trace(files, by_bytes, type(spelling)(by_bytes))
+    with pytest.raises(DataError, match=r"b\.search is of ids of another tokenizer"):
+        Similar(files, type(spelling)(by_bytes))
     with pytest.raises(DataError, match="not UTF-8"):
         traced[0](b"\xff" * 30)
     with pytest.raises(

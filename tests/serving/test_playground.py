@@ -21,6 +21,7 @@ from megatron.serving.options import ServingOptions
 from megatron.serving.playground import MAX_WAITING, playground_routes
 from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
+from tests.serving.conftest import NUM_POSITIONS
 from tests.serving.process import ServerProcess
 
 SOURCE = [f"def function_{n}(a, b):\n    return a * {n} + b  # 🎉 é\n\n\n" for n in range(400)]
@@ -47,8 +48,10 @@ def playground(run: Path, tmp_path_factory):
     texts = ["".join(SOURCE[:200]), "".join(SOURCE[200:])]
     prefix = write(folder / "code", texts, tokenizer, rows=ROWS)
     index([prefix], tokenizer, "trace")
-    (folder / METRICS_FILE).write_text("".join(json.dumps(step) + "\n" for step in STEPS))
-    flags = ("--attribution", f"{prefix}.idx", "--training-run", str(folder))
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / METRICS_FILE).write_text("".join(json.dumps(step) + "\n" for step in STEPS))
+    flags = ("--attribution", f"{prefix}.idx", "--training-run", str(checkpoints))
     with ServerProcess(run, *flags) as process:
         yield process
 
@@ -86,6 +89,7 @@ def test_a_run_is_shown_as_its_metrics_say(playground: ServerProcess):
     _, answer, _ = ask(playground, "playground/training")
     assert answer["losses"] == [[n, 6.0 / n] for n in range(1, 5)]
     assert answer["speeds"][-1] == [4, 40.0] and answer["validation"] == {"python": [[4, 2.5]]}
+    assert answer["name"].startswith("playground")
     assert (answer["iteration"], answer["consumed_tokens"]) == (4, 256)
 
 
@@ -112,6 +116,7 @@ def test_the_page_loads_nothing_from_elsewhere(playground: ServerProcess, server
         assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
         assert "http" not in answer["text"].replace("http://www.w3.org/2000/svg", "")
     about = ask(playground, "playground/about")[1]
+    assert about["max_tokens"] == NUM_POSITIONS - 1
     assert about["attribution"] and about["training"] and about["infill"]
     plain = ask(server, "playground/about")[1]
     assert not plain["attribution"] and not plain["training"]

@@ -17,7 +17,8 @@ export function describe(source) {
 }
 
 export class Matches {
-  constructor(editor) {
+  constructor(editor, onError) {
+    this.onError = onError;
     this.editor = editor;
     this.request = 0;
     editor.area.addEventListener("keyup", () => this.follow());
@@ -89,7 +90,13 @@ export class Matches {
     const source = span.sources[0];
     if (!source) return;
     const query = new URLSearchParams({ id: source.id, line: source.first_line });
-    const answer = await (await ask(`playground/source?${query}`)).json();
+    let answer;
+    try {
+      answer = await (await ask(`playground/source?${query}`)).json();
+    } catch (error) {
+      this.onError(error);
+      return;
+    }
     if (this.editor.chosen === span) this.show({ ...answer, ...source }, moves);
   }
 

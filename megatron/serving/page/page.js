@@ -7,7 +7,7 @@ import { Training } from "./training.js";
 
 const by = (id) => document.getElementById(id);
 const editor = new Editor(by("text"), by("shown"));
-const matches = new Matches(editor);
+const matches = new Matches(editor, complain);
 const training = new Training();
 let about = { infill: false, attribution: false, training: false };
 let work = null; // the AbortController of a completion being written
@@ -90,7 +90,7 @@ async function generate() {
   by("stop").disabled = true;
   by("generate").disabled = false;
   by("discard").disabled = range.start === range.end;
-  by("status").textContent += `; ${{ stop: "ended by itself", length: "the limit of tokens" }[reason] ?? reason}`;
+  by("status").textContent += `; ${{ stop: "ended by itself", length: "the limit of tokens", content_filter: "withheld" }[reason] ?? reason}`;
   editor.area.focus();
   label();
   if (about.attribution && range.end > range.start) await find();
