@@ -216,19 +216,37 @@ def redact(
     replaced = _replace(text, found, config, tried, bare)
     kept = list(found)
     if _parses(text, language) and not _parses(replaced, language):
-        kept = []
-        for item in found:
-            for words in [bare, bare | {item}] if item.kind in WORDS else [bare]:
-                if _parses(_replace(text, [item], config, dict(given), words), language):
-                    bare = words
-                    kept.append(item)
-                    break
+
+        def fits(items: Sequence[Found], words: set[Found]) -> bool:
+            return _parses(_replace(text, items, config, dict(given), words), language)
+
+        kept, bare = _fitting(found, bare, fits)
         tried = dict(given)
         replaced = _replace(text, kept, config, tried, bare)
         if not _parses(replaced, language):
             return text, []
     given.update(tried)
     return replaced, kept
+
+
+def _fitting(
+    items: Sequence[Found], bare: set[Found], fits: Callable[[Sequence[Found], set[Found]], bool]
+) -> tuple[list[Found], set[Found]]:
+    """Leave out what stands in the way, looked for by halves: each try parses the file, and few of thousands do.
+
+    bare: what is replaced by words without brackets; given with what must be, too.
+    """
+    if fits(items, bare):
+        return list(items), bare
+    if len(items) > 1:
+        half = len(items) // 2
+        first, bare = _fitting(items[:half], bare, fits)
+        last, bare = _fitting(items[half:], bare, fits)
+        return [*first, *last], bare
+    more = bare.union(items)
+    if items[0].kind in WORDS and fits(items, more):
+        return list(items), more
+    return [], bare
 
 
 def _is_in_word(text: str, item: Found) -> bool:
@@ -244,11 +262,13 @@ def _replace(
     bare: Collection[Found],
 ) -> str:
     parts, last = [], 0
+    taken = set(given.values())
     for item in found:
         value = text[item.begin : item.end]
         key = (item.kind, value)
         if key not in given:
-            given[key] = _replacement(text, item, value, set(given.values()), config)
+            given[key] = _replacement(text, item, value, taken, config)
+            taken.add(given[key])
         parts += [text[last : item.begin], given[key].strip("<>") if item in bare else given[key]]
         last = item.end
     return "".join([*parts, text[last:]])

@@ -212,6 +212,19 @@ def test_what_would_break_a_file_is_code_and_left():
     assert redacted(text, "python") == "mail = '<EMAIL>'\ny = weights@layer.io\n"
 
 
+def test_one_find_that_is_code_costs_few_parses_of_a_file_with_many(monkeypatch):
+    from megatron.curation.pii import stage
+
+    parses, tried = stage._parses, []
+    monkeypatch.setattr(stage, "_parses", lambda *given: tried.append(0) or parses(*given))
+    lines = [f"m{n} = 'ann{n}@lee.org'\n" for n in range(500)]
+    code = ["y = weights@layer.io\n", "z = left@right.io\n"]
+    text = "".join([*lines[:100], code[0], *lines[100:], code[1]])
+    answer = redacted(text, "python")
+    assert answer.count("<EMAIL>") == 500 and all(line in answer for line in code)
+    assert len(tried) < 60
+
+
 def test_the_standard_library_holds_addresses_of_its_authors_and_parses_on():
     stage, finds, size = pii_stage(PiiConfig()), 0, 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]:
