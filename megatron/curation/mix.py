@@ -349,6 +349,9 @@ def mix(
                 for task, counted in zip(tasks, pool.map(tasks), strict=True):
                     mixture.add(*counted)
                     on_bytes(task.source.num_bytes)
+        if mixture.num_bad:
+            why = ", or are not as curate.py format wrote them" if config.formatted else ""
+            logger.warning("%d records are left out: they have no text%s", mixture.num_bad, why)
         mixture.write(output)
     (output / ".lock").unlink(missing_ok=True)
     return mixture

@@ -124,3 +124,14 @@ def test_what_cannot_be_meant_is_an_error(inputs, tmp_path):
 def test_a_cap_of_no_group_is_named_after_the_work_and_does_not_lose_it(inputs, tmp_path, caplog):
     assert mixed(inputs, tmp_path, cap=("perl=3",)).weights()["python"] == 15
     assert "--cap perl" in caplog.text
+
+
+@pytest.mark.parametrize("formatted", [False, True])
+def test_records_that_are_left_out_are_said(inputs, tmp_path, formatted, caplog, monkeypatch):
+    monkeypatch.setattr("megatron.curation.mix.check_sentinels", lambda *_: None)
+    (tmp_path / "stack/2.jsonl").write_text('{"no": "text"}\n')
+    with caplog.at_level("WARNING", "megatron"):
+        mixture = mixed(inputs, tmp_path, formatted=formatted)
+    assert mixture.num_bad == (6 if formatted else 1)
+    assert f"{mixture.num_bad} records are left out" in caplog.text
+    assert ("curate.py format" in caplog.text) == formatted
