@@ -16,9 +16,10 @@ MIN_LETTERS = 20  # of prose, below which nothing can be said
 MAX_CHARACTERS = 4000  # of prose that are looked at
 NOT_PROSE = re.compile(
     r"^(?P<fence>```+|~~~+).*?(?:^(?P=fence)|\Z)"  # blocks of code
-    r"|`[^`\n]+`|<[^<>\n]+>|\w+://\S+"  # code in a line, tags, addresses
-    r"|^(?: {4}|\t|>|\s+at |\s*File \").*$"  # indented, quoted, stack traces
-    r"|\S*[\w)\]][.:/\\=_(]+\w\S*",  # names and paths of code
+    r"|`[^`\n]+`|<[^<>\n]+>|\w{1,20}://[!-~]+"  # code in a line, tags, addresses
+    r"|^(?: {4}|\t|>|[^\S\n]+at |[^\S\n]*File \").*$"  # indented, quoted, stack traces
+    # Names and paths of code: ASCII, since words may follow without a space; bounds, since a log may have no space.
+    r"|[!-~]{0,60}[A-Za-z0-9_)\]][.:/\\=_(]{1,20}[A-Za-z0-9_][!-~]*",
     re.M | re.S,
 )
 

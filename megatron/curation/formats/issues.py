@@ -23,7 +23,7 @@ BOT = re.compile(
     re.I,
 )
 MAIL = (
-    re.compile(r"(?:^|\n)(?:—|--|-)?\s*\n?(?:You are receiving this|Reply to this email directly)[\s\S]*$", re.I),
+    re.compile(r"(?:^|\n)(?:—|--|-)?\s{0,100}(?:You are receiving this|Reply to this email directly)[\s\S]*$", re.I),
     re.compile(r"(?:^|\n)On [^\n]{0,200}\n?[^\n]{0,200}\b(?:wrote|notifications@github\.com)[^\n]*:?[ \t]*(?=\n|$)", re.I),
     re.compile(r"^(?:Signed-off-by|Reviewed-by|Acked-by): .*$", re.M),
     re.compile(r"^_{20,}\s*$", re.M),
@@ -42,7 +42,8 @@ class _Event:
 def issue_text(document: Document, languages: Sequence[str] = ()) -> list[str] | Drop:
     """Give an issue as sentinels and text, or why it is left out; languages: those wanted, if not all."""
     found = document.find("events")
-    events = [_event(item) for item in found if isinstance(item, dict)] if found else []
+    listed = found if isinstance(found, list) else []
+    events = [_event(item) for item in listed if isinstance(item, dict)]
     title = next((event.title for event in events if event.title), document.word("title"))
     spoken = [event for event in _without_bots(events) if event.text]
     size = sum(len(event.text) for event in spoken)

@@ -43,9 +43,8 @@ def _cells(text: str) -> tuple[list[dict[str, Any]], str] | Drop:
     cells = content.get("cells")
     sheets = content.get("worksheets")
     if cells is None and isinstance(sheets, list):
-        cells = [
-            cell for sheet in sheets if isinstance(sheet, dict) for cell in sheet.get("cells") or []
-        ]
+        listed = [sheet.get("cells") for sheet in sheets if isinstance(sheet, dict)]
+        cells = [cell for group in listed if isinstance(group, list) for cell in group]
     if not isinstance(cells, list) or not cells:
         return Drop("notebook-empty")
     about = content.get("metadata")

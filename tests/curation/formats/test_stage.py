@@ -4,10 +4,13 @@ import ast
 import importlib.util
 import json
 import re
+import time
 from collections import Counter
 
 import pytest
 
+from megatron.curation.formats.human_language import NOT_PROSE, language_of
+from megatron.curation.formats.issues import without_mail
 from megatron.curation.formats.sentinels import neutralise
 from megatron.curation.formats.stage import FormatConfig, format_stage, star_bucket
 from megatron.curation.run.document import Changed, Document, Drop
@@ -164,6 +167,42 @@ def test_issues_in_other_languages_are_dropped_whatever_code_they_hold():
             assert (answer.rule, answer.detail) == ("issue-language", code)
     events = [{"author": "ann", "text": CODE_IN_AN_ISSUE * 2}]
     assert isinstance(stage.apply(Document("1", "t", {"events": events})), Changed)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("py3langid") is None, reason="needs pip install py3langid"
+)
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("zh", "调用load_model()函数时程序崩溃,错误信息在日志/tmp/log.txt里面可以看到,请问这个问题应该怎么解决?"),
+        ("ja", "load_model()を呼び出すとクラッシュします。ログは/tmp/log.txtにあります。助けてください。"),
+    ],
+)  # fmt: skip
+def test_a_language_without_spaces_is_told_between_names_of_code(language, text):
+    assert language_of(text) == language
+
+
+@pytest.mark.parametrize("unit", ["a", "+", "_(", "a=", "\n", "://", ") ", "> ", "`", "<", "aé"])
+def test_prose_of_a_log_without_spaces_is_found_in_no_time(unit):
+    begin = time.process_time()
+    NOT_PROSE.sub(" ", "x" + unit * 30_000)
+    without_mail("x" + unit * 30_000 + "y")
+    assert time.process_time() - begin < 2  # ten where each place looks at all behind it
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "metadata"),
+    [
+        ("issue", "t", {"events": 5}),
+        ("issue", "t", {"events": [5, {"author": 5, "text": ["a"]}]}),
+        ("notebook-script", '{"worksheets": [{"cells": 5}, {"cells": null}, 5]}', {}),
+        ("notebook-structured", '{"worksheets": [{"cells": 5}]}', {}),
+    ],
+)
+def test_a_record_of_another_build_is_dropped_and_ends_no_run(kind, text, metadata):
+    answer = format_stage(FormatConfig(kind=kind)).apply(Document("1", text, metadata))
+    assert isinstance(answer, Drop)
 
 
 def test_a_language_that_is_no_code_is_an_error():
