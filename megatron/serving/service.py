@@ -36,7 +36,6 @@ class Ticket:
         self.call = call
         self.started = time.monotonic()
         self.written: float | None = None  # when the last token was
-        self.num_tokens = 0
         self.left = {request.name: request.num_samples for request in call.requests}
         self.timer: asyncio.TimerHandle | None = None
         self._queue: asyncio.Queue[list[Update] | Exception] = asyncio.Queue()

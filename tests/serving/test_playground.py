@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import threading
 import urllib.error
@@ -18,14 +19,19 @@ from starlette.requests import Request
 from megatron.convert.model_source import ModelSource
 from megatron.serving.error import RequestError
 from megatron.serving.options import ServingOptions
-from megatron.serving.playground import MAX_WAITING, playground_routes
+from megatron.serving.playground import MAX_WAITING, PAGE, playground_routes
 from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
 from tests.serving.conftest import NUM_POSITIONS
 from tests.serving.process import ServerProcess
 
 SOURCE = [f"def function_{n}(a, b):\n    return a * {n} + b  # 🎉 é\n\n\n" for n in range(400)]
-ROWS = {"repo": ["octocat/a", "octocat/b"], "path": ["a.py", "b.py"], "license": ["MIT", None]}
+OPTED_OUT = "".join(f"def gone_{n}(a):\n    return a - {n} * a\n\n\n" for n in range(40))
+ROWS = {
+    "repo": ["octocat/a", "octocat/b", "octocat/gone"],
+    "path": ["a.py", "b.py", "gone.py"],
+    "license": ["MIT", None, "MIT"],
+}
 STEPS = [
     *(
         {
@@ -42,16 +48,25 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def playground(run: Path, tmp_path_factory):
-    """A server with two documents to find, and a run to watch."""
+    """A server with two documents to find, one that is opted out, and a run to watch."""
     folder = tmp_path_factory.mktemp("playground")
     tokenizer = ModelSource.open(run).tokenizer
-    texts = ["".join(SOURCE[:200]), "".join(SOURCE[200:])]
+    texts = ["".join(SOURCE[:200]), "".join(SOURCE[200:]), OPTED_OUT]
     prefix = write(folder / "code", texts, tokenizer, rows=ROWS)
     index([prefix], tokenizer, "trace")
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir()
     (checkpoints / METRICS_FILE).write_text("".join(json.dumps(step) + "\n" for step in STEPS))
-    flags = ("--attribution", f"{prefix}.idx", "--training-run", str(checkpoints))
+    opted_out = folder / "out.jsonl"
+    opted_out.write_text('{"repo": "octocat/gone"}\n')
+    flags = (
+        "--attribution",
+        f"{prefix}.idx",
+        "--exclude-documents",
+        str(opted_out),
+        "--training-run",
+        str(checkpoints),
+    )
     with ServerProcess(run, *flags) as process:
         yield process
 
@@ -85,6 +100,15 @@ def test_a_text_is_found_in_characters_with_its_source(playground: ServerProcess
     assert source["num_lines"] == 801 and len(source["text"].split("\n")) == 241
 
 
+def test_what_is_opted_out_is_neither_found_nor_shown(playground: ServerProcess):
+    _, answer, _ = ask(playground, "playground/matches", {"text": OPTED_OUT[:300]})
+    assert answer == {"spans": []}
+    status, answer, _ = ask(playground, "playground/source?id=0-2")
+    assert status == 404 and "no source '0-2'" in answer["error"]["message"]
+    status, answer = playground.ask(prompt=OPTED_OUT[:200], max_tokens=4, echo=True)
+    assert status == 200 and "octocat" not in json.dumps(answer["choices"][0]["attribution"])
+
+
 def test_a_run_is_shown_as_its_metrics_say(playground: ServerProcess):
     _, answer, _ = ask(playground, "playground/training")
     assert answer["losses"] == [[n, 6.0 / n] for n in range(1, 5)]
@@ -100,6 +124,7 @@ def test_a_run_is_shown_as_its_metrics_say(playground: ServerProcess):
         ("playground/matches", {"text": 1}, 400, 'not {"text"'),
         ("playground/matches", {"text": "x" * 100_001}, 413, "allowed: 100000"),
         ("playground/source?id=0-2", None, 404, "no source '0-2'"),
+        ("playground/source?id=0-3", None, 404, "no source '0-3'"),
         ("playground/source?id=../0-1", None, 404, "no source"),
         ("playground/source?id=0-1&line=0", None, 400, "from 1 on"),
         ("page/../../../etc/passwd", None, 404, "nothing at this address"),
@@ -111,10 +136,13 @@ def test_bad_questions_are_refused(playground: ServerProcess, path, body, status
 
 
 def test_the_page_loads_nothing_from_elsewhere(playground: ServerProcess, server: ServerProcess):
-    for name in ("", "page.css", "page.js"):
+    for name in ("", *(path.name for path in PAGE.iterdir())):
         status, answer, headers = ask(playground, name)
         assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
         assert "http" not in answer["text"].replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacent|\beval\b|document\.write", answer["text"]
+        )
     about = ask(playground, "playground/about")[1]
     assert about["max_tokens"] == NUM_POSITIONS - 1
     assert about["attribution"] and about["training"] and about["infill"]
