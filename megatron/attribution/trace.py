@@ -55,13 +55,16 @@ class TraceIndex:
         self.pieces = []
         for number, (start, stop) in enumerate(index.fact("pieces")):
             inside = excluded.clip(start, stop) - start
+            inside = inside[inside[:, 1] > inside[:, 0]]
+            if int(np.diff(inside).sum()) == stop - start:
+                continue  # a search would pass over every place of it, at each id of a text
             self.pieces.append(
                 _Piece(
                     start,
                     file.dataset.tokens[start:stop],
                     index.array(f"places{number}"),
                     index.array(f"starts{number}"),
-                    inside[inside[:, 1] > inside[:, 0]],
+                    inside,
                 )
             )
 

@@ -11,7 +11,7 @@ pytest.importorskip("megatron.attribution._suffix_search", reason="csrc/ is not 
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.similar import Similar
 from megatron.attribution.suffix_array import piece_tokens, pieces, sorted_places
-from megatron.attribution.trace import Trace, rank_documents, to_json
+from megatron.attribution.trace import Trace, TraceIndex, rank_documents, to_json
 from megatron.errors import ConfigError, DataError
 from tests.attribution.conftest import index, write
 
@@ -228,3 +228,16 @@ def test_the_longest_runs_are_kept_where_many_are_found(by_bytes, tmp_path):
     spans = trace(text, min_tokens=2, most_spans=2)
     assert [text[span.start : span.stop] for span in spans] == [b"fourteen", b"seventeen"]
     assert trace.holds(text, 9) and not trace.holds(text, 10)
+
+
+def test_a_token_file_that_is_opted_out_whole_is_not_searched(by_bytes, tmp_path):
+    texts = ["some text", "more of it"]
+    gone = write(tmp_path / "gone", texts, by_bytes, rows={"repo": ["a/gone", "a/gone"]})
+    stays = write(tmp_path / "stays", texts[1:], by_bytes, rows={"repo": ["a/stays"]})
+    list_file = tmp_path / "out.jsonl"
+    list_file.write_text('{"repo": "a/gone"}\n')
+    files, spelling = index([gone, stays], by_bytes, "trace", opt_out=[str(list_file)])
+    assert [len(TraceIndex(file, spelling).pieces) for file in files] == [0, 1]
+    trace = Trace(files, by_bytes, spelling)
+    assert [span.count for span in trace(b"more of it", min_tokens=4)] == [1]
+    assert trace(b"some text", min_tokens=8) == Trace(files[:1], by_bytes, spelling)(b"some") == []
