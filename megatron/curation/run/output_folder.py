@@ -66,6 +66,8 @@ def claim(
 ) -> None:
     """Make the folder this run's, or find that it is. Raises DataError if it holds anything else."""
     path = output / "run.json"
+    for leftover in output.glob(f".{path.name}.*.tmp"):  # of a run that was stopped as it came here
+        leftover.unlink(missing_ok=True)
     others = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
     try:
         older = orjson.loads(path.read_bytes())["fingerprint"]

@@ -245,6 +245,13 @@ def test_folder_of_another_command_is_left_alone_unless_told(tmp_path, source):
         run_steps([ODD], options(tmp_path, source, name="mine", overwrite=True))
 
 
+def test_a_run_that_was_stopped_as_it_claimed_its_folder_begins_again(tmp_path, source):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.run.json.0123456789ab.tmp").write_text("{")
+    run_steps([ODD], options(tmp_path, source))
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
 def test_complete_run_is_summed_up_without_work(tmp_path, source, monkeypatch):
     totals = run_steps([ODD], options(tmp_path, source))
     monkeypatch.setattr(engine, "Workers", None)
