@@ -163,6 +163,32 @@ def test_what_carries_no_loss_gives_no_gradient(world, corpus, chats, tmp_path):
         assert torch.equal(weight, others[name]), name
 
 
+def _step_without_loss(rank, command):
+    """What a step does whose tokens all carry no loss, and whether it left the weights."""
+    inputs = open_inputs(parse(command), 1)
+    run = build_run(inputs, plan_start(inputs, 1), grid())
+    read = run.loader.batch
+
+    def batch(consumed, size):
+        given = read(consumed, size)
+        return replace(given, loss_mask=torch.zeros_like(given.loss_mask))
+
+    run.loader.batch = batch
+    before = [tensor.detach().to_local().clone() for tensor in run.tensors.parameters.values()]
+    result = queue_step(run, GLOBAL_BATCH).read()
+    after = [tensor.detach().to_local() for tensor in run.tensors.parameters.values()]
+    run.close()
+    return result, all(map(torch.equal, before, after))
+
+
+def test_a_step_without_a_token_to_learn_changes_nothing_and_is_not_lost(
+    world, corpus, chats, tmp_path
+):
+    ((result, is_left),) = world(1).run(_step_without_loss, flags(corpus, chats, tmp_path))
+    assert is_left and result.is_skipped and not result.is_lost
+    assert result.num_loss_tokens == 0
+
+
 def test_an_export_has_the_template_and_what_ends_an_answer(corpus, alone, exported):
     theirs = AutoTokenizer.from_pretrained(exported)
     source = ModelSource.open(alone)
