@@ -30,6 +30,7 @@ from megatron.attribution.corpus import TokenFile, open_token_files
 from megatron.attribution.kinds import KINDS
 from megatron.attribution.membership import MembershipIndex, ask
 from megatron.attribution.options import BuildOptions
+from megatron.attribution.similar import Similar
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.trace import Trace
 from megatron.benchmark.corpus import prepare_corpus
@@ -47,6 +48,7 @@ EXAMPLES = """\
 TOOL = Path(__file__).parents[2] / "tools" / "attribute.py"
 VOCAB_SIZE = 49152
 QUERY_TOKENS = 256
+SNIPPET_LINES = 10
 PLANTED_BYTES = 99  # of normalised text
 BATCH = 1_000_000
 
@@ -196,6 +198,44 @@ def questions(bench: Attribution) -> Iterator[Line]:
         yield _latency(f"membership, {name}", lambda text: ask(text, [index]), texts)
 
 
+def searching(bench: Attribution) -> Iterator[Line]:
+    """Ten lines of a file, as they are and with a word changed in a fifth of them: is it the first hit?"""
+    similar = Similar([bench.file], bench.spelling)
+    for name, num_changed in (("as it is", 0), ("2 lines with another name", SNIPPET_LINES // 5)):
+        draw = random.Random(8)
+        num_right, seconds = 0, []
+        for _ in range(bench.queries):
+            lines = _lines_of_a_file(bench, draw)
+            asked = list(lines)
+            worded = [n for n, line in enumerate(lines) if re.search(r"\w", line)]
+            for number in draw.sample(worded, min(num_changed, len(worded))):
+                asked[number] = _changed(lines[number].encode(), draw).decode()
+            start = time.perf_counter()
+            hits = similar("\n".join(asked), 1)
+            seconds.append(time.perf_counter() - start)
+            if hits:
+                found = hits[0].file.source(hits[0].document, bench.spelling)
+                num_right += "\n".join(lines) in found
+        p50, p99 = 1000 * np.percentile(seconds, [50, 99])
+        yield Line(
+            f"search, {SNIPPET_LINES} lines {name}",
+            f"{num_right / bench.queries:.1%} first",
+            f"{num_right} of {bench.queries}",
+            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms",
+        )
+
+
+def _lines_of_a_file(bench: Attribution, draw: random.Random) -> list[str]:
+    """Draw consecutive lines of a document, most of which are not blank."""
+    while True:
+        document = draw.randrange(bench.file.dataset.num_documents)
+        lines = bench.file.source(document, bench.spelling).split("\n")
+        start = draw.randrange(max(len(lines) - SNIPPET_LINES, 1))
+        chosen = lines[start : start + SNIPPET_LINES]
+        if sum(bool(line.strip()) for line in chosen) > SNIPPET_LINES // 2:
+            return chosen
+
+
 def _changed(text: bytes, draw: random.Random) -> bytes:
     """Put another word for one of each line."""
     lines = []
@@ -257,6 +297,7 @@ SECTIONS: dict[str, Callable[[Attribution], Iterator[Line]]] = {
     "false_positives": false_positives,
     "recall": recall,
     "questions": questions,
+    "searching": searching,
     "cold_start": cold_start,
 }
 

@@ -241,6 +241,8 @@ def nodes(folder: Path, script: Path, *options: str) -> list[Forked]:
 def test_a_crash_on_one_node_restarts_and_counts_on_all(tmp_path: Path) -> None:
     body = """
         begin()
+        while not (folder / f'try{tried}_rank0').exists():
+            time.sleep(0.02)
         if rank == 1:
             sys.exit(70 + tried)
         time.sleep(60)
