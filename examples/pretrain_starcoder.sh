@@ -66,7 +66,8 @@ prepare_tiny_data() { # each stage is skipped where its finished output lies
                 say "tokenizing $language, $part"
                 "$python" "$root"/tools/preprocess_data.py --input "$corpus/${language}_$part.jsonl" \
                     --output-prefix "$prefix" --tokenizer-type TokenizerFromFile \
-                    --tokenizer-file "$tokenizer_file" --append-eod --shuffle --workers "$num_cores"
+                    --tokenizer-file "$tokenizer_file" --append-eod --shuffle --workers "$num_cores" \
+                    --provenance-keys path language
             fi
         done
         train_paths+=(1 "$tokens/${language}_train_text_document") # equal weights

@@ -294,7 +294,8 @@ def _query(args: argparse.Namespace) -> None:
 
         steps = DocumentSteps(args.load)
         for one in [*answer.get("documents", []), *answer.get("similar", [])]:
-            reads = steps(one["dataset"], one["document"])
+            is_read = steps.reads(one["dataset"])  # files for validation may be among them
+            reads = steps(one["dataset"], one["document"]) if is_read else []
             one["steps"] = sorted({step for step, _ in reads})
     _answer(args, answer, text, report.query_lines)
 

@@ -313,6 +313,8 @@ def _reviewing_writer(
                 update = replace(update, text=completion.text, completion=completion)
             write(job, update)
             if not (args.json or args.output):
+                if reviewer.withholds and review.is_too_much:
+                    print("this text is withheld (--verbatim withhold):", file=sys.stderr)
                 for line in review.lines():
                     print(line, file=sys.stderr)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron.attribution import membership, similar, suffix_array, trace, word_index
 from megatron.attribution.corpus import TokenFile
-from megatron.attribution.notice import licenses, notice
+from megatron.attribution.notice import MIN_SHARE, licenses, notice
 from megatron.attribution.spelling import Spelling
 from megatron.tokenizer.interface import Tokenizer
 
@@ -65,7 +65,11 @@ class Attribution:
             answer["similar"] = similar.to_json(hits)
         documents, near = answer.get("documents", []), answer.get("similar", [])
         named = {(one["dataset"], one["document"]) for one in documents}
-        others = [one for one in near if (one["dataset"], one["document"]) not in named]
+        others = [
+            one
+            for one in near
+            if (one["dataset"], one["document"]) not in named and one["share"] >= MIN_SHARE
+        ]
         answer["licenses"] = licenses([*documents, *others])
         answer["notice"] = notice(documents, near)
         return answer

@@ -57,7 +57,10 @@ class Similar:
         else:
             by_file = list(map(find, self._pairs))
         hits = [hit for hits in by_file for hit in hits]
-        return sorted(hits, key=lambda hit: (-hit.share, -hit.score))[:most]
+        hits.sort(key=lambda hit: (-hit.share, -hit.score))
+        if hits and hits[0].share > 0:  # others share words alone
+            hits = [hit for hit in hits if hit.share > 0]
+        return hits[:most]
 
     def _compare(self, file: TokenFile, candidate: Candidate, ranking: LineRanking) -> Hit | None:
         document = candidate.document

@@ -59,6 +59,15 @@ class Tracer:
             place += len(piece)
         return TracedSample(index, source.name, source.tokens.indexed.prefix, tuple(spans))
 
+    def reads(self, name: str) -> bool:
+        """Say whether the set reads a token file, by its path or its last part."""
+        dataset = self._dataset
+        sources = dataset.datasets if isinstance(dataset, BlendedDataset) else (dataset,)
+        return any(
+            isinstance(source, SourceDataset) and _is_called(source.tokens.indexed.prefix, name)
+            for source in sources
+        )
+
     def samples_of(self, name: str, document: int, limit: int) -> list[int]:
         """Give the samples below limit that hold a part of a document of a token file, by its prefix or its last part.
 
@@ -71,7 +80,7 @@ class Tracer:
             assert isinstance(source, SourceDataset)
             indexed = source.tokens.indexed
             known.append(indexed.prefix)
-            if name not in (indexed.prefix, Path(indexed.prefix).name):
+            if not _is_called(indexed.prefix, name):
                 continue
             if not isinstance(source, GPTDataset):
                 raise DataError(f"{name} is read in whole conversations, which are not looked up")
@@ -86,7 +95,7 @@ class Tracer:
                 found += [self._dataset.index(number, sample) for sample in samples]
             else:
                 found += source.samples_of(start, stop, limit)
-        if not any(name in (prefix, Path(prefix).name) for prefix in known):
+        if not any(_is_called(prefix, name) for prefix in known):
             raise DataError(f"the set reads no token file {name!r}, but {', '.join(known)}")
         return sorted(found)
 
@@ -119,3 +128,8 @@ class Tracer:
                 indexed.prefix, num_documents=indexed.num_documents
             )
         return self._provenance[indexed.prefix]
+
+
+def _is_called(prefix: str, name: str) -> bool:
+    """Say whether a name means a token file: its path, however it is written, or its last part."""
+    return name in (prefix, Path(prefix).name) or Path(name).resolve() == Path(prefix).resolve()

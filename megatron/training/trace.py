@@ -208,6 +208,10 @@ class RunTrace:
             raise ConfigError(f"--sample {sample}: samples count from 0")
         return self._tracer(name).trace(sample)
 
+    def reads(self, prefix: str) -> bool:
+        """Say whether training reads a token file."""
+        return self._tracer("train").reads(prefix)
+
     def samples_of(self, prefix: str, document: int, limit: int) -> list[int]:
         """Give the training samples below limit that hold a part of a document. Raises DataError if it is not read."""
         return self._tracer("train").samples_of(prefix, document, limit)
@@ -254,6 +258,10 @@ class DocumentSteps:
         self.record = RunRecord.open(load)
         self._dp_size = self.record.data_parallel_size(world_size)
         self._run = RunTrace(self.record)
+
+    def reads(self, prefix: str) -> bool:
+        """Say whether the run trains on a token file."""
+        return self._run.reads(prefix)
 
     def __call__(self, prefix: str, document: int) -> list[tuple[int, int]]:
         """Give (step, sample) of every time that a part of a document was read, up to the last checkpoint."""

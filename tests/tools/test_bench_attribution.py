@@ -30,6 +30,7 @@ def test_every_measurement_has_its_line(source_texts, tokenizer, tokenizer_file,
         *("false positives", "recall of 99 bytes"),
         *("trace, of the data", "trace, a word of each line changed"),
         *("membership, of the data", "membership, a word of each line changed"),
+        *("search, 10 lines as it is", "search, 10 lines 2 lines with another name"),
         *("cold start, membership", "cold start, trace"),
     ]
     assert lines[5][1] == "1.0000"

@@ -68,6 +68,8 @@ def test_steps_of_a_document_are_those_whose_samples_name_it(run):
     flags = ("--load", run, "--dataset", "train", "--document", document)
     result = verify(*flags, "--json", command="steps")
     assert json.loads(result.stdout)["reads"] == expected, result.stderr
+    spelled = ("--load", run, "--dataset", f"{run}/../{run.name}/train", "--document", document)
+    assert json.loads(verify(*spelled, "--json", command="steps").stdout)["reads"] == expected
     shown = verify(*flags, command="steps").stdout
     assert f"step 1: sample {expected[0]['sample']}\n" in shown and " steps, up to " in shown
     wrong = verify("--load", run, "--dataset", "no", "--document", 0, command="steps")

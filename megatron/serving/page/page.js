@@ -45,6 +45,7 @@ function options() {
 
 async function generate() {
   const wrong = by("controls").querySelector("input:invalid");
+  if (wrong) by("controls").open = true;
   if (work || wrong) {
     wrong?.reportValidity();
     return;
@@ -59,6 +60,7 @@ async function generate() {
   editor.written = [];
   editor.area.readOnly = true;
   by("stop").disabled = false;
+  by("status").textContent = "";
   by("generate").disabled = by("discard").disabled = true;
   const range = { start: place, end: place };
   let count = 0;
