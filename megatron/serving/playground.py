@@ -86,17 +86,16 @@ class Playground:
             answer = attribution(encoded, min_tokens=MIN_TOKENS, most_spans=MAX_SPANS)
         except DataError as error:
             raise RequestError(str(error)) from None
-        return {
-            "spans": [
-                {
-                    "start": len(encoded[: span["start"]].decode("utf-8", "ignore")),
-                    "end": len(encoded[: span["stop"]].decode("utf-8", "ignore")),
-                    "count": span["count"],
-                    "sources": list(self._sources(span, answer["documents"])),
-                }
-                for span in answer["spans"]
-            ]
-        }
+        spans = [
+            {
+                "start": len(encoded[: span["start"]].decode("utf-8", "ignore")),
+                "end": len(encoded[: span["stop"]].decode("utf-8", "ignore")),
+                "count": span["count"],
+                "sources": list(self._sources(span, answer["documents"])),
+            }
+            for span in answer["spans"]
+        ]
+        return {"spans": joined(spans)}
 
     def _sources(
         self, span: dict[str, Any], documents: Sequence[dict[str, Any]]
@@ -233,6 +232,27 @@ def _text_of(body: bytes) -> str:
     if not isinstance(text, str) or set(values) != {"text"}:
         raise RequestError('the body is not {"text": "…"}', param="text")
     return text
+
+
+def joined(spans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join runs that overlap, in order of their starts: each with count and sources of the longest that it is made of.
+
+    Where a text repeats itself, a run begins at nearly every token.
+    """
+    result: list[dict[str, Any]] = []
+    longest = 0
+    for span in spans:
+        size = span["end"] - span["start"]
+        if not result or span["start"] >= result[-1]["end"]:
+            result.append(dict(span))
+            longest = size
+            continue
+        last = result[-1]
+        last["end"] = max(last["end"], span["end"])
+        if size > longest:
+            longest = size
+            last |= {"count": span["count"], "sources": span["sources"]}
+    return result
 
 
 def _thinned(curves: Curves) -> dict[str, Any]:

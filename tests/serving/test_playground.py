@@ -20,6 +20,7 @@ from megatron.convert.model_source import ModelSource
 from megatron.serving.error import RequestError
 from megatron.serving.options import ServingOptions
 from megatron.serving.playground import MAX_WAITING, PAGE, playground_routes
+from megatron.serving.playground import joined
 from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
 from tests.serving.conftest import NUM_POSITIONS
@@ -107,6 +108,20 @@ def test_what_is_opted_out_is_neither_found_nor_shown(playground: ServerProcess)
     assert status == 404 and "no source '0-2'" in answer["error"]["message"]
     status, answer = playground.ask(prompt=OPTED_OUT[:200], max_tokens=4, echo=True)
     assert status == 200 and "octocat" not in json.dumps(answer["choices"][0]["attribution"])
+
+
+def test_runs_that_overlap_are_one_with_the_sources_of_the_longest():
+    spans = [
+        {"start": 0, "end": 10, "count": 3, "sources": ["a"]},
+        {"start": 5, "end": 25, "count": 1, "sources": ["b"]},
+        {"start": 24, "end": 30, "count": 9, "sources": ["c"]},
+        {"start": 30, "end": 40, "count": 2, "sources": []},
+    ]
+    assert joined(spans) == [
+        {"start": 0, "end": 30, "count": 1, "sources": ["b"]},
+        {"start": 30, "end": 40, "count": 2, "sources": []},
+    ]
+    assert spans[0]["end"] == 10 and joined([]) == []
 
 
 def test_a_run_is_shown_as_its_metrics_say(playground: ServerProcess):
