@@ -19,8 +19,7 @@ from starlette.requests import Request
 from megatron.convert.model_source import ModelSource
 from megatron.serving.error import RequestError
 from megatron.serving.options import ServingOptions
-from megatron.serving.playground import MAX_WAITING, PAGE, playground_routes
-from megatron.serving.playground import joined
+from megatron.serving.playground import MAX_WAITING, PAGE, joined, playground_routes
 from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
 from tests.serving.conftest import NUM_POSITIONS
