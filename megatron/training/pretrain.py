@@ -47,7 +47,7 @@ from megatron.training.summary import summarize
 from megatron.training.throughput import Throughput, peak_flops
 from megatron.training.train import train
 from megatron.training.verified_start import verified_start
-from megatron.training.watch import Watch
+from megatron.training.watchdog.watch import Watch
 
 logger = get_logger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-PACKAGE = Path(__file__).parents[1]  # megatron/
+PACKAGE = Path(__file__).parents[2]  # megatron/
 DISTRIBUTED = "/torch/distributed/"
 COMPUTING = "/torch/distributed/tensor/"  # of sharded tensors; collectives they call lie elsewhere
 LOGGING_WRAPPERS = {"wrapper"}  # around every collective of torch

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from megatron.training.board import Report
+from megatron.training.watchdog.board import Report
 
 MOST_NAMED = 4  # ranks in one line
 

@@ -15,15 +15,20 @@ from megatron import logging
 from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.errors import ConfigError, DataError, MegatronError
 from megatron.parallel.launch import Launch
-from megatron.training.board import Report
-from megatron.training.heartbeat import Heartbeat
 from megatron.training.marks import Mark, Marks
-from megatron.training.patience import LEAST_SECONDS, LONG_FACTOR, NUM_FIRST, Patience
-from megatron.training.straggler import NUM_WINDOWS, WINDOW_SECONDS, WINDOW_STEPS, Stragglers
-from megatron.training.verdict import verdict
-from megatron.training.watch import Watch, is_lost_peer
+from megatron.training.watchdog.board import Report
+from megatron.training.watchdog.heartbeat import Heartbeat
+from megatron.training.watchdog.patience import LEAST_SECONDS, LONG_FACTOR, NUM_FIRST, Patience
+from megatron.training.watchdog.straggler import (
+    NUM_WINDOWS,
+    WINDOW_SECONDS,
+    WINDOW_STEPS,
+    Stragglers,
+)
+from megatron.training.watchdog.verdict import verdict
+from megatron.training.watchdog.watch import Watch, is_lost_peer
 from tests.training.runs import flags_of, parse, read_lines
-from tests.training.watched import train_watched
+from tests.training.watchdog.watched import train_watched
 
 TIMEOUT = 3.0
 HOST = os.uname().nodename
@@ -271,8 +276,8 @@ def test_no_rank_is_a_straggler_among_equals(own, stages):
 
 
 def test_a_heartbeat_that_cannot_be_written_is_said_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("megatron.training.heartbeat.INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("megatron.training.heartbeat.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("megatron.training.watchdog.heartbeat.INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("megatron.training.watchdog.heartbeat.POLL_SECONDS", 0.001)
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     with caplog.at_level("WARNING", "megatron"):
         heartbeat = Heartbeat(tmp_path / "missing", Marks())

@@ -26,17 +26,17 @@ from megatron.errors import CheckpointError, ConfigError, TrainingError
 from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
-from megatron.training.board import Alarm, Board, Report
-from megatron.training.exchange import Exchange, Survey, beat_seconds
-from megatron.training.flight_recorder import write_flight_record
-from megatron.training.heartbeat import Heartbeat, State
 from megatron.training.leave import leave_at_once
 from megatron.training.marks import Marks
-from megatron.training.patience import Patience
 from megatron.training.signals import STOP_SIGNALS
-from megatron.training.stack import collective, is_waiting, main_frame, place, write_stacks
-from megatron.training.straggler import Stragglers
-from megatron.training.verdict import verdict
+from megatron.training.watchdog.board import Alarm, Board, Report
+from megatron.training.watchdog.exchange import Exchange, Survey, beat_seconds
+from megatron.training.watchdog.flight_recorder import write_flight_record
+from megatron.training.watchdog.heartbeat import Heartbeat, State
+from megatron.training.watchdog.patience import Patience
+from megatron.training.watchdog.stack import collective, is_waiting, main_frame, place, write_stacks
+from megatron.training.watchdog.straggler import Stragglers
+from megatron.training.watchdog.verdict import verdict
 
 logger = get_logger(__name__)
 

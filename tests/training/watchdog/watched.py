@@ -21,9 +21,9 @@ from megatron.training.inputs import open_inputs
 from megatron.training.marks import Marks
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
-from megatron.training.straggler import Stragglers
 from megatron.training.train import train
-from megatron.training.watch import Watch
+from megatron.training.watchdog.straggler import Stragglers
+from megatron.training.watchdog.watch import Watch
 from tests.grid import grid_of
 from tests.training.runs import parse
 from tests.world import PRELOADED

@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 
 from megatron.parallel.launch import Launch
-from megatron.training import stack
 from megatron.training.marks import Marks
-from megatron.training.watch import Watch
+from megatron.training.watchdog import stack
+from megatron.training.watchdog.watch import Watch
 from tests.training.runs import flags_of, parse
 
 SOURCE = """
@@ -82,9 +82,9 @@ def test_a_process_whose_watch_died_still_ends_when_a_peer_is_lost(corpus, tmp_p
     with (
         mock.patch.object(Watch, "_sample", side_effect=TypeError("a bug")),
         mock.patch("threading.excepthook") as hook,
-        mock.patch("megatron.training.watch.faulthandler") as faulthandler,
-        mock.patch("megatron.training.watch.signal"),
-        mock.patch("megatron.training.watch.leave_at_once") as leave,
+        mock.patch("megatron.training.watchdog.watch.faulthandler") as faulthandler,
+        mock.patch("megatron.training.watchdog.watch.signal"),
+        mock.patch("megatron.training.watchdog.watch.leave_at_once") as leave,
     ):
         started = time.monotonic()
         with pytest.raises(RuntimeError), watch:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron.training.board import Report
+from megatron.training.watchdog.board import Report
 
 FACTOR = 1.5  # times the median of the processes of the same pipeline stage
 LEAST_SHARE = 0.1  # of a step that the difference makes up

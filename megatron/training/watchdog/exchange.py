@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Thread
 
-from megatron.training.board import Alarm, Board, Report
+from megatron.training.watchdog.board import Alarm, Board, Report
 
 MOST_PROCESSES = 1000  # that may talk once a second: about what a store does without effort
 SURVEY_BEATS = 4  # reads of the board after an alarm: who posted nothing meanwhile is silent
