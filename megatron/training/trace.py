@@ -19,6 +19,7 @@ from megatron.checkpoint.layout import (
     CONFIG_FILE,
     METADATA_FILE,
     checkpoint_folder,
+    find_checkpoint,
     latest_iteration,
     saved_iterations,
 )
@@ -48,9 +49,8 @@ class RunRecord:
     config: Config
     world_size: int | None  # of the run that wrote it
     contents: Contents | None  # of the files that it read; None where it does not say
-    saved: tuple[
-        tuple[int, int], ...
-    ]  # (iteration, consumed samples) of every checkpoint, ascending
+    # (iteration, consumed samples) of every checkpoint, ascending
+    saved: tuple[tuple[int, int], ...]
     skipped: tuple[SkippedSamples, ...] = ()
 
     @classmethod
@@ -67,13 +67,11 @@ class RunRecord:
         latest = None if is_one else latest_iteration(root)
         if not iterations and (root / CONFIG_FILE).is_file():
             return cls(root, _read_options(root), None, None, ())
-        if not is_one and latest is None:
-            raise CheckpointError(
-                f"{path} holds no checkpoint: a trace needs the options that a run saves with each; give the folder "
-                "that a run had as --save, or one of its iter_ folders"
-            )
         later = [number for number in iterations if step is not None and number >= step]
-        folder = path if is_one else checkpoint_folder(root, min(later, default=latest or 0))
+        if latest is None:
+            folder = find_checkpoint(path)  # of a run's folder, says that there is none
+        else:
+            folder = checkpoint_folder(root, min(later, default=latest))
         state = read_state(folder)
         states = [read_state(checkpoint_folder(root, number)) for number in iterations]
         skipped = skipped_in(

@@ -141,9 +141,10 @@ def test_step_that_is_none_is_refused(corpus, tmp_path, step):
 
 
 def test_folder_without_a_checkpoint_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(CheckpointError, match="holds no checkpoint"):
-            RunRecord.open(path, 1)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        RunRecord.open(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        RunRecord.open(tmp_path / "none", 1)
 
 
 def test_opt_out_list_that_is_not_what_it_was_is_refused(corpus, tmp_path):
