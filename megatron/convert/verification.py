@@ -138,7 +138,7 @@ def _their_logits(folder: Path, ids: Tensor) -> Tensor:
             "--verify needs the transformers package: pip install transformers"
         ) from None
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
     )
     with torch.no_grad():
         return loaded.eval()(ids).logits

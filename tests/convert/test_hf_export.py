@@ -40,7 +40,7 @@ def export(root, folder, dtype=torch.float32, max_shard_bytes=10**9):
 
 
 def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def train_nothing(rank, root, config, ids):
@@ -163,7 +163,7 @@ def test_a_sharded_export_equals_an_unsharded_one(tmp_path):
 def test_the_dtype_is_that_of_the_files_and_of_the_config(tmp_path):
     weights = make_run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "export", torch.bfloat16)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", torch_dtype="auto")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
     assert isinstance(loaded, GPTBigCodeForCausalLM)
     assert loaded.dtype == torch.bfloat16
     expected = weights["embedding.word_embeddings.weight"][:VOCAB_SIZE].bfloat16()

@@ -100,7 +100,7 @@ def documents_of(corpus, chats, save, number):
 
 
 def test_the_loss_is_transformers_of_each_conversation_by_itself(corpus, chats, alone, exported):
-    model = AutoModelForCausalLM.from_pretrained(exported, torch_dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     total, count = 0.0, 0
     for number in range(EVAL_ITERS * GLOBAL_BATCH):
         for parts in documents_of(corpus, chats, alone, number):
