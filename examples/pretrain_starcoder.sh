@@ -120,6 +120,8 @@ loss.png         the loss curve                            $(size_of "$run_dir/l
 == what next
 look at it       .venv/bin/tensorboard --logdir '$save/tensorboard'
 train longer     $(how_to_train_longer)
+write with it    .venv/bin/python tools/serve.py --load '$save' # a page at http://127.0.0.1:8000/
+whose code       docs/attribution.md: which training file a line came from
 your own code    README.md, "Your own data"
 a real size      MODEL=1b bash examples/pretrain_starcoder.sh --dry-run
 END
