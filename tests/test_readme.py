@@ -1,4 +1,4 @@
-"""README's commands: the files they name exist, and the tools and the Makefile know what they are given."""
+"""What pages say: the files they name exist, and the tools and the Makefile know what README gives them."""
 
 import functools
 import re
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TOUR = (ROOT / "docs/tour.md").read_text()
 
 
 def commands() -> list[str]:
@@ -56,10 +57,33 @@ def test_every_tool_is_in_the_table() -> None:
             assert f"`tools/{path.name}`" in README, f"README's table lacks tools/{path.name}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").iterdir()),
+]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
-        assert (ROOT / target).exists(), f"{name} links to {target}"
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_the_tour_leads_to_files_that_exist() -> None:
+    for path in re.findall(r"`((?:megatron|tests|examples)/[\w./]+)`", TOUR):
+        assert (ROOT / path).exists(), f"the tour leads to {path}"
+
+
+def test_the_model_of_the_tour_learns_its_samples() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TOUR, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loss = re.match(r"tensor\((\S+),", done.stdout)
+    assert loss is not None and float(loss[1]) < 0.5
+    assert "DTensor" in done.stdout
 
 
 def test_folders_named_exist() -> None:
