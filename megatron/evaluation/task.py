@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """One problem. A kind of task says how it is judged."""
 
     name: str
@@ -37,9 +38,9 @@ class Task:
         """Give the task as it can be judged on this machine, or why it cannot. Called once, before any completion."""
         return self
 
+    @abstractmethod
     def judge(self, completion: str, run: Run) -> Verdict:
         """Say how a completion does."""
-        raise NotImplementedError
 
     def is_exact(self, completion: str) -> bool | None:
         """Say whether a completion is the expected text, where that is measured."""
