@@ -11,6 +11,7 @@ using Ints [[gnu::vector_size(LANES * 4)]] = int32_t;
 constexpr size_t kPanel = 2 * LANES;
 constexpr size_t kBlockRows = LANES == 16 ? 8 : 4;  // of x, whose sums stay in registers: a vector for each of 2
 constexpr size_t kChunk = 128;                      // of the inputs: a panel's part of so many stays in the nearest cache
+constexpr size_t kTogether = 4;                     // panels, of one row
 
 TARGET inline Floats load(const float* from) {
     Floats value;
@@ -58,41 +59,51 @@ TARGET inline Floats gelu(Floats x) {
     return x / (exponential(u * -2.0f) + 1.0f);
 }
 
-// Add to total [kRows, kPanel] the products of rows of x, x_stride apart, and of `size` pairs of vectors of w, w_stride
-// apart; it starts there, or total holds some. kFetches: what w goes on with, `ahead`, comes into a cache meanwhile.
-template <size_t kRows, bool kFetches>
-TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t size, bool starts,
-                        float* total, const float* ahead) {
-    Floats sums[kRows][2];
+// A number in every lane. By its bits: to add it to zeros would be an addition, for the sign of zero.
+TARGET inline Floats repeat(const float* from) {
+    int32_t bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return reinterpret_cast<Floats>(Ints{} + bits);
+}
+
+// Add to total [kPanels, kRows, kPanel] the products of rows of x, x_stride apart, and of `size` pairs of vectors of each
+// panel of w, w_stride apart; it starts there, or total holds some. Meanwhile kFetched numbers for each of these pairs come
+// into a cache, from `ahead` on.
+template <size_t kRows, size_t kPanels, size_t kFetched>
+TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t panel_size, size_t size,
+                        bool starts, float* total, const float* ahead) {
+    Floats sums[kPanels][kRows][2] = {};
+    for (size_t k = 0; k < size; ++k, w += w_stride, ahead += kFetched) {
+        for (size_t i = 0; i < kFetched; i += 16) __builtin_prefetch(ahead + i);
+#pragma GCC unroll 4
+        for (size_t p = 0; p < kPanels; ++p) {
+            const Floats first = load(w + p * panel_size), second = load(w + p * panel_size + LANES);
 #pragma GCC unroll 8
-    for (size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Floats{};
-    for (size_t k = 0; k < size; ++k, w += w_stride) {
-        if (kFetches) {
-            for (size_t i = 0; i < kPanel; i += 16) __builtin_prefetch(ahead + k * kPanel + i);
-        }
-        const Floats first = load(w), second = load(w + LANES);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r) {
-            const Floats factor = Floats{} + x[r * x_stride + k];
-            sums[r][0] += factor * first;
-            sums[r][1] += factor * second;
+            for (size_t r = 0; r < kRows; ++r) {
+                const Floats factor = repeat(x + r * x_stride + k);
+                sums[p][r][0] += factor * first;
+                sums[p][r][1] += factor * second;
+            }
         }
     }
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-    for (size_t r = 0; r < kRows; ++r) {
-        // chunks are added up by themselves first, which rounds less than one long sum
-        store(total + r * kPanel, starts ? sums[r][0] : load(total + r * kPanel) + sums[r][0]);
-        store(total + r * kPanel + LANES, starts ? sums[r][1] : load(total + r * kPanel + LANES) + sums[r][1]);
+        for (size_t r = 0; r < kRows; ++r, total += kPanel) {
+            // chunks are added up by themselves first, which rounds less than one long sum
+            store(total, starts ? sums[p][r][0] : load(total) + sums[p][r][0]);
+            store(total + LANES, starts ? sums[p][r][1] : load(total + LANES) + sums[p][r][1]);
+        }
     }
 }
 
-// The same for any number of rows up to kBlockRows.
-template <bool kFetches>
+// The same for one panel and any number of rows up to kBlockRows.
+template <size_t kFetched>
 TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t size,
                            bool starts, float* total, const float* ahead) {
 #define CASE(n) \
     case n:     \
-        return tile<n, kFetches>(x, x_stride, w, w_stride, size, starts, total, ahead)
+        return tile<n, 1, kFetched>(x, x_stride, w, w_stride, 0, size, starts, total, ahead)
     switch (rows) {
         CASE(1);
         CASE(2);
@@ -129,11 +140,23 @@ TARGET inline void finish(const Product& p, size_t first_row, size_t rows, size_
     }
 }
 
+// One row's outputs of kTogether panels: read side by side, they come sooner than one after another.
+TARGET inline void multiply_row(const Product& p, size_t row, size_t panel, float* scratch) {
+    const float *x = p.x + row * p.x_stride, *w = p.weight + panel * kPanel * p.in_size;
+    for (size_t k = 0; k < p.in_size; k += kChunk) {
+        const size_t size = std::min(kChunk, p.in_size - k);
+        tile<1, kTogether, 0>(x + k, 0, w + k * kPanel, kPanel, kPanel * p.in_size, size, k == 0, scratch, nullptr);
+    }
+    for (size_t i = 0; i < kTogether; ++i) finish(p, row, 1, panel + i, scratch + i * kPanel);
+}
+
 // The outputs of panels [begin, end), by groups of rows that stay in a cache. scratch: kGroupRows * kPanel floats.
 TARGET void multiply(const Product& p, size_t begin, size_t end, float* scratch) {
     for (size_t first = 0; first < p.rows; first += kGroupRows) {
         const size_t rows = std::min(kGroupRows, p.rows - first);
-        for (size_t panel = begin; panel < end; ++panel) {
+        size_t panel = begin;
+        for (; rows == 1 && panel + kTogether <= end; panel += kTogether) multiply_row(p, first, panel, scratch);
+        for (; panel < end; ++panel) {
             const float* w = p.weight + panel * kPanel * p.in_size;
             for (size_t k = 0; k < p.in_size; k += kChunk) {
                 const size_t size = std::min(kChunk, p.in_size - k);
@@ -141,12 +164,15 @@ TARGET void multiply(const Product& p, size_t begin, size_t end, float* scratch)
                     const size_t count = std::min(kBlockRows, rows - r);
                     const float* x = p.x + (first + r) * p.x_stride + k;
                     float* total = scratch + r * kPanel;
+                    // the first two blocks of rows fetch half of the next chunk each: it lies behind this one
                     const float *here = w + k * kPanel, *ahead = here + size * kPanel;
-                    // the last rows have time to fetch the next chunk: it lies behind this one
-                    if (r + count == rows) {
-                        tile_of<true>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
+                    if (rows <= kBlockRows) {
+                        tile_of<kPanel>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
+                    } else if (r <= kBlockRows) {
+                        ahead += r == 0 ? 0 : size * LANES;
+                        tile_of<LANES>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
                     } else {
-                        tile_of<false>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
+                        tile_of<0>(count, x, p.x_stride, here, kPanel, size, k == 0, total, nullptr);
                     }
                 }
             }
@@ -275,7 +301,7 @@ TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_
     float* out = a.out + token * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
     for (size_t i = 0; i < whole; i += kPanel) {
-        tile_of<false>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
+        tile_of<0>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
         for (size_t h = 0; h < count; ++h) {
             store(out + h * d + i, load(total + h * kPanel) * shares[h]);
             store(out + h * d + i + LANES, load(total + h * kPanel + LANES) * shares[h]);
