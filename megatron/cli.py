@@ -27,13 +27,9 @@ Section = TypeVar("Section")
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: left early because it was asked to, having saved
-EXIT_LOST_PEER = (
-    76  # EX_PROTOCOL of sysexits.h: another process failed, this one had to end with it
-)
+EXIT_LOST_PEER = 76  # EX_PROTOCOL: another process failed, this one had to end with it
 EXIT_HUNG = 124  # what timeout(1) gives: the watchdog ended a run
-EXIT_SIGNAL = (
-    128  # + the signal's number, as a shell reports it: left at once, having saved nothing
-)
+EXIT_SIGNAL = 128  # + the signal's number, as a shell reports it: left at once, nothing saved
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 # Megatron's flags that say the same thing as one of ours.

@@ -39,9 +39,7 @@ class Choice:
     folder: Path
     iteration: int
     broken: tuple[Broken, ...] = ()  # those that would have come first
-    tracker_problem: str | None = (
-        None  # why the tracker says nothing, other than that there is none
-    )
+    tracker_problem: str | None = None  # why it says nothing, other than that there is none
     note: str | None = None  # what people should know about the choice
 
     @property

@@ -8,9 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 _SMALL_BYTES = 1 << 18  # not worth a second thread
-_MAX_PENDING = (
-    8  # pieces that wait to be hashed: those that were copied from a GPU take memory until then
-)
+_MAX_PENDING = 8  # pieces that wait to be hashed: copies from a GPU take memory until then
 
 
 class ContentHash:

@@ -18,9 +18,8 @@ import numpy.typing as npt
 from megatron.data.gpt_dataset import Dataset, Sample
 from megatron.errors import ConfigError
 
-MIN_BLOCK = (
-    1 << 8
-)  # a sample at random costs a block: 5 us with two sources, 60 us with a hundred of one weight
+# A sample at random costs a block: 5 us with two sources, 60 us with a hundred of one weight.
+MIN_BLOCK = 1 << 8
 MAX_BLOCK = 1 << 20  # about 0.1 s and 10 MB with a hundred
 MAX_SUM = 1 << 61
 

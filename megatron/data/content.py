@@ -67,9 +67,8 @@ class SourceContent:
         return None
 
 
-SetContents = Mapping[
-    str, tuple[SourceContent, ...]
-]  # the sources of sets, by name, in their order
+# The sources of sets, by name, in their order.
+SetContents = Mapping[str, tuple[SourceContent, ...]]
 
 
 def content_of(prefix: str) -> FileContent:

@@ -18,9 +18,8 @@ from megatron.data.provenance import BATCH_ROWS, Provenance
 
 SLICE_BYTES = 16 << 20  # of ids read from a dataset at a time
 GATHERED_VALUES = 1 << 17  # copied in one go, so that what is needed beside the result is small
-SHORT_RUN = (
-    64  # values; below, an index of every value is faster than a Python object for every run
-)
+# values; below, an index of every value is faster than a Python object for every run
+SHORT_RUN = 64
 OBJECT_BYTES = 2000  # what the Python objects of one `Documents` take
 
 

@@ -179,24 +179,23 @@ class PreprocessConfig:
 
     def origin(self, key: str, tokenizer: Tokenizer) -> Origin:
         """Give what decides the bytes of a key's output, but for what is in the input."""
-        conversations: Origin = {}
+        origin: Origin = {}
         if self.messages_key is not None:
             template = choose_template(self.chat_template, tokenizer)
-            conversations[CONVERSATIONS] = template.to_json()
-        return (
-            conversations
-            | {
-                "tokenizer": tokenizer.fingerprint(),
-                "key": key,
-                "json_keys": list(self.keys),
-                "append_eod": self.append_eod,
-                "split_sentences": self.language if self.split_sentences else None,
-                "shuffle": self.order_seed if self.shuffle else None,
-                "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
-                "shard": self.shard,
-            }
-            | ({"formatted": True} if self.formatted else {})
-        )  # not said by older versions
+            origin[CONVERSATIONS] = template.to_json()
+        origin |= {
+            "tokenizer": tokenizer.fingerprint(),
+            "key": key,
+            "json_keys": list(self.keys),
+            "append_eod": self.append_eod,
+            "split_sentences": self.language if self.split_sentences else None,
+            "shuffle": self.order_seed if self.shuffle else None,
+            "input": [[Path(path).name, Path(path).stat().st_size] for path in self.input],
+            "shard": self.shard,
+        }
+        if self.formatted:  # not said by older versions
+            origin["formatted"] = True
+        return origin
 
 
 @dataclass
@@ -310,9 +309,8 @@ def _write(
 ) -> Summary:
     """Hand every chunk to the outputs and count what became of its records."""
     summary = Summary()
-    num_before: Counter[Part] = (
-        Counter()
-    )  # records of each part, without those before it in its file
+    # records of each part, without those before it in its file
+    num_before: Counter[Part] = Counter()
     for chunk in encoded:
         if strict and chunk.named:
             raise DataError(

@@ -21,9 +21,8 @@ from megatron.data.gpt_dataset import Dataset
 from megatron.errors import DataError, MegatronError
 
 CLOSE_SECONDS = 10.0
-FINALIZE_PRIORITY = (
-    100  # before multiprocessing waits for its processes, which do not heed its signal
-)
+# Before multiprocessing waits for its processes, which do not heed its signal.
+FINALIZE_PRIORITY = 100
 
 CARRIES_LOSS, GOES_ON = 1, 2  # marks: of a label; of a token, as `Sample.goes_on`
 

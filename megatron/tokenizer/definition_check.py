@@ -12,9 +12,8 @@ from typing import Any
 
 from megatron.errors import DataError
 
-SPARE_IDS = (
-    1 << 16
-)  # ids without a token, such as those that pad an embedding, beside as many as there are tokens
+# Ids without a token, such as those that pad an embedding, beside as many as there are tokens.
+SPARE_IDS = 1 << 16
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 

@@ -52,9 +52,8 @@ class RunSaver:
         self._memory = HostMemory()
         self._retention = _retention(config.checkpoint) if dist.get_rank() == 0 else None
         self._pending: BackgroundSave | None = None
-        self._began = self._waited = (
-            0.0  # of the pending save: when, and how long training stood still for it
-        )
+        # of the pending save: when, and how long training stood still for it
+        self._began = self._waited = 0.0
         self._last_vote = last_saved  # the step that this process voted in last
         self._last_stale = 0  # the last one before the pending save came to where it is
         self._heard = NO_VOTES  # what all processes said in the last one since

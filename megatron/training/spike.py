@@ -47,10 +47,10 @@ class Streak:
 class SpikeHistory:
     """What recent steps were like. Saved with a checkpoint, so that a resumed run knows the same limits."""
 
-    steps: list[list[float]] = field(default_factory=list)  # [iteration, loss, gradient norm]
-    lost: list[list[int]] = field(
-        default_factory=list
-    )  # [iteration, first sample], weights unchanged
+    # [iteration, loss, gradient norm]
+    steps: list[list[float]] = field(default_factory=list)
+    # [iteration, first sample], weights unchanged
+    lost: list[list[int]] = field(default_factory=list)
 
 
 class SpikeGuard:

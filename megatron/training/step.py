@@ -36,9 +36,8 @@ class StepResult:
     is_lost: bool  # skipped, and no lower loss scale can help
     next_loss_scale: float
     votes: Votes  # summed over the processes
-    attention_share: (
-        float  # pairs attended over those that whole samples would have; 1 without document masks
-    )
+    # pairs attended over those that whole samples would have; 1 without document masks
+    attention_share: float
     limits: SpikeLimits = NO_LIMITS
     num_loss_tokens: int = 0  # of the global batch, that carried loss
 
