@@ -10,8 +10,7 @@ from megatron.training.evaluate import Validation
 from megatron.training.run import Outcome, Run
 from megatron.training.signals import StopRequest
 from megatron.training.step import PendingStep, train_step
-from megatron.training.stop_vote import StopVote
-from megatron.training.votes import NO_VOTES, Votes
+from megatron.training.votes import NO_VOTES, StopVote, Votes
 
 logger = get_logger(__name__)
 
