@@ -68,6 +68,13 @@ def gather_on_first(action: Callable[[], T]) -> list[T]:
     return [result[0] for result, _ in outcomes] if is_first else []
 
 
+def gather_everywhere(value: T) -> list[T]:
+    """Give every rank the values of all, by rank. Collective over the world, of which there must be one."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def scatter_from_first(action: Callable[[], list[T]]) -> T:
     """Run action on rank 0 and give each rank its item of the result. Collective over the world."""
     if not dist.is_initialized():

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from megatron.errors import TrainingError
 from megatron.logging import get_logger
-from megatron.training.metrics import Interval
-from megatron.training.run_state import Progress
+from megatron.training.run_state import Interval, Progress
 from megatron.training.spike import SpikeGuard
 from megatron.training.step import PendingStep, StepResult
 from megatron.training.throughput import Clock

@@ -11,7 +11,6 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +23,6 @@ from megatron.logging import get_logger
 logger = get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-
-
-@dataclass
-class Interval:
-    """Sums over the steps since the last log line. Saved with a checkpoint, so that a resume logs the same mean."""
-
-    num_steps: int = 0
-    num_losses: int = 0  # steps whose loss was finite
-    loss_sum: float = 0.0
-    num_skipped: int = 0
-    num_loss_tokens: int = 0
-
-    def add(self, loss: float, is_skipped: bool, num_loss_tokens: int = 0) -> None:
-        """Account for one step."""
-        self.num_steps += 1
-        self.num_loss_tokens += num_loss_tokens
-        self.num_skipped += is_skipped
-        if math.isfinite(loss):
-            self.num_losses += 1
-            self.loss_sum += loss
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
 
 def _json_ready(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron.checkpoint.agreement import gather_everywhere
 from megatron.checkpoint.load import load_checkpoint
 from megatron.errors import ConfigError
 from megatron.parallel.context import ParallelContext, initialize_distributed
@@ -201,9 +202,7 @@ def _compare_tensors(run: Run, folder: Path, replayed: Replayed) -> None:
 
 def _union(names: list[str]) -> list[str]:
     """Gather the names that any process gives. Collective over the world."""
-    found: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(found, names)
-    return list(dict.fromkeys(name for some in found for name in some))
+    return list(dict.fromkeys(name for some in gather_everywhere(names) for name in some))
 
 
 def _some(names: list[str]) -> str:

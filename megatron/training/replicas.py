@@ -12,13 +12,13 @@ import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from megatron.checkpoint.agreement import gather_everywhere
 from megatron.errors import TrainingError
 from megatron.logging import get_logger
 from megatron.parallel.context import AXES, ParallelContext
@@ -29,7 +29,6 @@ _BITS = {2: torch.int16, 4: torch.int32}
 _NUM_COLUMNS = 1024
 _MAX_NAMED = 3  # tensors of a process in a message
 
-T = TypeVar("T")
 Kind = tuple[str, ...]  # the axes of the grid along which processes hold different parts
 
 
@@ -110,12 +109,12 @@ class ReplicaCheck:
         for name, replica in replicas.items():
             by_kind[replica.kind].update(f"{name} {replica.value}\n".encode())
         digests = {" ".join(kind): Replica(kind, h.hexdigest()) for kind, h in by_kind.items()}
-        if not different_copies(_gather(digests), self._places()):
+        if not different_copies(gather_everywhere(digests), self._places()):
             return
-        different = different_copies(_gather(replicas), self._places())
+        different = different_copies(gather_everywhere(replicas), self._places())
         raise TrainingError(
             f"step {iteration}: copies of the same weights or moments differ, which means that a device computed or "
-            f"stored something wrong: {'; '.join(describe_copies(different, _gather(socket.gethostname())))}. "
+            f"stored something wrong: {'; '.join(describe_copies(different, gather_everywhere(socket.gethostname())))}. "
             "This state is not saved. Take these machines out and continue from the latest checkpoint; "
             "tools/verify.py replay tells whether a machine repeats its own steps"
         )
@@ -208,13 +207,6 @@ def describe_copies(different: Sequence[DifferentCopies], hosts: Sequence[str]) 
             else f"{who} differ, and no majority tells which is right, in {what}"
         )
     return lines
-
-
-def _gather(value: T) -> list[T]:
-    """Give the values of all processes by rank. Collective over the world."""
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ Random numbers need no state: every draw is a function of the seed and of what i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import socket
-from collections import defaultdict
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +14,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.checkpoint.load import load_checkpoint
-from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
-from megatron.training.fingerprint import BY_CHECKSUM, FINGERPRINT, Contents, list_files
-from megatron.training.metrics import Interval
+from megatron.training.fingerprint import FINGERPRINT, Contents
 from megatron.training.skipped import SkippedSamples, skipped_in
 from megatron.training.spike import SpikeHistory
 from megatron.training.start import Start
 
 logger = get_logger(__name__)
 
-NUM_SHOWN = 8  # hosts that are named
+
+@dataclass
+class Interval:
+    """Sums over the steps since the last log line. Saved with a checkpoint, so that a resume logs the same mean."""
+
+    num_steps: int = 0
+    num_losses: int = 0  # steps whose loss was finite
+    loss_sum: float = 0.0
+    num_skipped: int = 0
+    num_loss_tokens: int = 0
+
+    def add(self, loss: float, is_skipped: bool, num_loss_tokens: int = 0) -> None:
+        """Account for one step."""
+        self.num_steps += 1
+        self.num_loss_tokens += num_loss_tokens
+        self.num_skipped += is_skipped
+        if math.isfinite(loss):
+            self.num_losses += 1
+            self.loss_sum += loss
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
 
 @dataclass
@@ -84,11 +102,7 @@ def state_of(progress: Progress, tensors: RunTensors, contents: Contents) -> dic
 
 
 def restore(start: Start, tensors: RunTensors) -> Progress:
-    """Load the checkpoint, which is verified, into the run's tensors in place. Collective over the world.
-
-    Raises DataError on every process if their files hold different things.
-    """
-    _check_same_files(start)
+    """Load the checkpoint, which is verified, into the run's tensors in place. Collective over the world."""
     if start.folder is None:
         return Progress()
     wanted = tensors.weights()
@@ -110,32 +124,3 @@ def restore(start: Start, tensors: RunTensors) -> Progress:
         skipped_in(start.state),
         start.state.get("rollbacks", 0),
     )
-
-
-def _check_same_files(start: Start) -> None:
-    """Raise DataError, on every process, unless all read the same. Collective over the world."""
-    ours = list_files(start.contents, start.opt_outs)
-    digests = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, hashlib.sha256(repr(ours).encode()).hexdigest())
-    if len(set(digests)) == 1:
-        return
-    found: list[tuple[str, dict[str, str]]] = [("", {})] * dist.get_world_size()
-    dist.all_gather_object(found, (socket.gethostname(), ours))
-    for name in dict.fromkeys(name for _, files in found for name in files):
-        hosts = defaultdict[str, set[str]](set)
-        for host, files in found:
-            if name in files or not name.endswith(BY_CHECKSUM):
-                hosts[files.get(name, "missing")].add(host)
-        if len(hosts) == 1:
-            continue
-        # Those that differ from most come first.
-        shown = sorted(hosts.items(), key=lambda item: (len(item[1]), item[0]))
-        parts = [f"{content} on {_some(sorted(names))}" for content, names in shown]
-        raise DataError(
-            f"the processes read different files: {name} is {' and '.join(parts)}; every node needs the same files"
-        )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more

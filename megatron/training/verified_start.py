@@ -1,38 +1,42 @@
-"""The checkpoint that a run starts from, once all processes know that it is whole.
+"""The checkpoint that a run starts from, once all processes know that it is whole and that they read the same data.
 
 A damaged one of the run's own is set aside and the newest good one before it takes its place.
 """
 
 from __future__ import annotations
 
+import hashlib
+import socket
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
-
-from megatron.checkpoint.agreement import on_first_rank
+from megatron.checkpoint.agreement import gather_everywhere, on_first_rank
 from megatron.checkpoint.choice import choose_checkpoint, find_flaw, set_aside
 from megatron.checkpoint.verify import find_damage
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, DataError
 from megatron.logging import get_logger
+from megatron.training.fingerprint import BY_CHECKSUM, list_files
 from megatron.training.inputs import Inputs
 from megatron.training.start import Start, describe_fallback, plan_start
 
 logger = get_logger(__name__)
+
+NUM_SHOWN = 8  # hosts that are named
 
 
 def verified_start(inputs: Inputs, start: Start, world_size: int) -> Start:
     """Read the files of the start's checkpoint for their hashes; if one is damaged, start from an older one instead.
 
     Collective over the world: every process gets the same start or raises the same CheckpointError, also if they
-    found different checkpoints, as with a folder that is not shared.
+    found different checkpoints, as with a folder that is not shared; or DataError, if their files differ.
     """
-    places: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
-    dist.all_gather_object(places, start.place)
-    if len(set(places)) > 1:
+    check_same_files(start)
+    places = set(gather_everywhere(start.place))
+    if len(places) > 1:
         raise CheckpointError(
-            f"the processes found checkpoints of different iterations ({sorted(set(places))}, -1 for "
+            f"the processes found checkpoints of different iterations ({sorted(places)}, -1 for "
             f"none): --save and --load have to be on storage that all nodes share"
         )
     on_first_rank(partial(_check_unchanged, inputs, start))
@@ -44,6 +48,32 @@ def verified_start(inputs: Inputs, start: Start, world_size: int) -> Start:
         before = on_first_rank(partial(_start_before, inputs, start, damage, world_size))
         start = replace(before, contents=start.contents, opt_outs=start.opt_outs)  # what it opened
     return start
+
+
+def check_same_files(start: Start) -> None:
+    """Raise DataError, on every process, unless all opened files that hold the same. Collective over the world."""
+    ours = list_files(start.contents, start.opt_outs)
+    if len(set(gather_everywhere(hashlib.sha256(repr(ours).encode()).hexdigest()))) == 1:
+        return
+    found = gather_everywhere((socket.gethostname(), ours))
+    for name in dict.fromkeys(name for _, files in found for name in files):
+        hosts = defaultdict[str, set[str]](set)
+        for host, files in found:
+            if name in files or not name.endswith(BY_CHECKSUM):
+                hosts[files.get(name, "missing")].add(host)
+        if len(hosts) == 1:
+            continue
+        # Those that differ from most come first.
+        shown = sorted(hosts.items(), key=lambda item: (len(item[1]), item[0]))
+        parts = [f"{content} on {_some(sorted(names))}" for content, names in shown]
+        raise DataError(
+            f"the processes read different files: {name} is {' and '.join(parts)}; every node needs the same files"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
 
 
 def _check_unchanged(inputs: Inputs, start: Start) -> None:

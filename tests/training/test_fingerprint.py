@@ -29,9 +29,9 @@ from megatron.training.fingerprint import (
     rules_for,
 )
 from megatron.training.inputs import open_inputs
-from megatron.training.run_state import RunTensors, restore
 from megatron.training.start import Start, plan_start
 from megatron.training.trace import RunRecord, RunTrace
+from megatron.training.verified_start import check_same_files
 from tests.training.corpus import Corpus
 from tests.training.runs import flags_of, parse, train_here
 from tests.training.test_resume import SCHEDULE
@@ -405,12 +405,12 @@ def test_a_trace_of_other_files_is_refused(copied):
         RunTrace(RunRecord.open(copied / "run"))
 
 
-def _restore(rank: int, contents: list[Contents], opt_outs: list[tuple[str, ...]]) -> str:
+def _check(rank: int, contents: list[Contents], opt_outs: list[tuple[str, ...]]) -> str:
     start = Start(None, {}, SCHEDULE, contents[rank], opt_outs[rank])
     real = socket.gethostname
     socket.gethostname = lambda: f"node{rank}"
     try:
-        restore(start, RunTensors({}, None, None, SCHEDULE))
+        check_same_files(start)
     except DataError as error:
         return str(error)
     finally:
@@ -458,6 +458,6 @@ def _contents(tokenizer: str = "t", sample: str = "a", sha256: str | None = None
 def test_nodes_that_read_different_files_are_named_by_every_process(
     world, contents, opt_outs, message
 ):
-    messages = world(3).run(_restore, contents, opt_outs)
+    messages = world(3).run(_check, contents, opt_outs)
     assert len(set(messages)) == 1
     assert message in messages[0]

@@ -12,12 +12,8 @@ from megatron.config import Config
 from megatron.data.consumption import Consumption
 from megatron.model.flops import FlopsPerToken
 from megatron.options import CheckpointConfig
-from megatron.training.metrics import (
-    Interval,
-    MetricsWriter,
-    format_duration,
-    truncate_metrics,
-)
+from megatron.training.metrics import MetricsWriter, format_duration, truncate_metrics
+from megatron.training.run_state import Interval
 from megatron.training.throughput import Clock, Throughput, peak_flops
 
 LINE = {
