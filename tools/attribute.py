@@ -290,7 +290,7 @@ def _query(args: argparse.Namespace) -> None:
     text, asked = _question(args), _open(args, args.kinds)
     answer = asked(text, min_tokens=args.min_tokens)
     if args.load is not None:
-        from megatron.training.trace import DocumentSteps
+        from megatron.training.history.trace import DocumentSteps
 
         steps = DocumentSteps(args.load)
         for one in [*answer.get("documents", []), *answer.get("similar", [])]:

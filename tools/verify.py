@@ -29,8 +29,8 @@ from megatron.errors import ConfigError, MegatronError
 from megatron.options import TokenizerConfig
 from megatron.parallel.launch import Launch
 from megatron.tokenizer.tokenizer import build_tokenizer
-from megatron.training.replay_start import plan_replay
-from megatron.training.trace import (
+from megatron.training.history.replay_plan import plan_replay
+from megatron.training.history.trace import (
     DocumentSteps,
     RunRecord,
     RunTrace,
@@ -231,7 +231,7 @@ def _replay(args: argparse.Namespace) -> int:
     try:
         plan = plan_replay(args.load, args.step, launch.world_size)
         # Imported here: it needs torch, which a user's mistake does not wait for.
-        from megatron.training.replay import replay_times
+        from megatron.training.history.replay import replay_times
 
         is_first = launch.rank == 0
         total = plan.num_steps * args.times

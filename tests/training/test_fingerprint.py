@@ -28,9 +28,9 @@ from megatron.training.fingerprint import (
     Fingerprint,
     rules_for,
 )
+from megatron.training.history.trace import RunRecord, RunTrace
 from megatron.training.inputs import open_inputs
 from megatron.training.start import Start, plan_start
-from megatron.training.trace import RunRecord, RunTrace
 from megatron.training.verified_start import check_same_files
 from tests.training.corpus import Corpus
 from tests.training.runs import flags_of, parse, train_here

@@ -13,10 +13,10 @@ from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.fingerprint import Contents
+from megatron.training.history.trace import RunRecord, samples_of_step
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run, describe_run
 from megatron.training.start import Start, plan_start
-from megatron.training.trace import RunRecord, samples_of_step
 from megatron.training.train import train
 from megatron.training.verified_start import verified_start
 from tests.grid import grid_of

@@ -8,13 +8,13 @@ import torch
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import ConfigError, TrainingError
 from megatron.training import rollback
-from megatron.training.replay_start import plan_replay
+from megatron.training.history.replay_plan import plan_replay
+from megatron.training.history.trace import RunRecord, RunTrace, samples_of_step
 from megatron.training.skipped import SkippedSamples
-from megatron.training.trace import RunRecord, RunTrace, samples_of_step
 from tests.checkpoint.seal import seal
+from tests.training.history.test_trace import save
 from tests.training.runs import flags_of, parse, read_lines, read_metrics
 from tests.training.test_spike import BATCH, tensors_of, train_with_bad_batches
-from tests.training.test_trace import save
 
 PATIENCE, LAST = 3, 22
 BAD = range(56, 88)  # of steps 15 to 22, had there been no other

@@ -9,8 +9,8 @@ from megatron.config import to_json
 from megatron.data.loader import BatchLoader
 from megatron.errors import CheckpointError, ConfigError
 from megatron.training.batch_schedule import BatchSchedule
+from megatron.training.history.trace import RunRecord, RunTrace, dp_rank_of, samples_of_step
 from megatron.training.inputs import open_inputs
-from megatron.training.trace import RunRecord, RunTrace, dp_rank_of, samples_of_step
 from tests.checkpoint.seal import seal
 from tests.training.runs import flags_of, parse
 

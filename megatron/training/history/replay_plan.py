@@ -12,9 +12,9 @@ from megatron.errors import ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.options import CheckpointConfig, LoggingConfig
 from megatron.training.fingerprint import Fingerprint, read_fingerprint
+from megatron.training.history.trace import RunRecord
 from megatron.training.inputs import Inputs, open_inputs
 from megatron.training.start import Start, find_start
-from megatron.training.trace import RunRecord
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from megatron.errors import ConfigError
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.training.account import Account
+from megatron.training.history.replay_plan import ReplayPlan
 from megatron.training.metrics import METRICS_FILE
 from megatron.training.pretrain import build_run
-from megatron.training.replay_start import ReplayPlan
 from megatron.training.replicas import checksums_of
 from megatron.training.run import Run
 from megatron.training.train import queue_step

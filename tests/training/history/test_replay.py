@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from megatron.errors import CheckpointError, ConfigError
 from megatron.parallel.launch import Launch
-from megatron.training import replay as replaying
-from megatron.training.replay import compare_replays, read_steps, replay, replay_times
-from megatron.training.replay_start import plan_replay
+from megatron.training.history import replay as replaying
+from megatron.training.history.replay import compare_replays, read_steps, replay, replay_times
+from megatron.training.history.replay_plan import plan_replay
 from tests.forked import run_forked
 from tests.grid import grid_of
 from tests.training.runs import flags_of, train_here
