@@ -139,6 +139,9 @@ def _cudnn_obstacle(situation: Situation) -> str | None:
         return f"cannot do {situation.hides}"
     if situation.splits_sequences:
         return "cannot do --context-parallel-size"
+    if situation.attention_dropout * 16 % 1:
+        # torch from 2.13 on refuses others, before that their rate was another one
+        return f"drops by sixteenths, and --attention-dropout is {situation.attention_dropout:g}"
     if situation.capability is not None and situation.capability < (9, 0):
         major, minor = situation.capability
         return f"is fast from compute capability 9.0 (H100) on, and this GPU has {major}.{minor}"

@@ -10,8 +10,8 @@ from megatron.kernels.registry import OPERATIONS, Situation, choose_kernels
 NAMES = [one.name for one in OPERATIONS]
 
 
-def situation(device_type="cuda", **changes):
-    return Situation(device_type, torch.bfloat16, 128, 0.0, **changes)
+def situation(device_type="cuda", attention_dropout=0.0, **changes):
+    return Situation(device_type, torch.bfloat16, 128, attention_dropout, **changes)
 
 
 def chosen(kernels, where):
@@ -85,6 +85,8 @@ def test_products_in_8_bits_need_a_gpu_that_has_them(capability, name):
         ({}, "cudnn", "cuDNN"),
         ({"masks_documents": True}, "flash", "only of what a token sees"),
         ({"splits_sequences": True}, "flash", "FlashAttention"),
+        ({"attention_dropout": 0.1}, "flash", "FlashAttention"),
+        ({"attention_dropout": 0.125}, "cudnn", "cuDNN"),
         ({"capability": (8, 0)}, "flash", "FlashAttention"),
         ({"capability": (7, 0)}, "sdpa", "flash needs compute capability 8.0"),
         (
