@@ -22,7 +22,7 @@ DISTRIBUTED = "/torch/distributed/"
 COMPUTING = "/torch/distributed/tensor/"  # of sharded tensors; collectives they call lie elsewhere
 LOGGING_WRAPPERS = {"wrapper"}  # around every collective of torch
 WAITS = ("wait", "synchronize")  # methods that wait for a device or the work of others
-LOADS_METHOD = ("LOAD_ATTR", "LOAD_METHOD")
+LOADS_METHOD = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")  # the last one since Python 3.12
 
 
 def main_frame() -> FrameType | None:

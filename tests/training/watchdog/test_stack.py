@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import torch
 
 from megatron.parallel.launch import Launch
 from megatron.training.marks import Marks
@@ -91,3 +92,12 @@ def test_a_process_whose_watch_died_still_ends_when_a_peer_is_lost(corpus, tmp_p
             raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
     assert hook.called and faulthandler.dump_traceback_later.called
     assert time.monotonic() - started < 30 and not leave.called
+
+
+@pytest.mark.parametrize("method", [torch.cuda.Event.synchronize, torch.cuda.Stream.synchronize])
+def test_who_waits_for_a_gpu_waits(method):
+    """In both a line of torch's calls the method of the class above, which Python 3.12 has an instruction for."""
+    code = method.__code__
+    lines = {number for _, _, number in code.co_lines() if number is not None}
+    frames = [SimpleNamespace(f_code=code, f_lineno=number) for number in lines]
+    assert any(map(stack.is_waiting, frames))
