@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from megatron.checkpoint.metadata import has_row_per_token
 from megatron.checkpoint.safetensors_file import BLOCK_BYTES
-from megatron.kernels import packed_product, prediction
+from megatron.kernels import cuda_library, packed_product, prediction
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu, already_active
 from megatron.kernels.prediction import (
     Decoder,
@@ -152,6 +152,8 @@ def _choose_products(
 def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) -> ModelConfig:
     """Leave out of a model's options what is for training only."""
     backend: Any = attention_backend  # a Literal, checked where the kernel is chosen
+    # Never what is compiled: anew for each length of a prompt, and torch gives up at the ninth.
+    kernels = ("auto",) if cuda_library.obstacle() is None else ("reference",)
     return dataclasses.replace(
         model,
         padded_vocab_size=pad_vocab_size(model.vocab_size, VOCAB_MULTIPLE, tp_size),
@@ -163,7 +165,7 @@ def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) 
         recompute_num_layers=None,
         logits_chunk_size=None,
         attention_backend=backend,
-        kernels=("auto",),
+        kernels=kernels,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron.inference.kv_cache import CacheShape, Decode, KVCache, LayersDecode, Prefill
 from megatron.inference.load import make_decoder
+from megatron.kernels.cached_attention import without_plans
 from megatron.model.gpt import GPTModel
 from megatron.model.transformer import TransformerLayer
 from megatron.parallel.collectives import gather_first_dim
@@ -81,7 +82,7 @@ class Runner:
         Gives logits and is collective as `prefill`.
         """
         self.cache.reserve(num_rows, max(lengths) + 1)
-        with torch.inference_mode():
+        with torch.inference_mode(), without_plans(self._context.device):
             return self._run(torch.tensor(tokens).unsqueeze(1), self._decoding(lengths))
 
     def tell(self, values: Tensor) -> Tensor:

@@ -6,9 +6,24 @@ whatever the number of heads. Nothing here is differentiable.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def without_plans(device: torch.device) -> AbstractContextManager[object]:
+    """Keep torch from cuDNN inside, which it prefers on Hopper and Blackwell and which plans anew for each number of keys.
+
+    A text has another number at each of its tokens. To be entered once for all layers: it takes microseconds.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
 
 
 def cached_attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,8 @@
 """Models to write with: folders of transformers and runs give the same text as transformers' own generate."""
 
+import contextlib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -8,9 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from megatron.convert.model_source import ModelSource
 from megatron.errors import CheckpointError
+from megatron.inference import kv_cache, runner
 from megatron.inference.kv_cache import CacheShape, KVCache
-from megatron.kernels import packed_product
+from megatron.inference.load import predicting_config
+from megatron.kernels import cuda_library, packed_product
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu
+from megatron.kernels.registry import Situation, choose_kernels
+from megatron.options import ModelConfig
 from tests.inference.models import (
     ARCHITECTURES,
     make_model,
@@ -21,6 +27,9 @@ from tests.inference.models import (
 from tools import convert_to_hf
 
 PROMPTS = [random_prompt(size) for size in (3, 17, 30)]
+TINY = ModelConfig(
+    num_layers=1, hidden_size=64, num_attention_heads=1, max_position_embeddings=8, vocab_size=16
+)
 
 
 def write(rank, path):
@@ -49,6 +58,44 @@ def test_runs_and_exports_write_what_transformers_does(world, tmp_path, kind):
     for path in (run, export):
         (ours,) = world(1).run(write, path)
         assert ours == expected
+
+
+@pytest.mark.parametrize("obstacle", [None, "csrc/*.cu is not compiled here"])
+def test_a_gpu_compiles_nothing_for_each_length_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, obstacle: str | None
+) -> None:
+    monkeypatch.setattr(cuda_library, "obstacle", lambda: obstacle)
+    model = predicting_config(TINY, tp_size=1, attention_backend="auto")
+    gpu = Situation("cuda", torch.bfloat16, 64, 0.0, without_library=obstacle)
+    chosen = choose_kernels("auto", gpu, model.kernels).choices[2:]
+    assert {one.name for one in chosen} == {"reference" if obstacle else "fused"}
+
+
+def decode_watched(rank, path):
+    """Give whether each call of the attention to a cache was inside `without_plans`, and for which device."""
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def enter(device):
+        inside.append(device.type)
+        yield
+        inside.pop()
+
+    true = kv_cache.cached_attention
+    with (
+        mock.patch.object(runner, "without_plans", enter),
+        mock.patch.object(
+            kv_cache, "cached_attention", lambda *args: (seen.append(list(inside)), true(*args))[1]
+        ),
+    ):
+        open_engine(path, dtype=torch.bfloat16).run([request("a", PROMPTS[0], max_new_tokens=3)])
+    return seen
+
+
+def test_no_token_waits_for_a_plan(world, tmp_path):
+    run = make_model(tmp_path / "run", **ARCHITECTURES["multi-query"])
+    (seen,) = world(1).run(decode_watched, run)
+    assert seen and all(one == ["cpu"] for one in seen)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
