@@ -16,7 +16,7 @@ from tests.training.runs import flags_of, read_metrics, train_here
 from tests.world import Worlds, launcher_environment
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 120
+NUM_STEPS = 60
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 TIMEOUT_SECONDS = 10  # of a collective
 END_SECONDS = 75  # of a launch after that: its report, and torchrun's own patience with processes
@@ -86,13 +86,13 @@ def test_a_cut_wire_ends_both_hosts_and_the_same_command_continues_bitwise(
 ) -> None:
     minutes = TIMEOUT_SECONDS / 60
     extra = f"""--train-iters {NUM_STEPS} --global-batch-size 4 --eval-interval {NUM_STEPS}
-    --save-interval 20 --distributed-timeout-minutes {minutes}"""
+    --save-interval 10 --distributed-timeout-minutes {minutes}"""
     flags = flags_of(corpus, tmp_path / "cut", extra)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     processes = start(hosts, flags, tmp_path / "first")
     try:
         wait_until(
-            lambda: metrics.exists() and metrics.read_text().count("grad_norm") > 25,
+            lambda: metrics.exists() and metrics.read_text().count("grad_norm") > 15,
             "steps",
             seconds=60,
         )

@@ -1,10 +1,7 @@
 """tools/convert_from_hf.py from its command line, and training that goes on from what it makes."""
 
 import dataclasses
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +18,10 @@ from tests.convert.runs import STARCODER2, make_run
 from tests.convert.test_hf_import import make_theirs
 from tests.forked import run_forked
 from tests.training.runs import flags_of, parse, read_metrics, train_here
+from tools import convert_from_hf as tool
 
 NOTHING = Contents("", {}, {})
-TOOL = Path(__file__).parents[2] / "tools" / "convert_from_hf.py"
-spec = importlib.util.spec_from_file_location("convert_from_hf", TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+TOOL = Path(tool.__file__)
 
 
 def run(*args):
@@ -198,10 +193,3 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "is not a folder" in result.stderr
-
-
-def test_help_shows_two_examples():
-    command = [sys.executable, TOOL, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stdout.count("python tools/convert_from_hf.py --load") == 3

@@ -1,7 +1,5 @@
 """tools/convert_from_megatron.py from its command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,10 +48,3 @@ def test_a_malicious_pickle_in_its_place_runs_nothing(tmp_path, is_zip):
     assert len(result.stderr.strip().splitlines()) == 1
     assert ("is refused" if is_zip else "not of torch 1.6") in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
-
-
-def test_help_shows_two_examples():
-    command = [sys.executable, TOOL, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stdout.count("python tools/convert_from_megatron.py --load") == 2

@@ -1,8 +1,5 @@
 """tools/convert_to_hf.py from its command line."""
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron.errors import CheckpointError, ConfigError
 from tests.convert.runs import make_run
 from tests.forked import run_forked
+from tools import convert_to_hf as tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert_to_hf.py"
-spec = importlib.util.spec_from_file_location("convert_to_hf", TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+TOOL = Path(tool.__file__)
 
 
 def run(*args):
@@ -122,10 +117,3 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "is not a folder" in result.stderr
-
-
-def test_help_shows_two_examples():
-    command = [sys.executable, TOOL, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stdout.count("python tools/convert_to_hf.py --load") == 2

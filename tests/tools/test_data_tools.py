@@ -277,12 +277,7 @@ def test_mistakes_of_the_other_tools_are_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_help_shows_two_examples_and_needs_no_torch():
-    for tool in ("train_tokenizer", "preprocess_data", "merge_datasets", "verify"):
-        process = start(tool, "--help")
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert out.count(f"python tools/{tool}.py") >= 2
+def test_preprocessing_needs_no_torch():
     script = "import sys; sys.argv = ['x', '--help']; import preprocess_data; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
     result = subprocess.run(

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -25,11 +24,9 @@ from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
 from megatron.convert.source import Source
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, make_run
+from tools import verify as tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "verify.py"
-spec = importlib.util.spec_from_file_location("verify", TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+TOOL = Path(tool.__file__)
 
 WEIGHT = torch.arange(12.0).reshape(4, 3)
 CHANGED = WEIGHT.clone()
