@@ -97,8 +97,9 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
     from megatron.inference.engine import Engine
     from megatron.inference.load import load_model
     from megatron.inference.runner import Runner
-    from megatron.serving.channel import Channel
+    from megatron.serving.channel import Channel, LostPeer
     from megatron.serving.worker import Worker, follow
+    from megatron.training.leave import leave_at_once
 
     context = join_processes(args, launch)
     dtype = choose_dtype(args.dtype, source.dtype, context.device)
@@ -107,12 +108,15 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
     def make_engine() -> Engine:
         return Engine(Runner(model, context, dtype, max_rows=options.batch_size), tokenizer)
 
-    channel = Channel(context.world_size)
+    channel = Channel(launch)
     if listener is None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the first process gets it too, and says when
-        follow(make_engine(), channel)
-        code = 0
+        try:
+            follow(make_engine(), channel)
+            code = 0
+        except LostPeer:  # whoever started the processes says which one
+            code = cli.EXIT_LOST_PEER
     else:
         from megatron.serving.app import app
         from megatron.serving.http_server import serve
@@ -122,6 +126,8 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
         service = Service(worker, served, options)
         application = app(service, keys, playground, reviewer)
         code = serve(application, service, worker, listener, context.device)
+    if code == cli.EXIT_LOST_PEER:
+        leave_at_once(code)  # a group may wait for the process that it lost
     dist.destroy_process_group()
     return code
 

@@ -1,13 +1,15 @@
 """What the process that talks to clients tells those that share the model with it: the same requests at the same step.
 
 Goes over the CPU's process group, as tokens do. The others wait in a collective, so the first process lets them hear
-something every second, also when there is nothing to do.
+something every second, also when there is nothing to do. Where one is lost, all are: a launcher starts them again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,30 @@ import orjson
 import torch
 import torch.distributed as dist
 
+from megatron.errors import MegatronError
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Request
+from megatron.parallel.launch import Launch
+from megatron.training.watchdog.watch import is_lost_peer, shortened
 
 HEARTBEAT_SECONDS = 1.0
+
+
+class LostPeer(MegatronError):
+    """Another process of this model is gone, or the launcher of all."""
+
+
+@contextlib.contextmanager
+def losses_named() -> Iterator[None]:
+    """Raise LostPeer in place of what torch says of a collective that another process broke."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise LostPeer(
+            f"another process of this model is gone, and this one ends with it ({shortened(error)})"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -48,18 +70,23 @@ class Orders:
 class Channel:
     """From the first process to all. Collective over the world."""
 
-    def __init__(self, world_size: int) -> None:
-        self._world_size = world_size
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
 
     @property
     def heartbeat_seconds(self) -> float | None:
         """How long the others may be left without a word; None: there are none."""
-        return HEARTBEAT_SECONDS if self._world_size > 1 else None
+        return HEARTBEAT_SECONDS if self._launch.world_size > 1 else None
 
     def tell(self, orders: Orders) -> None:
-        """Send orders; the first process calls it. Collective over the world."""
-        if self._world_size == 1:
+        """Send orders; the first process calls it. Collective over the world.
+
+        Raises LostPeer, before any collective, if the launcher is gone: nobody would end the processes.
+        """
+        if self._launch.world_size == 1:
             return
+        if self._launch.parent_pid not in (None, os.getppid()):
+            raise LostPeer("the launcher of these processes is gone, and they end with it")
         data = orders.to_bytes()
         dist.broadcast(torch.tensor([len(data)]), src=0)
         if data:

@@ -16,20 +16,25 @@ import sys
 from collections.abc import Callable, Iterator
 from threading import Thread
 
+import anyio
 import torch
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from megatron.cli import EXIT_FAILURE, EXIT_LOST_PEER
 from megatron.errors import ConfigError
 from megatron.logging import get_logger
 from megatron.serving.options import ServingOptions
 from megatron.serving.service import Service
 from megatron.serving.worker import Worker
+from megatron.training.leave import leave_at_once
 
 logger = get_logger(__name__)
 
-LAST_SECONDS = 5.0  # for answers to leave after the requests behind them were ended
+LAST_SECONDS = (
+    5.0  # for answers to leave after the requests behind them were ended, and for a step to end
+)
 RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -81,11 +86,12 @@ class _Serving:
         self._device = device
         self._server = _Server(_config(application, service.options), self._say_where)
         self._num_signals = 0
+        self._worker_ended = asyncio.Event()
 
     async def run(self) -> int:
         """Serve to the end. Signals are taken over for as long."""
         loop = asyncio.get_running_loop()
-        self._service.attach(loop, self._leave)
+        self._service.attach(loop, self._on_worker_end)
         thread = Thread(
             target=self._worker.run, args=(self._service, self._device), name="engine", daemon=True
         )
@@ -94,9 +100,15 @@ class _Serving:
             loop.add_signal_handler(number, self._on_signal, number)
         await self._server.serve(sockets=[self._listener])
         self._worker.end()
-        await asyncio.to_thread(thread.join)
-        await asyncio.sleep(0)  # what the worker said last
-        return 1 if self._service.has_failed else 0
+        with anyio.move_on_after(LAST_SECONDS):
+            await self._worker_ended.wait()
+        if not self._worker_ended.is_set():  # a device, or another process, keeps it for ever
+            logger.error("a step of the engine does not end: left without waiting for it")
+            leave_at_once(EXIT_FAILURE)
+        thread.join()  # it has said its last word
+        if self._worker.has_lost_peer:
+            return EXIT_LOST_PEER
+        return EXIT_FAILURE if self._service.has_failed else 0
 
     def _say_where(self) -> None:
         host, port = self._listener.getsockname()[:2]
@@ -114,6 +126,10 @@ class _Serving:
         logger.info("%s: no new requests, %g s for the others", signal.Signals(number).name, grace)
         self._leave()
         asyncio.get_running_loop().call_later(grace, self._drop_all)
+
+    def _on_worker_end(self) -> None:
+        self._worker_ended.set()
+        self._leave()
 
     def _leave(self) -> None:
         self._service.stop()

@@ -20,7 +20,7 @@ from megatron.errors import MegatronError
 from megatron.inference.engine import Engine
 from megatron.inference.request import Request, Update
 from megatron.logging import get_logger
-from megatron.serving.channel import Channel, Orders
+from megatron.serving.channel import Channel, LostPeer, Orders, losses_named
 
 logger = get_logger(__name__)
 
@@ -57,9 +57,10 @@ def advance(engine: Engine, orders: Orders) -> list[Update]:
 
 
 def follow(engine: Engine, channel: Channel) -> None:
-    """Do what the first process does, to its end. Collective over all processes."""
-    while not (orders := channel.hear()).is_end:
-        advance(engine, orders)
+    """Do what the first process does, to its end. Collective over all processes. Raises LostPeer."""
+    with losses_named():
+        while not (orders := channel.hear()).is_end:
+            advance(engine, orders)
 
 
 class Worker:
@@ -74,6 +75,7 @@ class Worker:
         self._added: deque[Request] = deque()
         self._cancelled: deque[str] = deque()
         self._is_ending = False
+        self.has_lost_peer = False
         self._samples: dict[str, int] = {}  # requests that the engine has, and how many are left
         self._num_failures = 0
         self._stepping_since: float | None = None
@@ -108,8 +110,12 @@ class Worker:
             torch.cuda.set_device(device)  # each thread has its own
         is_failure = True
         try:
-            self._run(listener)
+            with losses_named():
+                self._run(listener)
             is_failure = False
+        except LostPeer as error:
+            self.has_lost_peer = True
+            logger.error("%s", error)
         finally:
             # also when a bug ends this thread: nobody is left waiting
             listener.failed(set(self._samples), "the server has failed; its log says why")

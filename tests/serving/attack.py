@@ -263,7 +263,7 @@ def text_of(server: ServerProcess) -> str:
 
 
 def resident_mb(server: ServerProcess) -> float:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.processes[0].pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
 
@@ -276,7 +276,7 @@ def main() -> None:
     flags = "--header-seconds 2 --body-seconds 2 --stall-seconds 2 --max-body-bytes 1000000"
     with tempfile.TemporaryDirectory() as folder:
         path = make_model(Path(folder) / "run", max_position_embeddings=4096)
-        with ServerProcess(path, *flags.split()) as server:
+        with ServerProcess(path, *flags.split(), method="spawn") as server:
             text, start, total = text_of(server), time.monotonic(), {}
             sizes = [resident_mb(server)]
             for first in range(0, args.requests, 100):

@@ -1,55 +1,120 @@
-"""A server of its own process, for tests to ask."""
+"""A server of its own process or of several, for tests to ask."""
+
+from __future__ import annotations
 
 import json
+import multiprocessing as mp
+import os
+import queue
 import re
-import signal
+import runpy
 import socket
-import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
+from typing import Literal, NoReturn
 
-from tests.world import launcher_environment
+import torch
+import torch.distributed as dist
+
+from tests.world import PRELOADED
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
+SERVE = "tools/serve.py"
+
+
+def _run_script(arguments: list[str], environment: dict[str, str], log: Connection) -> None:
+    """Be `python <arguments>`, but for the start of the interpreter."""
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
 
 
 class ServerProcess:
     """tools/serve.py at a free port."""
 
-    def __init__(self, run: Path, *flags: str, launch: tuple[str, ...] = ()) -> None:
-        """launch: tools/launch.py and its options, if it is to start the server."""
-        command = [sys.executable, *launch, "tools/serve.py", "--load", str(run), "--port", "0"]
-        environment = launcher_environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(
+        self,
+        run: Path,
+        *flags: str,
+        num_processes: int = 1,
+        launcher: tuple[str, ...] = (),
+        method: Literal["forkserver", "spawn"] = "forkserver",
+    ) -> None:
+        """num_processes: that share the model, without a launcher. launcher: tools/launch.py and its options.
+
+        method: forked off a process that has torch already, as those of tests/world.py, or from nothing, in seconds.
+        """
+        context = mp.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(PRELOADED)
+        arguments = [*launcher, SERVE, "--load", str(run), "--port", "0", *flags]
+        log, theirs = context.Pipe(duplex=False)
+        self._store = None  # that several processes meet in, as a launcher has one
+        if num_processes > 1:
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.processes = []
+        for rank in range(num_processes):
+            environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            if self._store is not None:
+                environment |= _topology(rank, num_processes, self._store.port)
+            process = context.Process(target=_run_script, args=(arguments, environment, theirs))
+            process.start()
+            self.processes.append(process)
+        theirs.close()
         self.log: list[str] = []
-        self.url = self._read_url()
+        self._urls: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = Thread(target=self._read_log, args=(log,), daemon=True)
+        self._reader.start()
+        self.url = self._urls.get(timeout=PATIENCE_SECONDS) or self._fail()
         self.port = int(self.url.split(":")[-1].split("/")[0])
 
-    def __enter__(self) -> "ServerProcess":
+    def __enter__(self) -> ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.communicate(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+        self.terminate()
+        self.wait()
 
-    def _read_url(self) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            found = re.match("serving .* at (http.*)", line)
-            if found:
-                return found[1]
+    def terminate(self) -> None:
+        """Send SIGTERM to all, as a launcher does."""
+        for process in self.processes:
+            process.terminate()
+
+    def wait(self) -> list[int | None]:
+        """Wait until all have ended; their exit codes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        assert None not in codes, (codes, self.log)
+        self._reader.join()
+        return codes
+
+    def _read_log(self, log: Connection) -> None:
+        """Take lines to the end, so that nobody waits for room in the pipe."""
+        with open(log.fileno(), closefd=False, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self.log.append(line)
+                if found := re.match("serving .* at (http.*)", line):
+                    self._urls.put(found[1])
+        log.close()
+        self._urls.put(None)
+
+    def _fail(self) -> NoReturn:
+        for process in self.processes:
+            process.kill()
         raise AssertionError("".join(self.log))
 
     def metrics(self) -> dict[str, float]:
@@ -81,3 +146,16 @@ class ServerProcess:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read() or b"{}")
+
+
+def _topology(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process on one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }

@@ -10,6 +10,7 @@ import torch
 
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request, Update
+from megatron.parallel.launch import Launch
 from megatron.serving.channel import Channel, Orders
 from megatron.serving.completion_call import CompletionCall, ServedModel
 from megatron.serving.error import RequestError
@@ -71,7 +72,7 @@ def serve(check: Callable[[Service], Awaitable[None]], **options) -> tuple[Servi
         engines.append(FakeEngine())
         return engines[-1]
 
-    worker = Worker(make_engine, Channel(1))
+    worker = Worker(make_engine, Channel(Launch()))
     model = ServedModel("tiny", None, 64, 6, 200)
     service = Service(worker, model, ServingOptions(**options))
 
