@@ -1,16 +1,17 @@
 // The loops of prediction.cpp for vectors of LANES floats, in functions with the attribute TARGET that allows those.
-// Included once for each width, inside a namespace of its own; hence no include guard.
+// Included once for each kind of processor, inside a namespace of its own; hence no include guard.
 //
 // A weight [out, in] lies in panels of kPanel of its rows, [out / kPanel, in, kPanel], the last filled up with zeros:
-// for each input two vectors that lie together, so that a product reads its weight from front to back. Every sum goes
-// through its summands in one order, whatever is computed beside it: a row's result is the same among any others.
+// for each input two vectors that lie together, so that a product reads its weight from front to back. One in bf16 has
+// two inputs in the place of each one of fp32, [out / kPanel, in / 2, kPanel, 2]. Every sum goes through its summands in one
+// order, whatever is computed beside it: a row's result is the same among any others.
 
 using Floats [[gnu::vector_size(LANES * 4)]] = float;
 using Ints [[gnu::vector_size(LANES * 4)]] = int32_t;
 
 constexpr size_t kPanel = 2 * LANES;
 constexpr size_t kBlockRows = LANES == 16 ? 8 : 4;  // of x, whose sums stay in registers: a vector for each of 2
-constexpr size_t kChunk = 128;                      // of the inputs: a panel's part of so many stays in the nearest cache
+constexpr size_t kChunk = 128;                      // steps along a panel: so much of it stays in the nearest cache
 constexpr size_t kTogether = 4;                     // panels, of one row
 
 TARGET inline Floats load(const float* from) {
@@ -59,30 +60,66 @@ TARGET inline Floats gelu(Floats x) {
     return x / (exponential(u * -2.0f) + 1.0f);
 }
 
-// A number in every lane. By its bits: to add it to zeros would be an addition, for the sign of zero.
-TARGET inline Floats repeat(const float* from) {
-    int32_t bits;
-    std::memcpy(&bits, from, sizeof bits);
-    return reinterpret_cast<Floats>(Ints{} + bits);
+// What a step along a panel adds to a sum: x, 4 bytes of a row, times w, as many for each of its outputs.
+struct Fp32 {
+    static constexpr size_t kInputs = 1;
+    TARGET static inline void add(Floats& sum, Ints x, Floats w) { sum += reinterpret_cast<Floats>(x) * w; }
+};
+
+struct Bf16 {
+    static constexpr size_t kInputs = 2;
+    TARGET static inline void add(Floats& sum, Ints x, Floats w) {
+#ifdef HAS_DOT
+        sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+        const Ints pairs = reinterpret_cast<Ints>(w), second = Ints{} - 0x10000;  // the half that holds it
+        sum += reinterpret_cast<Floats>(x << 16) * reinterpret_cast<Floats>(pairs << 16);
+        sum += reinterpret_cast<Floats>(x & second) * reinterpret_cast<Floats>(pairs & second);
+#endif
+    }
+};
+
+// The bf16 nearest to a number, of two the even one, in the upper half; NaN stays NaN.
+TARGET inline uint32_t round_to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return value != value ? 0x7fc00000u : (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
 }
 
-// Add to total [kPanels, kRows, kPanel] the products of rows of x, x_stride apart, and of `size` pairs of vectors of each
+// Rows [rows, size], x_stride apart, in pairs of bf16, `stride` pairs apart.
+TARGET inline void to_pairs(const float* x, size_t x_stride, size_t rows, size_t size, float* pairs, size_t stride) {
+    for (size_t r = 0; r < rows; ++r, x += x_stride, pairs += stride) {
+        for (size_t k = 0; k < size; k += 2) {
+            const uint32_t pair = round_to_bf16(x[k]) >> 16 | (k + 1 < size ? round_to_bf16(x[k + 1]) : 0u);
+            std::memcpy(pairs + k / 2, &pair, sizeof pair);
+        }
+    }
+}
+
+// 4 bytes in every lane. By their bits: to add a number to zeros would be an addition, for the sign of zero.
+TARGET inline Ints repeat(const float* from) {
+    int32_t bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return Ints{} + bits;
+}
+
+// Add to total [kPanels, kRows, kPanel] the products of rows of x, x_stride apart, and of `steps` pairs of vectors of each
 // panel of w, w_stride apart; it starts there, or total holds some. Meanwhile kFetched numbers for each of these pairs come
 // into a cache, from `ahead` on.
-template <size_t kRows, size_t kPanels, size_t kFetched>
-TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t panel_size, size_t size,
+template <class Weight, size_t kRows, size_t kPanels, size_t kFetched>
+TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t panel_size, size_t steps,
                         bool starts, float* total, const float* ahead) {
     Floats sums[kPanels][kRows][2] = {};
-    for (size_t k = 0; k < size; ++k, w += w_stride, ahead += kFetched) {
+    for (size_t k = 0; k < steps; ++k, w += w_stride, ahead += kFetched) {
         for (size_t i = 0; i < kFetched; i += 16) __builtin_prefetch(ahead + i);
 #pragma GCC unroll 4
         for (size_t p = 0; p < kPanels; ++p) {
             const Floats first = load(w + p * panel_size), second = load(w + p * panel_size + LANES);
 #pragma GCC unroll 8
             for (size_t r = 0; r < kRows; ++r) {
-                const Floats factor = repeat(x + r * x_stride + k);
-                sums[p][r][0] += factor * first;
-                sums[p][r][1] += factor * second;
+                const Ints factor = repeat(x + r * x_stride + k);
+                Weight::add(sums[p][r][0], factor, first);
+                Weight::add(sums[p][r][1], factor, second);
             }
         }
     }
@@ -97,26 +134,14 @@ TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t 
     }
 }
 
-// The same for one panel and any number of rows up to kBlockRows.
-template <size_t kFetched>
-TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t size,
+// The same for one panel and any number of rows up to kRows.
+template <class Weight, size_t kFetched, size_t kRows = kBlockRows>
+TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t steps,
                            bool starts, float* total, const float* ahead) {
-#define CASE(n) \
-    case n:     \
-        return tile<n, 1, kFetched>(x, x_stride, w, w_stride, 0, size, starts, total, ahead)
-    switch (rows) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-#if LANES == 16
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
-#endif
+    if constexpr (kRows > 1) {
+        if (rows < kRows) return tile_of<Weight, kFetched, kRows - 1>(rows, x, x_stride, w, w_stride, steps, starts, total, ahead);
     }
-#undef CASE
+    tile<Weight, kRows, 1, kFetched>(x, x_stride, w, w_stride, 0, steps, starts, total, ahead);
 }
 
 // Bias, activation and addition, and the way of a panel's sums [rows, kPanel] to the rows of out.
@@ -141,43 +166,60 @@ TARGET inline void finish(const Product& p, size_t first_row, size_t rows, size_
 }
 
 // One row's outputs of kTogether panels: read side by side, they come sooner than one after another.
-TARGET inline void multiply_row(const Product& p, size_t row, size_t panel, float* scratch) {
-    const float *x = p.x + row * p.x_stride, *w = p.weight + panel * kPanel * p.in_size;
-    for (size_t k = 0; k < p.in_size; k += kChunk) {
-        const size_t size = std::min(kChunk, p.in_size - k);
-        tile<1, kTogether, 0>(x + k, 0, w + k * kPanel, kPanel, kPanel * p.in_size, size, k == 0, scratch, nullptr);
+template <class Weight>
+TARGET inline void multiply_row(const Product& p, const float* x, size_t steps, size_t row, size_t panel, float* total) {
+    const size_t panel_size = kPanel * steps;
+    const float* w = p.weight + panel * panel_size;
+    for (size_t k = 0; k < steps; k += kChunk, w += kChunk * kPanel) {
+        const size_t count = std::min(kChunk, steps - k);
+        tile<Weight, 1, kTogether, 0>(x + k, 0, w, kPanel, panel_size, count, k == 0, total, nullptr);
     }
-    for (size_t i = 0; i < kTogether; ++i) finish(p, row, 1, panel + i, scratch + i * kPanel);
+    for (size_t i = 0; i < kTogether; ++i) finish(p, row, 1, panel + i, total + i * kPanel);
 }
 
-// The outputs of panels [begin, end), by groups of rows that stay in a cache. scratch: kGroupRows * kPanel floats.
+// The outputs of a panel for up to kGroupRows rows.
+template <class Weight>
+TARGET inline void multiply_rows(const Product& p, const float* x, size_t x_stride, size_t steps, size_t first_row,
+                                 size_t rows, size_t panel, float* total) {
+    const float* w = p.weight + panel * kPanel * steps;
+    for (size_t k = 0; k < steps; k += kChunk, w += kChunk * kPanel) {
+        const size_t count = std::min(kChunk, steps - k);
+        const float* ahead = w + count * kPanel;  // the next chunk, of this panel or another
+        for (size_t r = 0; r < rows; r += kBlockRows) {
+            const size_t block = std::min(kBlockRows, rows - r);
+            const float* from = x + r * x_stride + k;
+            float* to = total + r * kPanel;
+            if (rows <= kBlockRows) {
+                tile_of<Weight, kPanel>(block, from, x_stride, w, kPanel, count, k == 0, to, ahead);
+            } else if (r <= kBlockRows) {  // the first two blocks fetch a half each
+                tile_of<Weight, LANES>(block, from, x_stride, w, kPanel, count, k == 0, to, ahead);
+                ahead += count * LANES;
+            } else {
+                tile_of<Weight, 0>(block, from, x_stride, w, kPanel, count, k == 0, to, nullptr);
+            }
+        }
+    }
+    finish(p, first_row, rows, panel, total);
+}
+
+// The outputs of panels [begin, end), by groups of rows that stay in a cache. scratch: see scratch_size.
+template <class Weight>
 TARGET void multiply(const Product& p, size_t begin, size_t end, float* scratch) {
+    const size_t steps = ceil_div(p.in_size, Weight::kInputs);
+    float *total = scratch, *pairs = scratch + kGroupRows * kPanel;
     for (size_t first = 0; first < p.rows; first += kGroupRows) {
         const size_t rows = std::min(kGroupRows, p.rows - first);
-        size_t panel = begin;
-        for (; rows == 1 && panel + kTogether <= end; panel += kTogether) multiply_row(p, first, panel, scratch);
-        for (; panel < end; ++panel) {
-            const float* w = p.weight + panel * kPanel * p.in_size;
-            for (size_t k = 0; k < p.in_size; k += kChunk) {
-                const size_t size = std::min(kChunk, p.in_size - k);
-                for (size_t r = 0; r < rows; r += kBlockRows) {
-                    const size_t count = std::min(kBlockRows, rows - r);
-                    const float* x = p.x + (first + r) * p.x_stride + k;
-                    float* total = scratch + r * kPanel;
-                    // the first two blocks of rows fetch half of the next chunk each: it lies behind this one
-                    const float *here = w + k * kPanel, *ahead = here + size * kPanel;
-                    if (rows <= kBlockRows) {
-                        tile_of<kPanel>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
-                    } else if (r <= kBlockRows) {
-                        ahead += r == 0 ? 0 : size * LANES;
-                        tile_of<LANES>(count, x, p.x_stride, here, kPanel, size, k == 0, total, ahead);
-                    } else {
-                        tile_of<0>(count, x, p.x_stride, here, kPanel, size, k == 0, total, nullptr);
-                    }
-                }
-            }
-            finish(p, first, rows, panel, scratch);
+        const float* x = p.x + first * p.x_stride;
+        size_t stride = p.x_stride, panel = begin;
+        if (Weight::kInputs == 2) {
+            stride = padded(steps);
+            to_pairs(x, p.x_stride, rows, p.in_size, pairs, stride);
+            x = pairs;
         }
+        for (; rows == 1 && panel + kTogether <= end; panel += kTogether) {
+            multiply_row<Weight>(p, x, steps, first, panel, total);
+        }
+        for (; panel < end; ++panel) multiply_rows<Weight>(p, x, stride, steps, first, rows, panel, total);
     }
 }
 
@@ -274,12 +316,10 @@ TARGET inline float exponentials(float* s, size_t size) {
     return sum(total);
 }
 
-// Up to kHeads query heads of a token and group, from first_head on. scratch: kHeads times the tokens seen and a vector, and
-// kHeads panels.
+// Up to kHeads query heads of a token and group, from first_head on. scratch: see scratch_size.
 TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_head, size_t count, float* scratch) {
     const size_t d = a.head_dim, end = a.positions[token] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
-    const size_t row = a.first_row + token % a.num_rows;
-    const size_t offset = ((row * a.num_groups + group) * a.capacity + begin) * d, stride = seen + LANES;
+    const size_t offset = ((a.rows[token] * a.num_groups + group) * a.capacity + begin) * d, stride = seen + LANES;
     const float *keys = a.keys + offset, *values = a.values + offset;
     const float* queries[kHeads];
     for (size_t h = 0; h < kHeads; ++h) {
@@ -301,7 +341,7 @@ TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_
     float* out = a.out + token * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
     for (size_t i = 0; i < whole; i += kPanel) {
-        tile_of<0>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
+        tile_of<Fp32, 0>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
         for (size_t h = 0; h < count; ++h) {
             store(out + h * d + i, load(total + h * kPanel) * shares[h]);
             store(out + h * d + i + LANES, load(total + h * kPanel + LANES) * shares[h]);
@@ -341,7 +381,7 @@ TARGET std::pair<float, int64_t> highest(const float* x, size_t size) {
     return found;
 }
 
-const Kernels kKernels = {kPanel, &multiply, &normalize, &attend, &highest};
+const Kernels kKernels = {kPanel, &multiply<Fp32>, &multiply<Bf16>, &normalize, &attend, &highest};
 
 #undef FIRST
 #undef SECOND

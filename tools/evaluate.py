@@ -171,7 +171,7 @@ def _runner(args: argparse.Namespace, launch: Launch, source: ModelSource, max_r
     context = join_processes(args, launch)
     dtype = choose_dtype(args.dtype, source.dtype, context.device)
     model = load_model(source.model, source.tensors, context, dtype)
-    return Runner(model, context, dtype, max_rows=max_rows)
+    return Runner(model, context, max_rows=max_rows)
 
 
 def _draw(

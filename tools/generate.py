@@ -220,7 +220,7 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     dtype = choose_dtype(args.dtype, source.dtype, context.device)
     num_texts = sum(job.num_samples for job in jobs)
     model = load_model(source.model, source.tensors, context, dtype)
-    runner = Runner(model, context, dtype, max_rows=min(args.batch_size, num_texts))
+    runner = Runner(model, context, max_rows=min(args.batch_size, num_texts))
     engine = Engine(runner, tokenizer)
     for request in requests:
         engine.add(request)

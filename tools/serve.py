@@ -106,7 +106,7 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
     model = load_model(source.model, source.tensors, context, dtype)
 
     def make_engine() -> Engine:
-        return Engine(Runner(model, context, dtype, max_rows=options.batch_size), tokenizer)
+        return Engine(Runner(model, context, max_rows=options.batch_size), tokenizer)
 
     channel = Channel(launch)
     if listener is None:

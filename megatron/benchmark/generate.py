@@ -118,7 +118,7 @@ class _Sides:
         device = initialize_distributed(ParallelConfig(), Launch())
         self._context = ParallelContext.create(ParallelConfig(), 1, device)
         source = ModelSource.open(folder)
-        self._dtype, self._vocab_size = dtype, source.model.vocab_size
+        self._vocab_size = source.model.vocab_size
         self._model = load_model(source.model, source.tensors, self._context, dtype)
         peer: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self._peer = peer.to(device).eval()
@@ -132,7 +132,7 @@ class _Sides:
         from megatron.tokenizer.tokenizer import NullTokenizer
 
         options = SamplingOptions(max_new_tokens=num_tokens, ignore_eod=True)
-        runner = Runner(self._model, self._context, self._dtype, max_rows=len(prompts))
+        runner = Runner(self._model, self._context, max_rows=len(prompts))
         engine = Engine(runner, NullTokenizer(self._vocab_size - 1))
         ids = prompts.tolist()
         requests = [Request(str(n), tuple(prompt), options) for n, prompt in enumerate(ids)]

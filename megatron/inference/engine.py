@@ -142,18 +142,12 @@ class Engine:
         longest = max(map(len, prompts))
         stop = min(longest, start + max(self._prefill_tokens // len(prompts), 1))
         assert stop == longest or len(prompts) == 1  # what does not fit into one chunk is alone
-        tokens = torch.zeros(len(prompts), stop - start, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            part = torch.tensor(prompt[start:stop])
-            tokens[row, : len(part)] = part
         is_scored = sequences[0].request.options.prompt_logprobs
-        last_tokens = [(len(prompt) - 1 - start) * len(prompts) for prompt in prompts]
-        wanted = [last + row for row, last in enumerate(last_tokens)] if stop == longest else []
         logits = self._runner.prefill(
-            tokens,
+            [prompt[start:stop] for prompt in prompts],
             len(self._written),
             start,
-            None if is_scored else torch.tensor(wanted, dtype=torch.int64),
+            "all" if is_scored else "last" if stop == longest else "none",
         )
         self._num_read = stop
         if is_scored:

@@ -17,12 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron.kernels import prediction
 from megatron.kernels.attention import AttentionFunction
 from megatron.kernels.cached_attention import cached_attention
 from megatron.kernels.documents import Documents
-from megatron.kernels.prediction import Decoder
-from megatron.model.attention import MicroBatch
 from megatron.transfer import to_device
 
 
@@ -94,19 +91,15 @@ class Prefill:
         self._end = first_position + num_tokens
         self._new = slice(first_position, self._end)
         num_rows = rows.stop - rows.start
-        self._has_kernel = prediction.obstacle(cache.device, cache.dtype) is None
-        self._documents = None
-        if not self._has_kernel:
-            self._documents = Documents.create(
-                None,
-                cache.device,
-                shape=(num_rows, num_tokens),
-                window=cache.shape.window,
-                first_position=first_position,
-            )
+        self._documents = Documents.create(
+            None,
+            cache.device,
+            shape=(num_rows, num_tokens),
+            window=cache.shape.window,
+            first_position=first_position,
+        )
         positions = torch.arange(first_position, self._end, device=cache.device)
         self.position_ids = positions.expand(num_rows, -1)  # int64 [b, s]
-        self._positions = self.position_ids.t().contiguous()
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: AttentionFunction
@@ -116,11 +109,6 @@ class Prefill:
         for tensor, new in zip(tensors, (key, value), strict=True):
             # [s, b, k, d] -> [b, k, s, d]
             tensor[self._rows, :, self._new] = new.permute(1, 2, 0, 3)
-        if self._has_kernel:
-            window, first_row = self._cache.shape.window, self._rows.start
-            return prediction.attend(
-                query, *tensors, self._positions, first_row=first_row, window=window
-            )
         if self._new.start > 0:
             # [b, k, positions, d] -> [positions, b, k, d]
             key, value = (x[self._rows, :, : self._end].permute(2, 0, 1, 3) for x in tensors)
@@ -174,22 +162,3 @@ class Decode:
             query[0], keys.as_strided(*self._seen), values.as_strided(*self._seen), self._bias
         )
         return context.unsqueeze(0)
-
-
-class LayersDecode(Decode):
-    """The same where one call does the work of all layers, and nothing is asked for layer by layer."""
-
-    def __init__(self, cache: KVCache, lengths: Sequence[int], decoder: Decoder) -> None:
-        self._cache, self._decoder = cache, decoder
-        self._lengths = torch.tensor(lengths)
-        self.position_ids = self._lengths.unsqueeze(1)  # int64 [b, 1]
-
-    def run_layers(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        """Run hidden states [1, b, h] of the new tokens through the layers: the same shape back."""
-        turn = batch.rotation
-        rotation = None
-        if turn is not None:
-            rotation = (turn.cos.flatten(0, 2).contiguous(), turn.sin.flatten(0, 2).contiguous())
-        cache = self._cache
-        keys, values = list(cache.keys.values()), list(cache.values.values())
-        return self._decoder(x[0], self._lengths, keys, values, rotation).unsqueeze(0)

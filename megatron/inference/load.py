@@ -1,14 +1,15 @@
 """Loading a model to predict with: this process's part of each weight, in the dtype of the computation, and no more.
 
-Parameters become plain tensors; on a CPU the weights of products are laid out for its fast kernels. Memory: the part of
-the model and a few blocks of rows. No initial values are drawn.
+Parameters become plain tensors; on a CPU the weights of products are laid out for its fast kernels, and what is no such
+weight is in fp32 where these compute in it. Memory: the part of the model and a few blocks of rows. No initial values are
+drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from megatron.checkpoint.safetensors_file import BLOCK_BYTES
 from megatron.kernels import cuda_library, packed_product, prediction
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu, already_active
 from megatron.kernels.prediction import (
-    Decoder,
-    DecoderLayer,
     PanelProduct,
     PanelProductGelu,
+    Stage,
+    StageEnds,
+    StageLayer,
 )
 from megatron.layer_split import assign_stages
 from megatron.logging import get_logger
@@ -39,6 +41,7 @@ from megatron.parallel.layers import (
 logger = get_logger(__name__)
 
 VOCAB_MULTIPLE = 16  # rows of a process's share of the vocabulary
+LINEAR = (ColumnParallelLinear, PartialGradientLinear, RowParallelLinear)
 
 
 ProductKind = type[PanelProduct] | type[PackedProduct]
@@ -60,7 +63,7 @@ def load_model(
     *,
     attention_backend: str = "auto",
 ) -> GPTModel:
-    """Load this process's stage of a model of these options onto its device.
+    """Load this process's stage of a model of these options onto its device, its weights in dtype.
 
     Raises CheckpointError for damaged files, ConfigError for a layout that does not fit the model.
     """
@@ -70,8 +73,10 @@ def load_model(
         tensor_model_parallel_size=context.tp_size, pipeline_model_parallel_size=context.pp_size
     )
     (stage,) = assign_stages(config.num_layers, parallel, context.pp_rank)
+    kinds, layout = _choose_products(context.device, dtype)
+    hidden_dtype = torch.float32 if kinds is not None and kinds[0] is PanelProduct else dtype
     # chunks of a prompt attend to more keys than they have queries, as a sequence that is shared does
-    kernels = choose_model_kernels(config, context.device, dtype, splits_sequences=True)
+    kernels = choose_model_kernels(config, context.device, hidden_dtype, splits_sequences=True)
     model = GPTModel(
         config,
         dataclasses.replace(context, device=torch.device("meta")),
@@ -82,35 +87,49 @@ def load_model(
         sequence_parallel=False,
         kernels=kernels,
     )
-    kinds, layout = _choose_products(context.device, dtype)
     if context.device.type == "cpu":
         logger.info("weights %s, in %s", layout, str(dtype).removeprefix("torch."))
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             part = _read_part(tensors, f"model.{prefix}.{name}", parameter, dtype)
+            if not (name == "weight" and isinstance(module, LINEAR)):
+                part = part.to(hidden_dtype)
             _replace(module, name, part.to(context.device))
     if kinds is not None:
-        _pack(model, *kinds)
+        _pack(model, *kinds, dtype)
     return model.eval()
 
 
-def make_decoder(model: GPTModel) -> Decoder | None:
-    """Make what takes one token of each sequence through a stage's layers at once; None where that is for each operation.
+def hidden_dtype(model: GPTModel) -> torch.dtype:
+    """Give the dtype of what goes through a loaded stage, and of its keys and values: that of its norms."""
+    norms = [layer.input_layernorm for layer in _layers(model)]
+    norms += [model.final_layernorm] if model.is_last else []
+    return norms[0].weight.dtype if norms else model.embedding.word_embeddings.weight.dtype
 
-    It is for layers of one process, whose weights `load_model` has laid out for it.
+
+def make_stage(model: GPTModel) -> Stage | None:
+    """Make what takes tokens through a loaded stage in one call; None where that is for each operation, as is logged.
+
+    It is for stages that one process has to itself, and whose weights `load_model` has laid out for it.
     """
-    layers = []
-    for layer in model.layers.values():
-        assert isinstance(layer, TransformerLayer)
-        part = _decoder_layer(layer)
-        if part is None:
-            return None
-        layers.append(part)
-    if not layers:
+    config, layers = model.config, [_stage_layer(layer) for layer in _layers(model)]
+    parts = [layer for layer in layers if layer is not None]
+    if not parts or len(parts) < len(layers):
+        return None  # and `load_model` has said how weights lie
+    if model.region.size > 1:
+        logger.info("layers run by their operations, as %d processes share each", model.region.size)
         return None
-    config = model.config
-    return Decoder(
-        layers,
+    ends = StageEnds()
+    if model.is_first:
+        words, places = model.embedding.word_embeddings, model.embedding.position_embeddings
+        ends = StageEnds(words.weight, None if places is None else places.weight)
+    if model.is_last:
+        assert isinstance(model.output_product, PanelProduct)
+        norm = model.final_layernorm
+        ends = dataclasses.replace(ends, norm=(norm.weight, norm.bias), output=model.output_product)
+    return Stage(
+        parts,
+        ends,
         num_heads=config.num_attention_heads,
         num_groups=config.query_groups,
         head_dim=config.head_dim,
@@ -119,11 +138,17 @@ def make_decoder(model: GPTModel) -> Decoder | None:
     )
 
 
-def _decoder_layer(layer: TransformerLayer) -> DecoderLayer | None:
+def _layers(model: GPTModel) -> list[TransformerLayer]:
+    layers = list(model.layers.values())
+    assert all(isinstance(layer, TransformerLayer) for layer in layers)
+    return cast(list[TransformerLayer], layers)
+
+
+def _stage_layer(layer: TransformerLayer) -> StageLayer | None:
     attention, mlp = layer.self_attention, layer.mlp
     qkv, dense = attention.joined, attention.dense.product
     up, down = mlp.dense_h_to_4h.product, mlp.dense_4h_to_h.product
-    if attention.region.size > 1 or not (
+    if not (
         isinstance(qkv, PanelProduct)
         and isinstance(dense, PanelProduct)
         and isinstance(up, PanelProductGelu)
@@ -131,7 +156,7 @@ def _decoder_layer(layer: TransformerLayer) -> DecoderLayer | None:
     ):
         return None
     first, second = layer.input_layernorm, layer.post_attention_layernorm
-    return DecoderLayer(
+    return StageLayer(
         (first.weight, first.bias), qkv, dense, (second.weight, second.bias), up, down
     )
 
@@ -197,10 +222,9 @@ def _replace(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     setattr(module, name, tensor)
 
 
-def _pack(model: GPTModel, kind: ProductKind, gelu_kind: ProductKind) -> None:
+def _pack(model: GPTModel, kind: ProductKind, gelu_kind: ProductKind, dtype: torch.dtype) -> None:
     """Lay out the weights of all products, one after another; what is laid out is there once."""
-    for layer in model.layers.values():
-        assert isinstance(layer, TransformerLayer)
+    for layer in _layers(model):
         attention = layer.self_attention
         query, key_value = attention.query, attention.key_value
         rows = key_value.rows if isinstance(key_value, PartialGradientLinear) else slice(None)
@@ -215,7 +239,7 @@ def _pack(model: GPTModel, kind: ProductKind, gelu_kind: ProductKind) -> None:
         layer.mlp.bias_gelu = already_active
         _pack_product(layer.mlp.dense_4h_to_h, kind)
     if model.is_last:
-        _pack_output(model, kind)
+        _pack_output(model, kind, dtype)
 
 
 def _pack_product(product: ColumnParallelLinear | RowParallelLinear, kind: ProductKind) -> None:
@@ -227,10 +251,10 @@ def _pack_product(product: ColumnParallelLinear | RowParallelLinear, kind: Produ
         _replace(product, "bias", None)
 
 
-def _pack_output(model: GPTModel, kind: ProductKind) -> None:
+def _pack_output(model: GPTModel, kind: ProductKind, dtype: torch.dtype) -> None:
     """Lay out the LM head; where the embedding is it, and tokens are looked up here, it is there twice."""
     is_tied = not model.config.untie_embeddings_and_output_weights
     head = model.embedding.word_embeddings if is_tied else model.output_layer
-    model.output_product = kind(head.weight, None)
+    model.output_product = kind(head.weight.to(dtype), None)
     if not (is_tied and model.is_first):
         _replace(head, "weight", None)

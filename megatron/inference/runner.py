@@ -6,38 +6,38 @@ of the logits and join them. Every process makes the same calls in the same orde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.inference.kv_cache import CacheShape, Decode, KVCache, LayersDecode, Prefill
-from megatron.inference.load import make_decoder
+from megatron.inference.kv_cache import CacheShape, Decode, KVCache, Prefill
+from megatron.inference.load import hidden_dtype, make_stage
 from megatron.kernels.cached_attention import without_plans
+from megatron.kernels.rotary import Rotation
 from megatron.model.gpt import GPTModel
 from megatron.model.transformer import TransformerLayer
 from megatron.parallel.collectives import gather_first_dim
 from megatron.parallel.context import ParallelContext
 from megatron.transfer import to_device
 
+Wanted = Literal[
+    "all", "last", "none"
+]  # tokens of a prompt's part after which the next one is asked for
+
 
 class Runner:
     """One process's stage and its cache."""
 
-    def __init__(
-        self,
-        model: GPTModel,
-        context: ParallelContext,
-        dtype: torch.dtype,
-        *,
-        max_rows: int,
-    ) -> None:
-        """model: its parameters plain and of dtype, as `load_model` gives it. max_rows: sequences at once."""
+    def __init__(self, model: GPTModel, context: ParallelContext, *, max_rows: int) -> None:
+        """model: as `load_model` gives it. max_rows: sequences at once."""
         self.config = model.config
         self._model = model.eval()
         self._context = context
-        self._dtype = dtype
+        self._dtype = hidden_dtype(model)
         self.cache = KVCache(
             CacheShape(
                 layers=range(*_ends(model)),
@@ -47,10 +47,10 @@ class Runner:
                 max_rows=max_rows,
                 max_positions=model.config.max_position_embeddings,
             ),
-            dtype,
+            self._dtype,
             context.device,
         )
-        self._decoder = make_decoder(model)
+        self._stage = make_stage(model)
         # of the last stage, the first among those that have the same logits
         self._choosing_rank = (context.pp_size - 1) * context.tp_size
 
@@ -60,21 +60,24 @@ class Runner:
         return self._context.rank == self._choosing_rank
 
     def prefill(
-        self, tokens: Tensor, first_row: int, first_position: int, wanted: Tensor | None
+        self, parts: Sequence[Sequence[int]], first_row: int, first_position: int, wanted: Wanted
     ) -> Tensor | None:
-        """Take tokens int64 [b, s] on the CPU for rows from first_row on, all from a position on.
+        """Take the next tokens of prompts for rows from first_row on, all from a position on.
 
-        wanted: int64 [r] on the CPU, those of s*b, in that order, after which the next token is asked for; None: all.
-        Gives logits [r, v] on the last stage, None on others. Collective over tp and pp.
+        Gives logits [r, v] on the last stage, None on others: after the tokens that are wanted, row by row; "all" is for
+        one prompt. Collective over tp and pp.
         """
-        b, s = tokens.shape
-        rows = slice(first_row, first_row + b)
-        self.cache.reserve(rows.stop, first_position + s)
+        sizes = [len(part) for part in parts]
+        assert wanted != "all" or len(parts) == 1
+        self.cache.reserve(first_row + len(parts), first_position + max(sizes))
         with torch.inference_mode():
-            step = Prefill(self.cache, rows, first_position, s)
-            ids = step.position_ids
-            asked = None if wanted is None else to_device(wanted, self._context.device)
-            return self._run(tokens, lambda x: self._model.predict(x, step, ids, asked))
+            if self._stage is None:
+                return self._prefill_by_layers(parts, first_row, first_position, wanted)
+            ids = [token for part in parts for token in part]
+            rows = [row for row, size in enumerate(sizes, first_row) for _ in range(size)]
+            positions = [first_position + place for size in sizes for place in range(size)]
+            asked = {"all": None, "last": _ends_of(sizes), "none": []}[wanted]
+            return self._run_stage(ids, rows, positions, asked)
 
     def decode(self, tokens: list[int], lengths: list[int], num_rows: int) -> Tensor | None:
         """Take one token for each of the first rows, that have lengths so far; num_rows are in use.
@@ -82,8 +85,15 @@ class Runner:
         Gives logits and is collective as `prefill`.
         """
         self.cache.reserve(num_rows, max(lengths) + 1)
-        with torch.inference_mode(), without_plans(self._context.device):
-            return self._run(torch.tensor(tokens).unsqueeze(1), self._decoding(lengths))
+        with torch.inference_mode():
+            if self._stage is not None:
+                return self._run_stage(tokens, range(len(tokens)), lengths, None)
+            step = Decode(self.cache, lengths)
+            ids = torch.tensor(tokens).unsqueeze(1)
+            with without_plans(self._context.device):
+                return self._run_layers(
+                    ids, lambda x: self._model.predict(x, step, step.position_ids)
+                )
 
     def tell(self, values: Tensor) -> Tensor:
         """Give every process the values fp64 of the one that chooses; others pass a tensor of the shape. Collective."""
@@ -91,31 +101,85 @@ class Runner:
             dist.broadcast(values, src=self._choosing_rank)
         return values
 
-    def _decoding(self, lengths: list[int]) -> Callable[[Tensor], Tensor]:
-        """Give what predicts with one token of each of the first rows."""
-        if self._decoder is None:
-            step = Decode(self.cache, lengths)
-            return lambda x: self._model.predict(x, step, step.position_ids)
-        whole = LayersDecode(self.cache, lengths, self._decoder)
-        return lambda x: self._model.predict(x, whole, whole.position_ids, layers=whole.run_layers)
+    def _run_stage(
+        self,
+        ids: Sequence[int],
+        rows: Sequence[int],
+        positions: Sequence[int],
+        wanted: Sequence[int] | None,
+    ) -> Tensor | None:
+        """Take tokens through the stage in one call, each at a row's position. wanted: as `Stage` takes it."""
+        assert self._stage is not None
+        places = torch.tensor(positions)
+        rotation = None
+        if self.config.has_rotary_positions:
+            turn = Rotation.create(
+                places.unsqueeze(0), self.config.head_dim, self.config.rotary_base
+            )
+            rotation = (turn.cos.flatten(1), turn.sin.flatten(1))  # [t, d/2]
+        x = torch.tensor(ids) if self._context.pp_rank == 0 else self._receive(len(ids))
+        out = self._stage(
+            x,
+            torch.tensor(rows),
+            places,
+            list(self.cache.keys.values()),
+            list(self.cache.values.values()),
+            rotation=rotation,
+            wanted=wanted,
+        )
+        return self._give(out)
 
-    def _run(self, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def _prefill_by_layers(
+        self, parts: Sequence[Sequence[int]], first_row: int, first_position: int, wanted: Wanted
+    ) -> Tensor | None:
+        """Do the same by the model's own layers, on parts that are filled up to equal lengths."""
+        b, s = len(parts), max(map(len, parts))
+        tokens = torch.zeros(b, s, dtype=torch.int64)
+        for row, part in enumerate(parts):
+            tokens[row, : len(part)] = torch.tensor(part)
+        # of [s, b]
+        last = [(len(part) - 1) * b + row for row, part in enumerate(parts)]
+        asked = None
+        if wanted != "all":
+            asked = torch.tensor(last if wanted == "last" else [], dtype=torch.int64)
+            asked = to_device(asked, self._context.device)
+        step = Prefill(self.cache, slice(first_row, first_row + b), first_position, s)
+        return self._run_layers(
+            tokens, lambda x: self._model.predict(x, step, step.position_ids, asked)
+        )
+
+    def _run_layers(self, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Carry tokens [b, s], or what a stage before makes of them, through this stage."""
-        context, device = self._context, self._context.device
+        context = self._context
         if context.pp_rank == 0:
-            x = to_device(tokens, device)
+            x = to_device(tokens, context.device)
         else:
-            shape = (tokens.size(1), tokens.size(0), self.config.hidden_size)
-            x = torch.empty(shape, dtype=self._dtype, device=device)
-            dist.recv(x, group=context.pp_group, group_src=context.pp_rank - 1)
+            x = self._receive(tokens.size(1), tokens.size(0))
         out = predict(x)
-        if context.pp_rank < context.pp_size - 1:
-            dist.send(out.contiguous(), group=context.pp_group, group_dst=context.pp_rank + 1)
-            return None
-        if context.tp_size > 1:
+        if context.tp_size > 1 and context.pp_rank == context.pp_size - 1:
             shards = gather_first_dim(out.unsqueeze(0), context.tp_group)  # [t, r, v/t]
             out = shards.transpose(0, 1).flatten(1, 2)  # [r, v]
-        return out[:, : self.config.vocab_size]
+        return self._give(out)
+
+    def _receive(self, *sizes: int) -> Tensor:
+        """Wait for hidden states [*sizes, h] of the stage before."""
+        context = self._context
+        x = torch.empty(*sizes, self.config.hidden_size, dtype=self._dtype, device=context.device)
+        dist.recv(x, group=context.pp_group, group_src=context.pp_rank - 1)
+        return x
+
+    def _give(self, out: Tensor) -> Tensor | None:
+        """Give a last stage's logits, or send hidden states on."""
+        context = self._context
+        if context.pp_rank == context.pp_size - 1:
+            return out[:, : self.config.vocab_size]
+        dist.send(out.contiguous(), group=context.pp_group, group_dst=context.pp_rank + 1)
+        return None
+
+
+def _ends_of(sizes: Sequence[int]) -> list[int]:
+    """Give the last places of runs of these sizes."""
+    return [end - 1 for end in itertools.accumulate(sizes)]
 
 
 def _ends(model: GPTModel) -> tuple[int, int]:

@@ -23,13 +23,12 @@ class TokenScorer:
 
     def log_probabilities(self, ids: Sequence[int]) -> npt.NDArray[np.float64]:
         """Give, in nats, that of each token after the first, [s - 1], by those before it. Synchronises the device."""
-        tokens = torch.tensor(ids, dtype=torch.int64)
         parts = []
         for start in range(0, len(ids) - 1, self._chunk_tokens):
             stop = min(start + self._chunk_tokens, len(ids) - 1)
-            logits = self._runner.prefill(tokens[start:stop].unsqueeze(0), 0, start, None)
+            logits = self._runner.prefill([ids[start:stop]], 0, start, "all")
             assert logits is not None, "one process has all stages"
-            targets = tokens[start + 1 : stop + 1].to(logits.device)
+            targets = torch.tensor(ids[start + 1 : stop + 1], device=logits.device)
             with torch.inference_mode():
                 losses = cross_entropy(logits.float(), targets, reduction="none")  # fp32
                 parts.append(-losses.double().cpu().numpy())

@@ -1,8 +1,10 @@
 from collections.abc import Sequence
 
-def widths() -> list[int]: ...
-def panel_size(width: int) -> int: ...
-def pack(weight: int, out_size: int, in_size: int, packed: int, width: int) -> None: ...
+def kinds() -> list[str]: ...
+def panel_size(kind: str) -> int: ...
+def pack(
+    weight: int, out_size: int, in_size: int, is_bf16: bool, packed: int, kind: str
+) -> None: ...
 def multiply(
     x: int,
     rows: int,
@@ -11,33 +13,16 @@ def multiply(
     out: int,
     in_size: int,
     out_size: int,
+    is_bf16: bool,
     has_gelu: bool,
-    width: int,
+    kind: str,
     threads: int,
 ) -> None: ...
 def highest(
-    x: int, rows: int, columns: int, stride: int, best: int, places: int, width: int
-) -> None: ...
-def attend(
-    queries: int,
-    query_stride: int,
-    tokens: int,
-    heads: int,
-    keys: int,
-    values: int,
-    positions: int,
-    num_rows: int,
-    first_row: int,
-    groups: int,
-    head_dim: int,
-    capacity: int,
-    window: int,
-    out: int,
-    width: int,
-    threads: int,
+    x: int, rows: int, columns: int, stride: int, best: int, places: int, kind: str
 ) -> None: ...
 
-class Decoder:
+class Sizes:
     def __init__(
         self,
         hidden_size: int,
@@ -47,18 +32,27 @@ class Decoder:
         ffn_size: int,
         window: int,
         epsilon: float,
-        width: int,
+    ) -> None: ...
+
+class Stage:
+    def __init__(
+        self,
+        sizes: Sizes,
+        is_bf16: bool,
+        kind: str,
         layers: Sequence[Sequence[int]],
+        embedding: tuple[int, int, int, int],
+        head: tuple[int, int, int, int],
     ) -> None: ...
     def run(
         self,
-        x: int,
+        tokens: int,
+        num_tokens: int,
         rows: int,
-        lengths: int,
-        keys: Sequence[int],
-        values: Sequence[int],
-        capacity: int,
-        cos: int,
-        sin: int,
+        positions: int,
+        cache: tuple[Sequence[int], Sequence[int], int, int],
+        rotation: tuple[int, int],
+        wanted: Sequence[int] | None,
+        out: int,
         threads: int,
     ) -> None: ...

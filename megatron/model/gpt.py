@@ -8,7 +8,6 @@ wraps it with `fully_shard`) or of pipeline schedules (who carries its output to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -185,22 +184,17 @@ class GPTModel(nn.Module):
         cache: Cache,
         position_ids: Tensor,
         rows: Tensor | None = None,
-        layers: Callable[[Tensor, MicroBatch], Tensor] | None = None,
     ) -> Tensor:
         """Run the stage on tokens that follow those of a cache, which keeps theirs. Without gradients. Collective over tp.
 
         x: ids int64 [b, s] on the first stage, else hidden states [s, b, h]. position_ids: int64 [b, s].
         rows: int64 [r], the tokens, counted through [s, b], after which the next one is wanted; None: all.
-        layers: what does the work of the stage's layers, hidden states in and out; None: they themselves.
         Returns hidden states [s, b, h]; on the last stage logits [r, v/t].
         """
         batch = MicroBatch((), rotation=self._rotation(position_ids), cache=cache)
         if self.is_first:
             x = self.embedding(x, position_ids)
-        if layers is None:
-            x = run_layers(list(self.layers.values()), x, batch, self.chunks)
-        else:
-            x = layers(x, batch)
+        x = run_layers(list(self.layers.values()), x, batch, self.chunks)
         if not self.is_last:
             return x
         x = x.flatten(0, 1)  # [s, b, h] -> [s*b, h]

@@ -46,7 +46,7 @@ def open_engine(
     context = context or grid()
     source = ModelSource.open(path)
     model = load_model(source.model, source.tensors, context, dtype)
-    runner = Runner(model, context, dtype, max_rows=options.pop("max_rows", 4))
+    runner = Runner(model, context, max_rows=options.pop("max_rows", 4))
     return Engine(runner, source.tokenizer, **({"prefill_tokens": 16} | options))
 
 

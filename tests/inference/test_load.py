@@ -88,7 +88,7 @@ def decode_watched(rank, path):
             kv_cache, "cached_attention", lambda *args: (seen.append(list(inside)), true(*args))[1]
         ),
     ):
-        open_engine(path, dtype=torch.bfloat16).run([request("a", PROMPTS[0], max_new_tokens=3)])
+        open_engine(path, dtype=torch.float16).run([request("a", PROMPTS[0], max_new_tokens=3)])
     return seen
 
 
