@@ -10,11 +10,11 @@ import ast
 import builtins
 import hashlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUILT_IN = frozenset(dir(builtins))
+LEFT_OUT = frozenset(("annotation", "returns", "type_comment", "ctx", "kind", "type_params"))
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsing raises
 
 
@@ -54,53 +54,59 @@ def _functions(source: str) -> list[Function]:
 
 
 def _shape(function: Function) -> Shape:
-    bound = {function.name: "0"}
-    for node in ast.walk(function):
-        name = _bound_name(node) or _foreign_name(node)
-        if name:
-            bound.setdefault(name, str(len(bound)))
-    words = list(_words(function, bound))
+    spelling = _Spelling(function)
+    words = spelling.words
+    for place, name in spelling.names:
+        words[place] = spelling.numbers.get(name, repr(name))
     digest = hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
     return Shape(digest, len(words), function.lineno, function.end_lineno or function.lineno)
 
 
-def _bound_name(node: ast.AST) -> str:
-    """Give the name that a node binds: an argument, an assignment, a function inside."""
+class _Spelling:
+    """A tree in words: kinds of nodes and values of leaves, in order, with brackets for what is inside.
+
+    numbers: those of the names that the tree binds, and of what is foreign to it, which a copy may call otherwise.
+    names: the places of all names among the words; which of them have a number is known at the end.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.words: list[str] = []
+        self.names: list[tuple[int, str]] = []
+        self.numbers: dict[str, str] = {function.name: "0"}
+        self._add(function)
+
+    def _add(self, node: ast.AST) -> None:
+        self.words.append(type(node).__name__)
+        if name := _own_name(node):
+            self.numbers.setdefault(name, str(len(self.numbers)))
+        for field, value in ast.iter_fields(node):
+            if field in LEFT_OUT:
+                continue
+            if field == "body" and isinstance(node, Function | ast.ClassDef):
+                value = _without_docstring(value)
+            if isinstance(value, ast.AST):
+                self._add(value)
+            elif isinstance(value, list):
+                self.words.append(f"{field}(")
+                for item in value:
+                    self._add(item) if isinstance(item, ast.AST) else self._add_leaf(item, True)
+                self.words.append(")")
+            else:
+                self._add_leaf(value, field in ("id", "arg", "name"))
+
+    def _add_leaf(self, value: object, may_be_name: bool) -> None:
+        if may_be_name and isinstance(value, str):
+            self.names.append((len(self.words), value))
+        self.words.append(repr(value))
+
+
+def _own_name(node: ast.AST) -> str:
+    """Give the name that a node binds, or that is no built-in one: of an argument, an assignment, a function, a helper."""
+    if isinstance(node, ast.Name):
+        return node.id if isinstance(node.ctx, ast.Store) or node.id not in BUILT_IN else ""
     if isinstance(node, ast.arg):
         return node.arg
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        return node.id
     return node.name if isinstance(node, Function | ast.ClassDef) else ""
-
-
-def _foreign_name(node: ast.AST) -> str:
-    """Give the name of a helper or module that a node uses, which a copy may call otherwise."""
-    is_foreign = isinstance(node, ast.Name) and node.id not in BUILT_IN
-    return node.id if is_foreign else ""  # type: ignore[attr-defined]
-
-
-def _words(node: ast.AST, bound: dict[str, str]) -> Iterator[str]:
-    """Spell a tree: kinds of nodes and values of leaves, in order, with brackets for what is inside."""
-    yield type(node).__name__
-    for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "type_comment", "ctx", "kind", "type_params"):
-            continue
-        if field == "body" and isinstance(node, Function | ast.ClassDef):
-            value = _without_docstring(value)
-        if isinstance(value, list):
-            yield f"{field}("
-            for item in value:
-                if isinstance(item, ast.AST):
-                    yield from _words(item, bound)
-                else:
-                    yield bound.get(item, repr(item)) if isinstance(item, str) else repr(item)
-            yield ")"
-        elif isinstance(value, ast.AST):
-            yield from _words(value, bound)
-        elif field in ("id", "arg", "name"):
-            yield bound.get(value, repr(value))
-        else:
-            yield repr(value)
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:

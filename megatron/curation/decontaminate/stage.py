@@ -173,10 +173,13 @@ def _ngram(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     def find(text: _Text) -> list[Hit]:
         return [
             Hit(
-                "ngram", patterns[n], text.place(text.data, begin), text.place(text.data, end), part
+                "ngram",
+                patterns[n],
+                text.place(text.data, begin),
+                text.place(text.data, end),
+                matched / total,
             )
-            for n, matched, total, begin, end in search.find(text.data)
-            if (part := matched / total) >= config.min_overlap
+            for n, matched, total, begin, end in search.find(text.data, config.min_overlap)
         ]
 
     return find
@@ -203,8 +206,7 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
             return []
         begins = {
             text.place(text.data, begin)
-            for _, matched, total, begin, _ in search.find(text.data)
-            if matched >= SHAPE_OVERLAP * total
+            for _, _, _, begin, _ in search.find(text.data, SHAPE_OVERLAP)
         }
         hits = []
         for begin, end in sorted({_function_around(text.text, begin) for begin in begins}):
@@ -218,21 +220,31 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     return find
 
 
-DEF = re.compile(r"^([ \t]*)(?:async[ \t]+)?def[ \t]", re.M)
+HEAD = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]")
 
 
 def _function_around(text: str, place: int) -> tuple[int, int]:
     """Give the outermost function whose lines hold a place, by its indentation; the place itself if there is none."""
-    line_end = text.find("\n", place)
-    starts = list(DEF.finditer(text, 0, len(text) if line_end < 0 else line_end))[-NUM_DEFS:]
-    for match in starts:
-        deeper = re.compile(rf"^(?!{match[1]}[ \t)]|[ \t]*$)", re.M)
-        head_end = text.find("\n", match.end()) + 1 or len(text)
+    for head in reversed(_heads_above(text, place)):
+        deeper = re.compile(rf"^(?!{head[1]}[ \t)]|[ \t]*$)", re.M)
+        head_end = text.find("\n", head.end()) + 1 or len(text)
         last = deeper.search(text, head_end)
         end = last.start() if last else len(text)
         if end > place:
-            return match.start(), end
+            return head.start(), end
     return place, place
+
+
+def _heads_above(text: str, place: int) -> list[re.Match[str]]:
+    """Give the heads of the last functions that begin before a place or in its line, the nearest first."""
+    heads: list[re.Match[str]] = []
+    end = text.find("\n", place)
+    end = len(text) if end < 0 else end
+    while len(heads) < NUM_DEFS and (found := text.rfind("def", 0, end)) >= 0:
+        end = text.rfind("\n", 0, found) + 1
+        if head := HEAD.match(text, end):
+            heads.append(head)
+    return heads
 
 
 def _as_function(pattern: Pattern) -> str:

@@ -141,6 +141,15 @@ def test_needless_brackets_and_names_of_helpers_and_modules_hide_no_function(tmp
     assert isinstance(verdict(other, f"humaneval={tmp_path}/p.jsonl", layers=("ast",)), Keep)
 
 
+def test_annotations_and_their_names_hide_no_function(tmp_path):
+    head = "def rising(levels: {0}, least: {0} = 0) -> {0}:\n"
+    row = {"task_id": "t/1", "prompt": head.format("list[Level]"), "canonical_solution": SOLUTION, "entry_point": "rising"}  # fmt: skip
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    for kind in ("list[Level]", "Sequence[Mapping[Level, Any]]", "int"):
+        text = AROUND + renamed(head.format(kind) + SOLUTION)
+        assert isinstance(verdict(text, f"humaneval={tmp_path}/p.jsonl", layers=("ast",)), Drop)
+
+
 def test_a_function_is_found_round_any_place_in_it_its_first_character_too():
     text = "x = 1\ndef f(a):\n    if a:\n\n        return 2\n\ny = 2\n"
     whole = text.index("def"), text.index("y = 2")
