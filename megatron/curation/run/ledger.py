@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from megatron.curation.run.document import Entry
 from megatron.data.publish import sync
+from megatron.data.shards import natural_key
 from megatron.errors import DataError
 
 FOLDER = "ledger"
@@ -81,7 +82,7 @@ class LedgerWriter:
 
 def ledger_files(output: Path) -> list[Path]:
     """Give the ledger of an output folder: passes in order, shards in order."""
-    files = sorted((output / FOLDER).glob("*.parquet"))
+    files = sorted((output / FOLDER).glob("*.parquet"), key=natural_key)
     if not files:
         raise DataError(f"{output} holds no ledger; give a folder that tools/curate.py wrote")
     return files

@@ -5,10 +5,12 @@ Knows nothing of what a run does.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -37,7 +39,8 @@ def fingerprint_of(
 ) -> str:
     """Name a run by all that its output depends on."""
     described = [[step.name, dict(step.settings)] for step in steps]
-    return digest([described, [source.fingerprint() for source in sources], options.format])
+    inputs = [source.fingerprint() for source in sources]
+    return digest([described, inputs, options.format, options.max_document_bytes])
 
 
 def digest(content: Any) -> str:
@@ -95,6 +98,19 @@ def claim(
         "steps": [{"stage": step.name, "settings": dict(step.settings)} for step in steps],
     }
     write_json(path, run)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise DataError for what a disk refuses while a run writes below a folder."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror or error}; finished shards are kept: "
+            f"{'make room' if is_full else 'put that right'}, and run the same command again"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,11 +16,18 @@ from typing import Any
 from megatron.curation.run.document import Stage
 from megatron.curation.run.engine import MakePool, pool_of
 from megatron.curation.run.options import RunOptions
-from megatron.curation.run.output_folder import claim, fingerprint_of, read_counts, write_json
+from megatron.curation.run.output_folder import (
+    claim,
+    disk_errors,
+    fingerprint_of,
+    read_counts,
+    write_json,
+)
 from megatron.curation.run.record_io import Source, plan_sources
 from megatron.curation.run.runner import PassLayout, StagesOf, read_stage, run_pass, same_for_all
 from megatron.curation.run.totals import Totals
 from megatron.data.publish import open_locked
+from megatron.data.shards import natural_key
 from megatron.errors import DataError
 from megatron.logging import get_logger
 
@@ -56,6 +63,8 @@ class Comparison:
     settings: Mapping[str, Any]
     rehearse: Callable[[Sequence[str]], object]  # does the work of some texts, to be timed
     finish: Callable[[Corpus], None] = lambda corpus: None  # when the output is written
+    # Held from the decision to the end, as what several runs share must be.
+    guard: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 Step = Stage | Comparison
@@ -96,23 +105,46 @@ def run_steps(
     first: Sequence[Source] = plan(options) if sources is None else sources
     if not first:
         raise DataError(f"nothing to read in {', '.join(options.input)}")
+    with disk_errors(options.folder):
+        return _run_locked(steps, options, first, command, progress)
+
+
+def _run_locked(
+    steps: Sequence[Step],
+    options: RunOptions,
+    first: Sequence[Source],
+    command: Sequence[str],
+    progress: Progress,
+) -> Totals:
     output = options.folder
     output.mkdir(parents=True, exist_ok=True)
     with open_locked(output / ".lock"):
         fingerprint = fingerprint_of(steps, first, options)
-        complete = read_counts(output / "totals.json", fingerprint, Totals.from_json)
-        if complete is not None:
+        totals = read_counts(output / "totals.json", fingerprint, Totals.from_json)
+        if totals is None:
+            claim(
+                output, fingerprint, steps, options, command
+            )  # may refuse, and leave all as it is
+            (output / "totals.json").unlink(missing_ok=True)
+            totals = _run_passes(group(steps), first, options, progress)
+            write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})
+        else:
             logger.info("%s is complete already", output)
-            return complete
-        (output / "totals.json").unlink(missing_ok=True)
-        claim(output, fingerprint, steps, options, command)
-        totals = _run_passes(group(steps), first, options, progress)
-        write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})
-        if not options.keep_intermediate:
+            _refuse_bad(totals, options)
+        if not options.keep_intermediate:  # a run that was stopped behind its totals left them, too
             for leftover in output.glob(".pass-*"):
                 shutil.rmtree(leftover)
     (output / ".lock").unlink(missing_ok=True)
     return totals
+
+
+def _refuse_bad(totals: Totals, options: RunOptions) -> None:
+    """Raise DataError if records were set aside where --strict is asked for."""
+    if options.strict and totals.bad:
+        raise DataError(
+            f"{options.output} is complete without --strict, and {totals.bad.total():,} records lie in its quarantine; "
+            "leave out --strict, or mend the input and write to another folder"
+        )
 
 
 def plan(options: RunOptions) -> list[Source]:
@@ -145,34 +177,35 @@ def _run_passes(
             progress,
         )
         stages = one.stages if number else (read_stage(options.max_document_bytes), *one.stages)
-        stages_of: StagesOf = same_for_all(stages)
-        if one.comparison is not None:
+        if one.comparison is None:
+            totals = _go_over(corpus, same_for_all(stages), layout, strict=options.strict)
+        else:
             corpus.work.mkdir(parents=True, exist_ok=True)
-            stages_of = _in_front(one.comparison.decide(corpus), stages)
-        name = " ".join(stage.name for stage in stages_of(0))
-        with progress(name, sum(source.num_bytes for source in sources)) as on_bytes:
-            totals = run_pass(
-                sources,
-                stages_of,
-                layout,
-                pool=corpus.pool,
-                strict=options.strict,
-                on_shard=on_bytes,
-            )
-        if one.comparison is not None:
-            one.comparison.finish(corpus)
+            with one.comparison.guard():
+                stages_of = _in_front(one.comparison.decide(corpus), stages)
+                totals = _go_over(corpus, stages_of, layout, strict=options.strict)
+                one.comparison.finish(corpus)
         if number:
             whole.follow(totals)
         else:
             whole = totals
         if not is_last:
             sources = plan_sources(
-                sorted(records.glob("*.jsonl.zst")),
+                sorted(records.glob("*.jsonl.zst"), key=natural_key),
                 shard_bytes=options.shard_bytes,
                 text_key="text",
                 id_key="id",
             )
     return whole
+
+
+def _go_over(corpus: Corpus, stages_of: StagesOf, layout: PassLayout, *, strict: bool) -> Totals:
+    """Run one pass and show it."""
+    name = " ".join(stage.name for stage in stages_of(0))
+    with corpus.progress(name, sum(source.num_bytes for source in corpus.sources)) as on_bytes:
+        return run_pass(
+            corpus.sources, stages_of, layout, pool=corpus.pool, strict=strict, on_shard=on_bytes
+        )
 
 
 def _in_front(stage_of: Callable[[int], Stage], stages: Sequence[Stage]) -> StagesOf:

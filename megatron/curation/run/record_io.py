@@ -7,6 +7,7 @@ used is given with its place, its reason and its text, to be set aside. Knows no
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ READABLE = (
 )
 OWN_FILES = {"run.json", "totals.json"}  # of an output folder, beside its records
 PARQUET_BATCH_BYTES = 32 << 20  # of text, made into Arrow at a time
+MOST_NESTED = 100  # lists and objects in each other that are written again
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class PartSource:
     part: Part
     text_key: str = "text"
     id_key: str = "id"
+    name: str = (
+        ""  # of the file, by which records without an id are named; its last part unless given
+    )
 
     @property
     def num_bytes(self) -> int:
@@ -81,7 +86,8 @@ class PartSource:
     def fingerprint(self) -> str:
         status = self.part.path.stat()
         place = f"{self.part.path.resolve()}:{self.part.start}-{self.part.stop}"
-        return f"{place}:{status.st_size}:{status.st_mtime_ns}:{self.text_key}:{self.id_key}"
+        keys = f"{self.text_key}:{self.id_key}:{self.name}"
+        return f"{place}:{status.st_size}:{status.st_mtime_ns}:{keys}"
 
     def read(self) -> Iterator[Document | BadRecord]:
         for document, _ in self.read_with_bytes():
@@ -90,7 +96,8 @@ class PartSource:
 
     def read_with_bytes(self) -> Iterator[tuple[Document | BadRecord | None, int]]:
         """Give documents and, behind those of a chunk, None with the bytes of input they stood for."""
-        place = self.part.path.name + (f"@{self.part.start}" if self.part.start else "")
+        place = self.name or self.part.path.name
+        place += f"@{self.part.start}" if self.part.start else ""
         fields = _column_names(self.part.path)
         number = 0
         for chunk in map(load, read_chunks(self.part, [self.text_key], fields)):
@@ -108,7 +115,21 @@ class PartSource:
             reason = f"no text under {self.text_key!r}"
             return BadRecord(place, reason, raw.decode("utf-8", "replace"))
         given = row.pop(self.id_key, None)
+        if reason := why_unwritable(row):
+            return BadRecord(place, reason, raw.decode("utf-8", "replace"))
         return Document(place if given is None else str(given), text, row)
+
+
+def why_unwritable(value: Any, depth: int = 0) -> str:
+    """Say what of a record could be read and cannot be written again; "" if there is nothing."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return "holds a whole number of more than 64 bits"
+    if not isinstance(value, dict | list | tuple):
+        return ""
+    if depth == MOST_NESTED:
+        return "nested too deep"
+    inner = value.values() if isinstance(value, dict) else value
+    return next((reason for one in inner if (reason := why_unwritable(one, depth + 1))), "")
 
 
 def _rows(chunk: Chunk) -> Iterator[tuple[dict[str, Any] | str | None, bytes]]:
@@ -156,16 +177,32 @@ def find_files(inputs: Sequence[Path]) -> list[Path]:
     return files
 
 
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name each file or folder by as many last parts of its path as tell it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    names = ["" for _ in parts]
+    pending, depth = list(range(len(parts))), 0
+    while pending:
+        depth += 1
+        for number in pending:
+            names[number] = "/".join(parts[number][-depth:])
+        counts = Counter(names[number] for number in pending)
+        # One that is given twice stays as it is.
+        pending = [n for n in pending if counts[names[n]] > 1 and depth < len(parts[n])]
+    return names
+
+
 def plan_sources(
     inputs: Sequence[Path], *, shard_bytes: int, text_key: str, id_key: str
 ) -> list[PartSource]:
     """Cut the inputs into shards of about so many bytes; a compressed file is one shard, whatever its size."""
     sources = []
-    for path in find_files(inputs):
+    files = find_files(inputs)
+    for path, name in zip(files, distinct_names(files), strict=True):
         count = max(round(path.stat().st_size / shard_bytes), 1)
         for number in range(1, count + 1):
             parts = plan_parts([path], number, count)
-            sources += [PartSource(part, text_key, id_key) for part in parts]
+            sources += [PartSource(part, text_key, id_key, name) for part in parts]
     return sources
 
 

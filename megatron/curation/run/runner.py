@@ -26,7 +26,13 @@ from megatron.curation.run.document import (
     num_bytes,
 )
 from megatron.curation.run.engine import MakePool
-from megatron.curation.run.output_folder import aside, digest, read_counts, remove_leftovers
+from megatron.curation.run.output_folder import (
+    aside,
+    digest,
+    disk_errors,
+    read_counts,
+    remove_leftovers,
+)
 from megatron.curation.run.record_io import BadRecord, Format, RecordWriter, Source
 from megatron.curation.run.totals import Totals
 from megatron.data.publish import publish, sync
@@ -99,14 +105,8 @@ class _ShardWorker:
         self._strict = strict
 
     def __call__(self, task: tuple[int, Source, str]) -> tuple[Totals, list[str]]:
-        number, source, fingerprint = task
-        try:
-            return self._run(number, source, fingerprint)
-        except OSError as error:
-            raise DataError(
-                f"{error.filename or self._layout.output}: {error.strerror or error}; finished shards are kept: make "
-                "room, and run the same command again"
-            ) from error
+        with disk_errors(self._layout.output):
+            return self._run(*task)
 
     def _run(self, number: int, source: Source, fingerprint: str) -> tuple[Totals, list[str]]:
         layout, totals = self._layout, Totals()
@@ -142,10 +142,11 @@ class _ShardWorker:
         with temporary[3].open("wb") as file:
             file.write(orjson.dumps({"fingerprint": fingerprint, **totals.to_json()}))
             sync(file)
+        if not named:  # before the counts, which say that all is as it should be
+            temporary.pop(1).unlink()
+            finals.pop(1).unlink(missing_ok=True)
         for pair in zip(temporary, finals, strict=True):
             publish([pair])
-        if not named:
-            finals[1].unlink(missing_ok=True)
         return totals, named
 
     def _set_aside(self, bad: BadRecord, write: Callable[[bytes], Any], named: list[str]) -> None:
@@ -190,7 +191,7 @@ def run_pass(
     for number, source in enumerate(sources):
         fingerprint = _fingerprint(source, stages_of(number), layout)
         done = _done(layout, number, fingerprint)
-        if done is None:
+        if done is None or (strict and done.bad):
             tasks.append((number, source, fingerprint))
         else:
             totals.add(done)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron.curation.run import data_card, engine, ledger
+from megatron.curation.run import data_card, engine, ledger, runner
 from megatron.curation.run.document import Changed, Document, Drop, Keep, Stage
 from megatron.curation.run.estimate import estimate
 from megatron.curation.run.options import RunOptions
@@ -256,6 +256,41 @@ def test_complete_run_is_summed_up_without_work(tmp_path, source, monkeypatch):
     totals = run_steps([ODD], options(tmp_path, source))
     monkeypatch.setattr(engine, "Workers", None)
     assert run_steps([ODD], options(tmp_path, source)).to_json() == totals.to_json()
+
+
+def test_what_a_run_stopped_behind_its_totals_left_is_removed_by_the_next(tmp_path, source):
+    run_steps([ODD], options(tmp_path, source))
+    (tmp_path / "out/.pass-0/work").mkdir(parents=True)
+    (tmp_path / "out/.lock").touch()
+    run_steps([ODD], options(tmp_path, source, keep_intermediate=True))
+    assert (tmp_path / "out/.pass-0/work").is_dir()
+    run_steps([ODD], options(tmp_path, source))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_no_empty_quarantine_is_ever_there_wherever_a_run_stops(tmp_path, source, monkeypatch):
+    def publish(pairs):
+        assert pairs[0][1].parent.name != "quarantine"
+        real(pairs)
+
+    real = runner.publish
+    monkeypatch.setattr(runner, "publish", publish)
+    run_steps([ODD], options(tmp_path, source))
+    assert not list((tmp_path / "out/quarantine").iterdir())
+
+
+def test_another_cap_is_another_run_and_strict_counts_for_a_complete_one_too(tmp_path, source):
+    with source.open("a") as file:
+        file.write("{\n")
+    run_steps([ODD], options(tmp_path, source))
+    with pytest.raises(DataError, match="other settings"):
+        run_steps([ODD], options(tmp_path, source, max_document_mb=0.0001))
+    assert (tmp_path / "out/totals.json").exists()  # who is refused changes nothing
+    with pytest.raises(DataError, match="is complete without --strict, and 1 records lie in"):
+        run_steps([ODD], options(tmp_path, source, strict=True))
+    (tmp_path / "out/totals.json").unlink()
+    with pytest.raises(DataError, match="not JSON; fix it"):
+        run_steps([ODD], options(tmp_path, source, strict=True))
 
 
 def test_data_card_adds_up_and_names_settings(tmp_path, source):
