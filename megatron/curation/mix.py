@@ -20,6 +20,7 @@ from megatron.curation.run.output_folder import (
     aside,
     claim,
     digest,
+    disk_errors,
     fingerprint_of,
     read_counts,
     remove_leftovers,
@@ -233,16 +234,11 @@ class _ShardCounter:
         self._output = output
 
     def __call__(self, task: _Task) -> _Counts:
-        try:
+        with disk_errors(self._output):
             counts, num_bad = self._run(task)
             rows = [[*key, *vars(count).values()] for key, count in sorted(counts.items())]
             content = {"fingerprint": task.fingerprint, "bad": num_bad, "counts": rows}
             write_json(_counts_path(self._output, task.number), content)
-        except OSError as error:
-            raise DataError(
-                f"{error.filename or self._output}: {error.strerror or error}; finished shards are kept: make room, and "
-                "run the same command again"
-            ) from error
         return counts, num_bad
 
     def _run(self, task: _Task) -> _Counts:
@@ -318,9 +314,22 @@ def mix(
     if config.formatted:
         check_sentinels(tokenizer, "--formatted")
     output = options.folder
-    sources = plan(options)
+    sources: Sequence[Source] = plan(options)
     if not sources:
         raise DataError(f"nothing to read in {', '.join(options.input)}")
+    with disk_errors(output):
+        return _mix(options, config, tokenizer, sources, command, on_bytes)
+
+
+def _mix(
+    options: RunOptions,
+    config: MixConfig,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    command: Sequence[str],
+    on_bytes: Callable[[int], object],
+) -> Mixture:
+    output = options.folder
     output.mkdir(parents=True, exist_ok=True)
     with open_locked(output / ".lock"):
         step = config.step(tokenizer)

@@ -7,6 +7,7 @@ part and stays. Knows nothing of how a shard is written.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,11 +28,15 @@ from megatron.curation.dedup.fingerprints import (
     sign,
 )
 from megatron.curation.run.document import Document, Drop, Keep, Stage, Verdict
-from megatron.curation.run.output_folder import remove_leftovers
+from megatron.curation.run.output_folder import disk_errors, remove_leftovers, write_whole
 from megatron.curation.run.passes import Comparison, Corpus
 from megatron.curation.run.record_io import Source
-from megatron.errors import ConfigError, DataError
+from megatron.data.publish import open_locked, sync
+from megatron.errors import ConfigError
+from megatron.logging import get_logger
 from megatron.option_field import check_bounds, option
+
+logger = get_logger(__name__)
 
 KINDS = {1: "exact-duplicate", 2: "near-duplicate"}
 
@@ -95,6 +100,7 @@ def dedup_comparison(config: DedupConfig) -> Comparison:
         settings,
         lambda texts: sign(texts, config.scheme),
         partial(_finish, config),
+        partial(_index_locked, config),
     )
 
 
@@ -163,13 +169,8 @@ def _fingerprint_all(config: DedupConfig, corpus: Corpus) -> None:
 def _fingerprint(scheme: Scheme, work: Path, max_bytes: int, task: tuple[int, Source]) -> int:
     number, source = task
     folder = work / f"{number:05d}"
-    try:
+    with disk_errors(folder):
         compute(source, scheme, folder, max_bytes)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}; finished shards are kept: make room, and run "
-            "the same command again"
-        ) from error
     return source.num_bytes
 
 
@@ -201,9 +202,24 @@ def _compare(config: DedupConfig, corpus: Corpus, collection: Any, decisions: An
 
 
 def _generation(config: DedupConfig, corpus: Corpus) -> str:
-    """Name what this run adds to an index: the same input gives the same name, and replaces itself."""
-    content = [config.scheme.to_json(), [source.fingerprint() for source in corpus.sources]]
-    return "release-" + hashlib.sha256(orjson.dumps(content)).hexdigest()[:16]
+    """Name what this run adds to an index: the same texts, wherever they lie, give the same name and replace themselves."""
+    content = hashlib.sha256(orjson.dumps(config.scheme.to_json()))
+    for name in ("digests", "ties"):  # of texts and of ids; the bounds of shards do not count
+        for shard in _shards(corpus):
+            content.update(shard.array(name).tobytes())
+    return "release-" + content.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _index_locked(config: DedupConfig) -> Iterator[None]:
+    """Keep an index from others while a run reads it and adds to it: of two at once neither would see the other."""
+    if config.index is None:
+        yield
+        return
+    index = Path(config.index)
+    index.mkdir(parents=True, exist_ok=True)
+    with open_locked(index / ".lock"):
+        yield
 
 
 def _older(config: DedupConfig, corpus: Corpus) -> list[Fingerprints]:
@@ -211,11 +227,10 @@ def _older(config: DedupConfig, corpus: Corpus) -> list[Fingerprints]:
     if config.index is None:
         return []
     index = Path(config.index)
-    index.mkdir(parents=True, exist_ok=True)
     path = index / "scheme.json"
     scheme = orjson.dumps(config.scheme.to_json(), option=orjson.OPT_SORT_KEYS)
     if not path.exists():
-        path.write_bytes(scheme)
+        write_whole(path, scheme)
     elif path.read_bytes() != scheme:
         raise ConfigError(
             f"--index {index} was made with {path.read_text()}, and this run asks for {scheme.decode()}; give the same "
@@ -243,4 +258,8 @@ def _finish(config: DedupConfig, corpus: Corpus) -> None:
         stop = start + shard.num_documents
         copy_survivors(shard, np.asarray(twins[start:stop]) == 0, temporary / f"{number:05d}")
         start = stop
+    for path in temporary.glob("*/*"):
+        with path.open("rb+") as file:
+            sync(file)
     temporary.rename(final)
+    logger.info("--index %s holds what was kept as %s", config.index, name)

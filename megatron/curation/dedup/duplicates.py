@@ -8,7 +8,8 @@ The answer depends on the documents alone. Knows nothing of texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from megatron.curation.dedup.fingerprints import RELEASED, Fingerprints
 RANGE_ENTRIES = 4 << 20  # keys that are held at a time, 16 bytes each and their sort
 BUCKET_ROUNDS = 8  # times that those unlike the best of a bucket are tried among themselves
 COMPARED = 1 << 15  # pairs of signatures that are compared at a time
+BLOCK = 1 << 16  # documents that are looked at at a time where all are
 EXACT, NEAR = 1, 2
 _DECIDED = {
     "twins": "i8",
@@ -189,6 +191,12 @@ def _cover(
     return np.concatenate(kept), np.concatenate(dropped), np.concatenate(values)
 
 
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    """Give the parts of a mapped array, each with the place where it begins."""
+    for start in range(0, len(array), BLOCK):
+        yield start, array[start : start + BLOCK]
+
+
 class Decisions:
     """For each document 0 or 1 + the document it repeats, how (EXACT or NEAR), and how similar. Mapped files."""
 
@@ -205,9 +213,15 @@ class Decisions:
         """Create the files, in which nothing is dropped yet."""
         shape = (max(num_documents, 1),)
         for name, dtype in _DECIDED.items():
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            path = folder / f"{name}.npy"
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open(
+                "rb+"
+            ) as file:  # or a full disk ends the process where a page is written
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         decisions = cls(folder, is_writable=True)
-        decisions._parents[:] = np.arange(shape[0])
+        for start, block in _blocks(decisions._parents):
+            block[:] = np.arange(start, start + len(block))
         return decisions
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -242,8 +256,12 @@ class Decisions:
         """
         from megatron.curation import _minhash
 
-        parents = np.asarray(self._parents)
-        joined = np.flatnonzero(parents != np.arange(len(parents)))
+        joined = np.concatenate(
+            [
+                start + np.flatnonzero(block != np.arange(start, start + len(block)))
+                for start, block in _blocks(self._parents)
+            ]
+        )
         if not len(joined):
             return
         documents = np.union1d(joined, _minhash.roots(self._parents, joined))

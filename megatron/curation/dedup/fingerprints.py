@@ -26,7 +26,7 @@ import orjson
 import pyarrow as pa
 
 from megatron.curation.run.document import Document
-from megatron.curation.run.output_folder import aside
+from megatron.curation.run.output_folder import aside, digest
 from megatron.curation.run.record_io import BadRecord, Source
 from megatron.curation.select.licences import PERMISSIVE, as_expressions, is_allowed
 from megatron.errors import DataError
@@ -99,8 +99,14 @@ def rank_of(document: Document) -> int:
     stated = as_expressions(document.find("license"))
     licence = 2 if any(is_allowed(name, _ALLOWED) for name in stated) else int(bool(stated))
     stars = document.find("stars")
-    stars = int(stars) if isinstance(stars, int | float) and stars > 0 else 0
-    return licence << 61 | min(stars, (1 << 30) - 1) << 31 | _seconds(document.find("date"))
+    return licence << 61 | _bounded(stars, 30) << 31 | _seconds(document.find("date"))
+
+
+def _bounded(value: Any, num_bits: int) -> int:
+    """Give a number as one of so many bits; 0 for what is none, as pandas' NaN."""
+    if not isinstance(value, int | float) or not value > 0:
+        return 0
+    return int(min(value, (1 << num_bits) - 1))
 
 
 def _seconds(date: Any) -> int:
@@ -112,12 +118,12 @@ def _seconds(date: Any) -> int:
             return 0
     elif isinstance(date, datetime):
         date = date.timestamp()
-    return min(max(int(date), 0), (1 << 31) - 1) if isinstance(date, int | float) else 0
+    return _bounded(date, 31)
 
 
 def compute(source: Source, scheme: Scheme, folder: Path, max_bytes: int) -> None:
     """Write the fingerprints of a shard, unless the folder has those of this source and scheme."""
-    wanted = hashlib.sha256(orjson.dumps([source.fingerprint(), scheme.to_json()])).hexdigest()
+    wanted = digest([source.fingerprint(), scheme.to_json(), max_bytes])
     done = folder / "done.json"
     if done.exists() and done.read_text() == wanted:
         return

@@ -1,9 +1,12 @@
 """Duplicates: shingles as the original's, signatures and recall as theory has it, the same answer for any number of workers."""
 
+import ast
 import json
 import random
 import re
+import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from megatron.curation.run import ledger
 from megatron.curation.run.document import Document
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
-from megatron.errors import ConfigError
+from megatron.data.publish import open_locked
+from megatron.errors import ConfigError, DataError
 
 _minhash = pytest.importorskip(
     "megatron.curation._minhash", reason="csrc/ is not compiled: make env"
@@ -205,6 +209,8 @@ def test_survivor_is_chosen_by_licence_then_stars_then_date():
     ]
     assert ordered == sorted(set(ordered))
     assert rank(date="yesterday", stars="many") == rank()
+    assert rank(date=float("nan"), stars=float("nan")) == rank(date=-float("inf")) == rank()
+    assert rank(stars=float("inf")) == rank(stars=10**12)
 
 
 def chain():
@@ -241,6 +247,67 @@ def test_index_drops_what_an_earlier_run_kept_and_can_be_repeated(tmp_path):
     assert run(tmp_path, new, "new", index=index)[0] == second
     with pytest.raises(ConfigError, match=r"--index .* was made with"):
         run(tmp_path, new, "other", index=index, seed=5)
+
+
+def test_the_same_texts_replace_what_they_added_to_an_index_wherever_they_lie(tmp_path):
+    rows = corpus()
+    index = str(tmp_path / "index")
+    first, _ = run(tmp_path, rows, "first", index=index)
+    again, _ = run(tmp_path, rows, "again", index=index, shard_mb=1)
+    assert again == first and len(list((tmp_path / "index").glob("release-*"))) == 1
+    with (
+        open_locked(tmp_path / "index/.lock"),
+        pytest.raises(DataError, match="is being written by another process"),
+    ):
+        run(tmp_path, rows[:9], "third", index=index)
+
+
+def test_decisions_hold_a_part_of_the_documents_at_a_time_and_their_place_on_disk(tmp_path):
+    count = 1 << 20
+    tracemalloc.start()
+    decisions = duplicates.Decisions.create(tmp_path, count)
+    decisions.resolve(None, threshold=0.7, is_one_kept=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    for path in tmp_path.iterdir():  # a hole in a file ends the process where the disk is full
+        status = path.stat()
+        assert status.st_blocks * 512 >= status.st_size > count
+
+
+def edited(draw, text, rate):
+    """Change so many of the lines of a text as a next version would: drop, repeat, or rename in them."""
+    lines = []
+    for line in text.splitlines():
+        if draw.random() >= rate:
+            lines.append(line)
+        elif draw.random() < 0.5:
+            lines += [line, re.sub(r"\b[a-z]\w+", f"v{draw.randrange(10**6)}", line)]
+    return "\n".join(lines)
+
+
+def test_recall_on_versions_of_real_files_follows_the_analytic_curve():
+    draw = random.Random(11)
+    paths = sorted(Path(ast.__file__).parent.glob("*.py"))
+    sources = [path.read_text("utf-8", "replace")[:6000] for path in paths]
+    texts, similarities = [], []
+    for number in range(800):
+        text = sources[number % len(sources)]
+        other = edited(draw, text, draw.uniform(0.02, 0.5))
+        sets = original_shingles(text), original_shingles(other)
+        texts += [text, other]
+        similarities.append(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+    exact = np.array(similarities)
+    expected = 1 - (1 - exact**10) ** 25
+    signatures, _ = _minhash.signatures(texts, BIGCODE, 5, 256, 1)
+    keys = _minhash.band_keys(signatures, 25, 10)
+    found = (keys[0::2] == keys[1::2]).any(axis=1)
+    for low, high in ((0.3, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1)):
+        chosen = (exact >= low) & (exact < high)
+        assert chosen.sum() > 50
+        variance = (expected * (1 - expected))[chosen].mean()
+        error = found[chosen].mean() - expected[chosen].mean()
+        assert abs(error) <= 4 * np.sqrt(max(variance, 0.002) / chosen.sum()), (low, error)
 
 
 def test_bands_that_do_not_fit_the_signature_are_refused():
