@@ -7,6 +7,7 @@ it that states one. Links are not followed. Which files are wanted is not decide
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -75,6 +76,9 @@ class Found:
     repo: str
     name: str  # of the file within its repository
     license: str | None
+    base: str = ""  # folder of the repository
+    copy: int = 1  # of the repository: a second folder that claims its name has number 2
+    error: str = ""  # of a folder that cannot be read
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class FilesSource:
         return sum(file.size for file in self.files)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.has_dates).encode())
+        digest = hashlib.sha256(f"{self.has_dates} {self.max_bytes}".encode())
         for file in self.files:
             digest.update(repr(file).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -109,7 +113,11 @@ class FilesSource:
     def read(self) -> Iterator[Document | BadRecord]:
         """Give the files that are text; others are bad records, with the reason."""
         for file in self.files:
-            id = f"{file.repo}:{file.name}".encode("utf-8", "replace").decode()
+            copy = f"#{file.copy}" if file.copy > 1 else ""
+            id = f"{_spelled(file.repo)}{copy}:{_spelled(file.name)}"
+            if file.error:
+                yield BadRecord(id, f"unreadable: {file.error}", "")
+                continue
             if file.size > self.max_bytes:
                 yield BadRecord(id, "above --max-document-mb", "")
                 continue
@@ -129,8 +137,7 @@ class FilesSource:
             yield Document(id, text, self._metadata(file))
 
     def _metadata(self, file: Found) -> dict[str, object]:
-        name = file.name.encode("utf-8", "replace").decode()
-        metadata: dict[str, object] = {"repo": file.repo, "path": name}
+        metadata: dict[str, object] = {"repo": _spelled(file.repo), "path": _spelled(file.name)}
         if file.license:
             metadata["license"] = file.license
         if self.has_dates:
@@ -148,6 +155,7 @@ def plan_folders(
     config.check()
     pending: list[Found] = []
     size = 0
+    bases: dict[str, dict[str, int]] = {}  # of each repository, the folders that claim its name
     for root in roots:
         if not root.is_dir():
             raise DataError(
@@ -157,23 +165,41 @@ def plan_folders(
             if pending and size + file.size > shard_bytes:
                 yield FilesSource(tuple(pending), max_document_bytes, config.revision_dates)
                 pending, size = [], 0
-            pending.append(file)
+            copies = bases.setdefault(file.repo, {})
+            pending.append(replace(file, copy=copies.setdefault(file.base, len(copies) + 1)))
             size += min(file.size, max_document_bytes)
     if pending:
         yield FilesSource(tuple(pending), max_document_bytes, config.revision_dates)
 
 
 def walk(root: Path, repositories: str = "auto") -> Iterator[Found]:
-    """Give every regular file below a root, sorted by name, with its repository and licence."""
+    """Give every regular file below a root, sorted by name, with its repository and licence.
+
+    A folder that cannot be read is given as a file with an error.
+    """
     root = root.resolve()
     start = _Folder(root.name, str(root), repositories == "roots", None, None)
-    yield from _walk(str(root), start, repositories, is_root=True)
+    # What is left to do of each folder that was entered, the innermost last: as deep as folders lie, not as Python calls.
+    stack = [_walk(str(root), start, repositories, is_root=True)]
+    while stack:
+        found = next(stack[-1], None)
+        if found is None:
+            stack.pop()
+        elif isinstance(found, Found):
+            yield found
+        else:
+            stack.append(_walk(*found, repositories, is_root=False))
 
 
-def _walk(folder: str, above: _Folder, repositories: str, *, is_root: bool) -> Iterator[Found]:
+def _walk(
+    folder: str, above: _Folder, repositories: str, *, is_root: bool
+) -> Iterator[Found | tuple[str, _Folder]]:
+    """Give the files of one folder, and each folder inside it with what is known above it, to be walked then."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except OSError:
+    except OSError as error:
+        name = os.path.relpath(folder, above.base).replace(os.sep, "/") + "/"
+        yield Found(folder, 0, 0, above.repo, name, None, above.base, error=str(error.strerror))
         return
     here = _describe(folder, entries, above, repositories, is_root=is_root)
     installed = _installed(entries)
@@ -189,12 +215,26 @@ def _walk(folder: str, above: _Folder, repositories: str, *, is_root: bool) -> I
                     below = _Folder(entry.name, entry.path, False, here.license, here.dep5)
                 if entry.name in installed:
                     below = replace(below, license=installed[entry.name])
-                yield from _walk(entry.path, below, repositories, is_root=False)
+                yield entry.path, below
         elif entry.is_file():
-            status = entry.stat()
-            name = os.path.relpath(entry.path, here.base).replace(os.sep, "/")
-            licence = (here.dep5.licence_of(name) if here.dep5 else None) or here.license
-            yield Found(entry.path, status.st_size, status.st_mtime_ns, here.repo, name, licence)
+            yield _found(entry, here)
+
+
+def _found(entry: os.DirEntry[str], here: _Folder) -> Found:
+    name = os.path.relpath(entry.path, here.base).replace(os.sep, "/")
+    try:
+        status = entry.stat()
+    except OSError as error:  # it was removed meanwhile
+        return Found(entry.path, 0, 0, here.repo, name, None, here.base, error=str(error.strerror))
+    licence = (here.dep5.licence_of(name) if here.dep5 else None) or here.license
+    return Found(
+        entry.path, status.st_size, status.st_mtime_ns, here.repo, name, licence, here.base
+    )
+
+
+def _spelled(name: str) -> str:
+    """Give a name of this machine as text: bytes that are not UTF-8 become `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _describe(
@@ -247,8 +287,9 @@ def _contents(folder: str, names: tuple[str, ...]) -> dict[str, str]:
     contents = {}
     for name in names:
         path = Path(folder, name)
-        if path.is_file() and path.stat().st_size <= 8 * MAX_BYTES:
-            contents[name] = path.read_text(encoding="utf-8", errors="replace")
+        with contextlib.suppress(OSError):  # what cannot be read states nothing
+            if path.is_file() and path.stat().st_size <= 8 * MAX_BYTES:
+                contents[name] = path.read_text(encoding="utf-8", errors="replace")
     return contents
 
 

@@ -1,6 +1,10 @@
 """Repositories into records: what a repository is, which licence a file has, what is no text."""
 
+import errno
+import inspect
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +122,70 @@ def test_shards_follow_names_and_sizes_alone(tmp_path):
         plan_folders([tmp_path], CollectConfig(), shard_bytes=700, max_document_bytes=10**6)
     )
     assert again[0].fingerprint() != plans[0][0].fingerprint()
+
+
+def collected(*roots):
+    plan = plan_folders(roots, CollectConfig(), shard_bytes=10**6, max_document_bytes=10**6)
+    items = [item for source in plan for item in source.read()]
+    bad = {item.place: item.reason for item in items if isinstance(item, BadRecord)}
+    return {item.id: item for item in items if isinstance(item, Document)}, bad
+
+
+def test_folders_that_cannot_be_read_are_named_and_metadata_that_cannot_states_nothing(
+    tmp_path, monkeypatch
+):
+    lay(tmp_path / "r", {"a.py": "x", "no/b.py": "x", "p-1.dist-info/METADATA": "License: MIT\n"})
+    scandir, read_text = os.scandir, Path.read_text
+
+    def refuse(path, *rest, **more):
+        if Path(path).name in ("no", "METADATA"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return (read_text if isinstance(path, Path) else scandir)(path, *rest, **more)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    documents, bad = collected(tmp_path)
+    assert set(documents) == {"r:a.py", "r:p-1.dist-info/METADATA"}
+    assert bad == {"r:no/": "unreadable: Permission denied"}
+
+
+def test_folders_may_lie_deeper_than_python_calls_and_links_in_circles(tmp_path):
+    depth = 300
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "circle").symlink_to("..")
+    folders = [folder]
+    for _ in range(depth):
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    (folders[-1] / "a.py").write_text("x")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 200)
+    try:
+        documents, _ = collected(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert set(documents) == {f"r:{'d/' * depth}a.py"}
+
+
+def test_two_folders_that_claim_one_name_give_ids_of_their_own(tmp_path):
+    lay(tmp_path, {"one/lib/a.py": "1", "two/lib/a.py": "2", "two/lib/lib/a.py": "3"})
+    documents, _ = collected(tmp_path / "one", tmp_path / "two")
+    assert {id: item.text for id, item in documents.items()} == {
+        "lib:a.py": "1",
+        "lib#2:a.py": "2",
+        "lib#2:lib/a.py": "3",
+    }
+    assert documents["lib#2:a.py"].metadata["repo"] == "lib"
+
+
+def test_names_that_are_not_utf8_are_spelled_each_in_its_way(tmp_path):
+    for name in (b"bad\xff", b"bad\xfe"):
+        lay(tmp_path, {os.fsdecode(b"r/" + name + b"/" + name + b".py"): "x"})
+    documents, _ = collected(tmp_path)
+    assert set(documents) == {f"r:bad\\x{byte}/bad\\x{byte}.py" for byte in ("fe", "ff")}
+    documents, _ = collected(tmp_path / "r")
+    assert documents["bad\\xff:bad\\xff.py"].metadata["repo"] == "bad\\xff"
 
 
 def test_unknown_idea_of_a_repository_is_an_error():
