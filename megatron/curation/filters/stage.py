@@ -19,6 +19,7 @@ from megatron.curation.filters.text_measure import (
     visible_length,
 )
 from megatron.curation.run.document import Document, Drop, Keep, Stage, Verdict
+from megatron.curation.select.languages import LANGUAGE_OF_EXTENSION
 from megatron.option_field import check_bounds, option
 
 # StarCoder §3.2: extensions whose files have no limit on lines, since prose and tables have long ones.
@@ -90,7 +91,8 @@ class Measured:
 
     @cached_property
     def language(self) -> str:
-        return self.document.word("language").lower()
+        stated = self.document.word("language").lower()
+        return stated or LANGUAGE_OF_EXTENSION.get(self.extension, "")
 
     @cached_property
     def lines(self) -> tuple[int, float]:

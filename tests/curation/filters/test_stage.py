@@ -89,6 +89,14 @@ def test_html_must_show_more_than_100_characters_and_a_fifth_of_itself():
     assert dropped(page + script, "a.html", "html")[0] == "html-text"
 
 
+def test_a_record_that_states_no_language_has_that_of_its_extension():
+    page = "<p>" + "a" * 50 + "</p>"
+    assert dropped(page, "a.htm", language="")[0] == "html-length"
+    assert dropped('{"ab": 1}', "a.json", language="")[0] == "data-size"
+    style = '<?xml version="1.0"?>' + "<xsl:template match='a'>text</xsl:template>\n" * 5
+    assert kept(style, "a.xsl", language="") and dropped(style, "a.svg", language="")[0] == "xml"
+
+
 def test_json_and_yaml_of_50_to_5000_characters_are_kept():
     def text(size):
         return '{"' + "a" * (size - 6) + '": 1'
