@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.metadata import has_row_per_token, vocabulary_size
-from megatron.checkpoint.safetensors_file import BLOCK_BYTES, DTYPE_NAMES
+from megatron.checkpoint.safetensors_file import DTYPE_NAMES, row_blocks
 from megatron.errors import CheckpointError
 
 PADDING = " (padding)"  # after the name of a tensor whose rows of padding are meant
@@ -69,10 +69,7 @@ class Part:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the rows into runs (first, last + 1) of about BLOCK_BYTES; a scalar is a row."""
         rows = self.shape[0] if self.shape else 1
-        row_bytes = max(1, self.num_bytes // max(1, rows))
-        size = max(1, BLOCK_BYTES // row_bytes)
-        for first in range(0, rows, size):
-            yield first, min(first + size, rows)
+        return row_blocks(0, rows, self.num_bytes // max(1, rows))
 
     def read(self, source: TensorSource, first: int, last: int) -> Tensor:
         """Read rows first … last - 1 of this part."""

@@ -38,7 +38,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# Read at once where values cannot land in the target directly. Larger blocks are no faster: the allocator
+# What is read at once where values cannot land in the target directly. Larger blocks are no faster: the allocator
 # gives them back to the system each time, and their pages are faulted in anew.
 BLOCK_BYTES = 8 << 20
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors package
@@ -183,12 +183,18 @@ class SafetensorsReader:
             if is_rows and out.is_contiguous() and out.device.type == "cpu":
                 _fill(file, self.path, out)
                 return
-            block_rows = max(1, BLOCK_BYTES // row_bytes)
-            for first in range(0, len(out), block_rows):
-                target = out[first : first + block_rows]
+            for first, last in row_blocks(0, len(out), row_bytes):
+                target = out[first:last]
                 rows = torch.empty((len(target), *row_shape), dtype=spec.dtype)
                 _fill(file, self.path, rows)
                 target.copy_(rows[(slice(None), *box[1:])])
+
+
+def row_blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut rows start … stop - 1 into runs (first, last + 1) of about BLOCK_BYTES."""
+    size = max(1, BLOCK_BYTES // max(1, row_bytes))
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
 
 
 def _encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

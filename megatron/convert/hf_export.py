@@ -18,10 +18,10 @@ from torch import Tensor
 
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.checkpoint.safetensors_file import (
-    BLOCK_BYTES,
     SafetensorsReader,
     SafetensorsWriter,
     TensorSpec,
+    row_blocks,
 )
 from megatron.convert.hf_choice import architecture_of
 from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
@@ -161,9 +161,8 @@ def _copy_rows(
 ) -> None:
     name = f"model.{rows.name}"
     row_bytes = math.prod(reader.shape(name)[1:]) * reader.dtype(name).itemsize
-    block = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(rows.start, rows.stop, block):
-        values = reader.read(name, slice(start, min(start + block, rows.stop)))
+    for start, stop in row_blocks(rows.start, rows.stop, row_bytes):
+        values = reader.read(name, slice(start, stop))
         converted = _convert(values, rows.name, dtype)
         writer.write(target, converted)
         progress(converted.nbytes)

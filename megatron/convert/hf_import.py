@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.files import read_json_object
+from megatron.checkpoint.safetensors_file import row_blocks
 from megatron.config import Config
 from megatron.convert.fields import Fields
 from megatron.convert.hf_architecture import LM_HEAD, Architecture
 from megatron.convert.hf_choice import architecture_named
 from megatron.convert.hf_folder import HfFolder
-from megatron.convert.imported import Import, ImportedTensor, check_model, row_blocks
+from megatron.convert.imported import Import, ImportedTensor, check_model
 from megatron.convert.mapping import MappedTensor, invert
 from megatron.convert.source import GENERATION_CONFIG
 from megatron.errors import CheckpointError

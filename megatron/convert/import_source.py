@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.convert.imported import Import, ImportedTensor, row_blocks
+from megatron.checkpoint.safetensors_file import row_blocks
+from megatron.convert.imported import Import, ImportedTensor
 
 
 class ImportSource:

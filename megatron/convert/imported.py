@@ -25,7 +25,6 @@ from megatron.checkpoint.layout import (
     latest_iteration,
     saved_iterations,
 )
-from megatron.checkpoint.safetensors_file import BLOCK_BYTES
 from megatron.checkpoint.writer import CheckpointWriter
 from megatron.config import Config, to_json
 from megatron.convert.output_folder import check_target, new_folder
@@ -144,10 +143,3 @@ def is_import(root: Path) -> bool:
         return CONVERTED_FROM in read_json_object(checkpoint_folder(root, iteration) / STATE_FILE)
     except CheckpointError:
         return False
-
-
-def row_blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut rows start … stop - 1 into runs (first, last + 1) of about BLOCK_BYTES."""
-    size = max(1, BLOCK_BYTES // max(1, row_bytes))
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron.convert.imported import Import, ImportedTensor, row_blocks
+from megatron.checkpoint.safetensors_file import row_blocks
+from megatron.convert.imported import Import, ImportedTensor
 from megatron.convert.megatron_args import config_from_args, model_from_args
 from megatron.convert.megatron_ranks import Part, find_folder, gather, read_grid
 from megatron.errors import CheckpointError, ConfigError

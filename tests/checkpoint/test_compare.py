@@ -37,7 +37,7 @@ MANY_KINDS = {
     "model.scalar": torch.tensor(-2.5),
     "model.empty": torch.zeros(0, 4),
 }
-SMALL_BLOCKS = mock.patch("megatron.checkpoint.compare.BLOCK_BYTES", 50)
+SMALL_BLOCKS = mock.patch("megatron.checkpoint.safetensors_file.BLOCK_BYTES", 50)
 
 
 def save(root, tensors, state=STATE):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, GPTBigCodeConfig, GPTBigCodeForCausalLM
 
+from megatron.checkpoint import safetensors_file
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.load import load_checkpoint
-from megatron.convert import imported
 from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
@@ -111,7 +111,7 @@ def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, mul
 @pytest.mark.parametrize("multi_query", [True, False], ids=["multiquery", "multihead"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, multi_query, dtype):
-    monkeypatch.setattr(imported, "BLOCK_BYTES", 200)  # three rows of fp32
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 200)  # three rows of fp32
     make_theirs(tmp_path / "hf", multi_query=multi_query, dtype=dtype, layer_norm_epsilon=1e-4)
     source = bring_in(tmp_path / "hf", tmp_path / "ours")
     assert source.config.precision.compute_dtype == str(dtype).removeprefix("torch.")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
-from megatron.convert import imported
+from megatron.checkpoint import safetensors_file
 from megatron.convert.fields import Fields
 from megatron.convert.hf_choice import architecture_named
 from megatron.convert.verification import verify_hf
@@ -86,7 +86,7 @@ def weights_of(folder):
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, changes, dtype):
-    monkeypatch.setattr(imported, "BLOCK_BYTES", 200)  # two rows of fp32
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 200)  # two rows of fp32
     make_theirs(tmp_path / "hf", dtype=dtype, norm_epsilon=1e-4, residual_dropout=0.3, **changes)
     change_config(tmp_path / "hf", embedding_dropout=0.3)
     source = bring_in(tmp_path / "hf", tmp_path / "ours")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron.convert import imported
+from megatron.checkpoint import safetensors_file
 from megatron.convert.hf_export import export_hf
 from megatron.convert.imported import convert
 from megatron.convert.megatron_legacy import open_megatron
@@ -69,7 +69,7 @@ def assert_equals(source, weights):
 )
 @pytest.mark.parametrize("is_untied", [False, True], ids=["tied", "untied"])
 def test_the_weights_are_those_that_were_cut(tmp_path, monkeypatch, heads, layout, is_untied):
-    monkeypatch.setattr(imported, "BLOCK_BYTES", 500)  # a few rows
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 500)  # a few rows
     config, weights = make_model(untie_embeddings_and_output_weights=is_untied, **heads)
     write_megatron(tmp_path / "theirs", weights, config, **layout)
     source = bring_in(tmp_path / "theirs", tmp_path / "ours")

@@ -153,7 +153,7 @@ def test_an_export_equals_its_checkpoint_until_a_weight_changes(tmp_path, heads)
         progress=lambda _: None,
     )
     arguments = (tmp_path / "run", "--against", tmp_path / "hf", "--tensors", "model.*")
-    with mock.patch("megatron.checkpoint.compare.BLOCK_BYTES", 200):
+    with mock.patch("megatron.checkpoint.safetensors_file.BLOCK_BYTES", 200):
         result = verify(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.endswith("equal: every tensor bit for bit\n")
