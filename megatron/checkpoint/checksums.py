@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint.files import parse_json_object, read_bytes, unreadable
+from megatron.checkpoint.files import damaged, parse_json_object, read_bytes, unreadable
 from megatron.checkpoint.layout import CONFIG_FILE, METADATA_FILE, STATE_FILE
-from megatron.errors import CheckpointError
 
 SUMS_FILE = "SHA256SUMS"
 
@@ -40,10 +39,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     sums = {line[2]: line[1] for line in lines if line}
     needed = {METADATA_FILE, STATE_FILE, CONFIG_FILE}
     if len(sums) != len(lines) or not needed <= set(sums):
-        raise CheckpointError(
-            f"{path} is damaged: it is not the list of hashes that was written; copy it again or load an older "
-            f"checkpoint"
-        )
+        raise damaged(path, "it is not the list of hashes that was written")
     return sums
 
 
@@ -91,7 +87,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _require_same(path: Path, actual: str, written: str) -> None:
     if actual != written:
-        raise CheckpointError(
-            f"{path} is damaged: its content is not what was written (SHA-256 {actual[:12]}…, not {written[:12]}…); "
-            f"copy it again or load an older checkpoint"
-        )
+        difference = f"(SHA-256 {actual[:12]}…, not {written[:12]}…)"
+        raise damaged(path, f"its content is not what was written {difference}")

@@ -15,6 +15,7 @@ from megatron.checkpoint.layout import (
     METADATA_FILE,
     TRACKER,
     checkpoint_folder,
+    find_wrong_length,
     latest_iteration,
     saved_iterations,
 )
@@ -123,13 +124,7 @@ def find_flaw_by_length(folder: Path) -> str | None:
         files = parse_json_object(path, read_checked(folder, METADATA_FILE)).get("files", {})
     except CheckpointError as error:
         return str(error)
-    for name, size in files.items():
-        path = folder / name
-        actual = path.stat().st_size if path.is_file() else None
-        if actual != size:
-            found = "is missing" if actual is None else f"has {actual} bytes of {size}"
-            return f"{path} {found}"
-    return None
+    return find_wrong_length(folder, files)
 
 
 def set_aside(root: Path, choice: Choice) -> Iterator[tuple[Broken, Path]]:

@@ -76,10 +76,22 @@ def read_bytes(path: Path) -> bytes:
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """Say why a file of a checkpoint cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(
-            f"{path} is missing: the checkpoint is incomplete; copy it again or load an older one"
-        )
+        return incomplete(path)
     return CheckpointError(f"{path} cannot be read: {error.strerror}")
+
+
+def incomplete(path: Path) -> CheckpointError:
+    """Say that a file of a checkpoint is not there."""
+    return CheckpointError(
+        f"{path} is missing: the checkpoint is incomplete; copy it again or load an older one"
+    )
+
+
+def damaged(path: Path, problem: str) -> CheckpointError:
+    """Say why a file of a checkpoint is not what was written."""
+    return CheckpointError(
+        f"{path} is damaged: {problem}; copy it again or load an older checkpoint"
+    )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -92,9 +104,7 @@ def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, it is not JSON ({error}); copy it again or load an older checkpoint"
-        ) from error
+        raise damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
+        raise damaged(path, f"it holds {type(value).__name__}, not an object")
     return value

@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
-from megatron.checkpoint.files import fsync_folder, replace_durably
+from megatron.checkpoint.files import fsync_folder, incomplete, replace_durably
 from megatron.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -94,9 +95,7 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> Path:
             f"{path} is not a folder; give a run's --save or one of its iter_ folders"
         )
     if is_checkpoint_folder(path):
-        raise CheckpointError(
-            f"{path / METADATA_FILE} is missing: the checkpoint is incomplete; copy it again or load an older one"
-        )
+        raise incomplete(path / METADATA_FILE)
     if iteration is None:
         iteration = latest_iteration(path)
     if iteration is None:
@@ -105,6 +104,19 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{path} has no checkpoint of iteration {iteration}; {_offer(path)}")
     return folder
+
+
+def find_wrong_length(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """Name the first file of a checkpoint, by {name: bytes}, that is missing or has another length; None if none is."""
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if (actual := path.stat().st_size) != size:
+            return (
+                f"{path} has {actual} bytes and {size} were written: it is cut short or was changed"
+            )
+    return None
 
 
 def saved_iterations(root: Path) -> list[int]:

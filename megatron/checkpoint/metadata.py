@@ -17,8 +17,13 @@ from typing import Any
 import torch
 
 from megatron.checkpoint.checksums import SUMS_FILE, read_checked, read_sums
-from megatron.checkpoint.files import parse_json_object
-from megatron.checkpoint.layout import CONFIG_FILE, METADATA_FILE, STATE_FILE
+from megatron.checkpoint.files import damaged, parse_json_object
+from megatron.checkpoint.layout import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    STATE_FILE,
+    find_wrong_length,
+)
 from megatron.checkpoint.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec
 from megatron.errors import CheckpointError
 
@@ -58,16 +63,9 @@ class CheckpointMetadata:
 
     def check_files(self, folder: Path) -> None:
         """Raise CheckpointError unless every file is there in full length."""
-        for name, size in self.files.items():
-            path = folder / name
-            actual = path.stat().st_size if path.is_file() else None
-            if actual != size:
-                raise CheckpointError(
-                    f"{path} is missing; copy the checkpoint again or load an older one"
-                    if actual is None
-                    else f"{path} has {actual} bytes and {size} were written: it is cut short or was "
-                    f"changed; copy it again or load an older checkpoint"
-                )
+        problem = find_wrong_length(folder, self.files)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; copy it again or load an older checkpoint")
 
 
 def chunk_key(name: str, offsets: Sequence[int]) -> str:
@@ -163,10 +161,7 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         )
     metadata = _Parser(path).metadata(values)
     if set(read_sums(folder)) != {METADATA_FILE, *metadata.files}:
-        raise CheckpointError(
-            f"{folder / SUMS_FILE} is damaged: it does not list the files of {METADATA_FILE}; copy it again or load "
-            f"an older checkpoint"
-        )
+        raise damaged(folder / SUMS_FILE, f"it does not list the files of {METADATA_FILE}")
     metadata.check_files(folder)
     return metadata
 
@@ -234,6 +229,4 @@ class _Parser:
 
     def _require(self, condition: bool, problem: str) -> None:
         if not condition:
-            raise CheckpointError(
-                f"{self._path} is damaged: {problem}; copy it again or load an older checkpoint"
-            )
+            raise damaged(self._path, problem)

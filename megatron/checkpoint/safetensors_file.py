@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.content_hash import ContentHash
+from megatron.checkpoint.files import damaged
 from megatron.errors import CheckpointError
 
 DTYPES = {
@@ -155,7 +156,7 @@ class SafetensorsReader:
     def spec(self, key: str) -> TensorSpec:
         """Give a tensor's dtype and shape."""
         if key not in self._entries:
-            raise _damaged(self.path, f"it has no tensor {key!r}")
+            raise damaged(self.path, f"it has no tensor {key!r}")
         return self._entries[key][0]
 
     def read_box(self, spec: TensorSpec, offsets: Sequence[int], out: Tensor) -> None:
@@ -165,7 +166,7 @@ class SafetensorsReader:
         contiguous CPU tensor.
         """
         if self.spec(spec.key) != spec:
-            raise _damaged(self.path, f"it has {self.spec(spec.key)} in place of {spec}")
+            raise damaged(self.path, f"it has {self.spec(spec.key)} in place of {spec}")
         box = tuple(slice(o, o + size) for o, size in zip(offsets, out.shape, strict=True))
         fits = all(part.stop <= size for part, size in zip(box, spec.shape, strict=True))
         assert fits and out.dtype == spec.dtype, (spec, offsets, out.shape, out.dtype)
@@ -221,21 +222,21 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[TensorSpec, int]], int, di
         file_bytes = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8) or b"", "little")
         if file_bytes < 8 or length > min(file_bytes - 8, MAX_HEADER_BYTES):
-            raise _damaged(path, "it is cut short, or is no safetensors file")
+            raise damaged(path, "it is cut short, or is no safetensors file")
         text = file.read(length) or b""
     try:
         header = json.loads(text)
         metadata = dict(header.pop("__metadata__", None) or {})
         entries = {key: _parse_entry(key, value) for key, value in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _damaged(path, "its header is not that of a safetensors file") from None
+        raise damaged(path, "its header is not that of a safetensors file") from None
     end = 0
     for spec, start in sorted(entries.values(), key=lambda entry: (entry[1], entry[0].num_bytes)):
         if start != end:
-            raise _damaged(path, f"the values of {spec.key} do not follow those before it")
+            raise damaged(path, f"the values of {spec.key} do not follow those before it")
         end += spec.num_bytes
     if 8 + length + end != file_bytes:
-        raise _damaged(path, f"it has {file_bytes} bytes and describes {8 + length + end}")
+        raise damaged(path, f"it has {file_bytes} bytes and describes {8 + length + end}")
     return entries, 8 + length, metadata
 
 
@@ -267,7 +268,7 @@ def _fill(file: io.FileIO, path: Path, out: Tensor) -> None:
     while len(rest):
         count = file.readinto(rest)
         if not count:
-            raise _damaged(path, "it is cut short")
+            raise damaged(path, "it is cut short")
         rest = rest[count:]
 
 
@@ -275,9 +276,3 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """Give the memory of a contiguous CPU tensor."""
     assert tensor.is_contiguous()
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _damaged(path: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged: {problem}; copy it again or load an older checkpoint"
-    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint.checksums import read_config, read_state
+from megatron.checkpoint.files import damaged
 from megatron.checkpoint.layout import STATE_FILE
 from megatron.config import Config, from_json
 from megatron.data.content import (
@@ -22,7 +23,6 @@ from megatron.data.content import (
     sets_from_json,
     sets_to_json,
 )
-from megatron.errors import CheckpointError
 from megatron.optimizer.schedule import Schedule
 from megatron.option_field import flag_of
 from megatron.options import CheckpointConfig, DataConfig
@@ -105,10 +105,8 @@ def read_fingerprint(folder: Path) -> Fingerprint:
         contents = Contents.from_json(state[FINGERPRINT])
         return Fingerprint(config, Schedule(**state["schedule"]), batch_size, contents)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / STATE_FILE} is damaged: the fingerprint of its run cannot be read ({error!r}); copy it again "
-            "or load an older checkpoint"
-        ) from error
+        problem = f"the fingerprint of its run cannot be read ({error!r})"
+        raise damaged(folder / STATE_FILE, problem) from error
 
 
 @dataclass(frozen=True)
