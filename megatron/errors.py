@@ -4,6 +4,7 @@ Command lines turn them into one line on stderr and exit code 2; anything else t
 """
 
 import re
+from collections.abc import Sequence
 
 
 class MegatronError(Exception):
@@ -24,6 +25,12 @@ class CheckpointError(MegatronError):
 
 class TrainingError(MegatronError):
     """A run that cannot go on though its input is right: its numbers went wrong. Exit code 1."""
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Name the first of many for a message: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def not_compiled(error: ImportError) -> str | None:

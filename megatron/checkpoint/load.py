@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from megatron.checkpoint.metadata import (
 )
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
 from megatron.checkpoint.verify import verify_files_together
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, first_of
 
 
 def load_checkpoint(
@@ -86,7 +86,7 @@ class _Planner(dcp.DefaultLoadPlanner):
                 and all(name.startswith("optimizer.") for name in missing)
                 else "give the model options of the run that wrote it"
             )
-            raise CheckpointError(f"{self._folder} lacks {_some(missing)}; {hint}")
+            raise CheckpointError(f"{self._folder} lacks {first_of(missing, 2)}; {hint}")
         items: list[ReadItem] = []
         for name, tensor in self.state_dict.items():
             entry = self._stored[name]
@@ -103,7 +103,7 @@ class _Planner(dcp.DefaultLoadPlanner):
         unexpected = [name for name in self._stored if _group(name) in groups and name not in asked]
         if unexpected:
             raise CheckpointError(
-                f"{self._folder} has {_some(unexpected)}, which this run does not have; "
+                f"{self._folder} has {first_of(unexpected, 2)}, which this run does not have; "
                 f"give the model options of the run that wrote it"
             )
         return global_plan
@@ -205,9 +205,3 @@ def _to_dcp(entry: TensorEntry, shape: tuple[int, ...]) -> TensorStorageMetadata
 
 def _group(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    """Name the first two of many."""
-    more = [f"{len(names) - 2} more"] if len(names) > 2 else []
-    return " and ".join([*names[:2], *more])

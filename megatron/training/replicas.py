@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from megatron.checkpoint.agreement import gather_everywhere
-from megatron.errors import TrainingError
+from megatron.errors import TrainingError, first_of
 from megatron.logging import get_logger
 from megatron.parallel.context import AXES, ParallelContext
 
@@ -198,9 +198,8 @@ def describe_copies(different: Sequence[DifferentCopies], hosts: Sequence[str]) 
             names[tuple(suspects)].append(copies.name)
     lines = []
     for ranks, tensors in sorted(names.items()):
-        more = f" and {len(tensors) - _MAX_NAMED} more" if len(tensors) > _MAX_NAMED else ""
         who = ", ".join(f"rank {rank} (host {hosts[rank]})" for rank in ranks)
-        what = f"{', '.join(tensors[:_MAX_NAMED])}{more}"
+        what = first_of(tensors, _MAX_NAMED)
         lines.append(
             f"{who} differs from the others in {what}"
             if len(ranks) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron.checkpoint.agreement import gather_everywhere, on_first_rank
 from megatron.checkpoint.choice import choose_checkpoint, find_flaw, set_aside
 from megatron.checkpoint.verify import find_damage
-from megatron.errors import CheckpointError, DataError
+from megatron.errors import CheckpointError, DataError, first_of
 from megatron.logging import get_logger
 from megatron.training.fingerprint import BY_CHECKSUM, list_files
 from megatron.training.inputs import Inputs
@@ -65,15 +65,10 @@ def check_same_files(start: Start) -> None:
             continue
         # Those that differ from most come first.
         shown = sorted(hosts.items(), key=lambda item: (len(item[1]), item[0]))
-        parts = [f"{content} on {_some(sorted(names))}" for content, names in shown]
+        parts = [f"{content} on {first_of(sorted(names), NUM_SHOWN)}" for content, names in shown]
         raise DataError(
             f"the processes read different files: {name} is {' and '.join(parts)}; every node needs the same files"
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
 
 
 def _check_unchanged(inputs: Inputs, start: Start) -> None:

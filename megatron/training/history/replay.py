@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron.checkpoint.agreement import gather_everywhere
 from megatron.checkpoint.load import load_checkpoint
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, first_of
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.training.account import Account
@@ -156,7 +156,7 @@ def compare_replays(number: int, first: Replayed, other: Replayed) -> list[str]:
         [name for name, value in other.checksums.items() if value != first.checksums[name]]
     )
     what = [f"the numbers of step {steps[0]}"] if steps else []
-    what += [f"{len(names)} tensors at the end: {_some(names)}"] if names else []
+    what += [f"{len(names)} tensors at the end: {first_of(names, _MAX_NAMED)}"] if names else []
     if not what:
         return []
     return [
@@ -195,7 +195,8 @@ def _compare_tensors(run: Run, folder: Path, replayed: Replayed) -> None:
         different += [name for name, sum in checksums_of(here).items() if sum != found[name]]
     names = _union(different)
     if names:
-        replayed.findings.append(f"{len(names)} tensors differ from {folder}: {_some(names)}")
+        named = first_of(names, _MAX_NAMED)
+        replayed.findings.append(f"{len(names)} tensors differ from {folder}: {named}")
     else:
         replayed.notes.append(f"all tensors have the bits of {folder}")
 
@@ -203,8 +204,3 @@ def _compare_tensors(run: Run, folder: Path, replayed: Replayed) -> None:
 def _union(names: list[str]) -> list[str]:
     """Gather the names that any process gives. Collective over the world."""
     return list(dict.fromkeys(name for some in gather_everywhere(names) for name in some))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"{', '.join(names[:_MAX_NAMED])}{more}"
