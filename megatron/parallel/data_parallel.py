@@ -7,10 +7,11 @@ several instances, a part of them; without it that axis has size 1 and the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,6 +20,9 @@ from megatron.errors import ConfigError
 from megatron.kernels.accumulate import add_product_, product_in_fp32
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 
 def shard_data_parallel(
@@ -45,7 +49,44 @@ def shard_data_parallel(
                 module.set_gradient_divide_factor(1.0)
             # A plain sum: gloo has no reduction with a built-in factor.
             module.set_force_sum_reduction_for_comms(True)
+    if context.device.type == "cpu" and context.dp_mesh.size(1) == 1:
+        for part, group in _groups(model):
+            part.set_custom_reduce_scatter(cast("ReduceScatter", _SumsInPlace(group)))
     keep_on_host(model)
+
+
+class _SumsInPlace:
+    """Memory for the gradients of one group of parameters that are not scattered: torch's `ReduceScatter` for a CPU.
+
+    `fully_shard` packs gradients in one piece of memory and takes the sums from another, to which it copies them where
+    there is nobody to share them with. Here both are one tensor, which it then copies nothing to, and which stays for
+    the next step: fresh pages cost a CPU as much as what is done to them.
+    """
+
+    def __init__(self, group: Any) -> None:
+        # Any: torch's FSDPParamGroup
+        self._group = group
+        self._memory: Tensor | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Give the memory of the last step, unless its gradients are still there or have another size."""
+        memory = self._memory
+        is_free = all(held.sharded_param.grad is None for held in self._group.fsdp_params)
+        if memory is None or not is_free or memory.shape != (*size,) or memory.dtype != dtype:
+            memory = self._memory = torch.empty(size, dtype=dtype, device=device)
+        return memory
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        """Give a single process its own part."""
+        assert group.size() == 1
+        output_tensor.copy_(input_tensor)
 
 
 class _OnHost:
@@ -91,7 +132,7 @@ def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
 
 def accumulate_in_fp32(model: nn.Module) -> None:
     """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
-    for group in _groups(model):
+    for _, group in _groups(model):
         if not group.reduce_grads:
             group.post_backward()
 
@@ -106,7 +147,7 @@ def fuse_gradient_accumulation(model: nn.Module) -> None:
         for module in model.modules()
         if isinstance(module, ColumnParallelLinear | RowParallelLinear)
     }
-    for group in _groups(model):
+    for _, group in _groups(model):
         _check_sums(group)
         for parameter in group.fsdp_params:
             layer = layers.get(parameter.sharded_param)
@@ -141,13 +182,13 @@ class _StepSum:
         return True
 
 
-def _groups(model: nn.Module) -> Iterator[Any]:
-    """Give what `fully_shard` made of a model's parts: groups of parameters (torch's FSDPParamGroup)."""
+def _groups(model: nn.Module) -> Iterator[tuple[FSDPModule, Any]]:
+    """Give a model's parts and what `fully_shard` made of them: groups of parameters (torch's FSDPParamGroup)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             group = module._get_fsdp_state()._fsdp_param_group
             if group is not None:
-                yield group
+                yield module, group
 
 
 def _check_sums(group: Any) -> None:

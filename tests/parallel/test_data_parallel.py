@@ -1,9 +1,13 @@
-"""What stays on the host on its way into a wrapped model."""
+"""What stays on the host on its way into a wrapped model, and which memory holds its gradients."""
 
+import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import Replicate
 
-from megatron.parallel.data_parallel import keep_on_host
+from megatron.parallel.data_parallel import keep_on_host, shard_data_parallel
+from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
+from tests.grid import grid
 
 
 class Echo(nn.Module):
@@ -28,3 +32,42 @@ def test_named_tensors_of_the_host_pass_by_hooks_that_would_move_them():
     assert seen == ["labels"]
     assert named["starts"] is starts and named["labels"].device.type == "meta"
     assert named["window"] == 4 and torch.equal(x, torch.ones(2))
+
+
+class Scale(nn.Module):
+    def __init__(self, context):
+        super().__init__()
+        parameters = ParameterFactory(context.tp_mesh, context.device, seed=1)
+        self.weight = parameters.create("weight", (4, 3), Replicate(), Constant(1.0))
+        self.bias = parameters.create("bias", (3,), Replicate(), Constant(1.0))
+
+    def forward(self, x):
+        weight, bias = local_tensor(self.weight, Replicate()), local_tensor(self.bias, Replicate())
+        return (x.to(weight.dtype) * weight + bias).sum()
+
+
+def check_memory(rank, dtype, replicas):
+    """Two steps whose gradients are dropped between them, and a third one that adds to the second's."""
+    context = grid(dp_replicate=replicas)
+    model = Scale(context)
+    shard_data_parallel(model, [], context, dtype)
+    x = torch.arange(12.0).view(4, 3) * (1 + rank)  # every value is exact in bf16
+    total = replicas * (replicas + 1) / 2 * torch.arange(12.0).view(4, 3)
+    places, rows = [], torch.full((3,), 4.0 * replicas)
+    for factor, drops in ((1, False), (2, True), (4, True), (8, False)):
+        if drops:
+            model.zero_grad()
+        (model(x) * factor).backward()
+        gradient = model.weight.grad.to_local()
+        places.append(gradient.untyped_storage().data_ptr())
+        assert gradient.dtype == torch.float32
+        expected = factor if factor < 8 else 4 + 8  # added up
+        torch.testing.assert_close(gradient, expected * total, rtol=0, atol=0)
+        torch.testing.assert_close(model.bias.grad.to_local(), expected * rows, rtol=0, atol=0)
+    assert places[0] == places[1] == places[2]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_are_not_scattered_take_the_memory_of_the_last_step(world, dtype, replicas):
+    world(replicas).run(check_memory, dtype, replicas)

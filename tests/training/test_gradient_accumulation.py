@@ -67,7 +67,7 @@ def layers_of(run):
 
 def sums_of(run):
     """Give the gradients that `fully_shard` still holds for a later backward pass."""
-    groups = [group for module in run.parts.pipeline.modules for group in _groups(module)]
+    groups = [group for module in run.parts.pipeline.modules for _, group in _groups(module)]
     sums = [p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params]
     return [one for one in sums if one is not None]
 
