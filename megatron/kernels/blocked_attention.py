@@ -74,8 +74,8 @@ class _Blocks:
         self.documents = documents
         # rows of a block: enough for a fast product, few enough that its scores stay in the cache
         self.size = 32 if self.heads_per_group >= 4 else 64
-        future = torch.full((self.size, self.size), float("-inf"), dtype=query.dtype).triu_(1)
-        self.future = future.to(query.device).repeat_interleave(self.heads_per_group, dim=0)
+        future = query.new_full((self.size, self.size), float("-inf")).triu_(1)
+        self.future = future.repeat_interleave(self.heads_per_group, dim=0)
 
     def __iter__(self) -> Iterator[_Block]:
         """Give the blocks: of all samples at once, or of one at a time where each has documents of its own."""
