@@ -45,7 +45,7 @@ CATCHES_EXCEPTION = {
 ENDS_PROCESS = {
     "megatron/cli.py",
     "megatron/training/leave.py",
-    "megatron/evaluation/zygote.py",
+    "megatron/evaluation/side.py",
     "megatron/evaluation/program.py",
 }  # exit codes; the way out of a hang; a fork that is not to return
 READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology

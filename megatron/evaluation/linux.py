@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 import struct
 
+CLONE_VM, CLONE_FILES = 0x00000100, 0x00000400
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
@@ -20,6 +22,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 SYS_MOUNT_SETATTR = 442  # the same number on every machine; Linux 5.12
 AT_RECURSIVE = 0x8000
 LAST_CAPABILITY = 63
+STACK_BYTES = 1 << 14
 
 # What a program that computes never calls, and what has no limit or no namespace: number on x86_64, on arm64.
 DENIED = {
@@ -45,14 +48,24 @@ DENIED = {
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "kexec_load": (246, 104),
-    "shmget": (29, 194),  # its memory counts for no limit of a process
+    "shmget": (29, 194),  # from here: what is kept there counts for no limit of a process
+    "semget": (64, 190),
+    "msgget": (68, 186),
     "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "vmsplice": (278, 75),
+    "landlock_create_ruleset": (444, 444),
     "fsopen": (430, 430),
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "mount_setattr": (442, 442),
 }
 SOCKET = (41, 198)  # AF_UNIX only: vsock, for one, belongs to no network namespace
+SETSOCKOPT = (
+    54,
+    208,
+)  # no larger buffers, whose memory counts for no process; "done" is the answer
+SOL_SOCKET, SO_SNDBUF, SO_SNDBUFFORCE = 1, 7, 32
 MMAP = (9, 222)  # anonymous memory that is shared counts for no limit of a process
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 CLONE = (56, 220)
@@ -85,10 +98,33 @@ def setns(descriptor: int, flags: int) -> None:
     _check(_libc.setns(descriptor, flags), "setns")
 
 
+def start_idle(stack: ctypes.Array[ctypes.c_char]) -> int:
+    """Start a process that waits for ever, and give its pid. It copies nothing: memory and descriptors are this one's.
+
+    stack: of make_stack; to be kept until the process has ended. Signals that this process handles, it would handle
+    there: let there be none. Raises OSError.
+    """
+    top = ctypes.c_void_p(ctypes.addressof(stack) + STACK_BYTES)
+    flags = CLONE_VM | CLONE_FILES | signal.SIGCHLD
+    pid = int(_libc.clone(ctypes.cast(_libc.pause, ctypes.c_void_p), top, flags, None))
+    _check(pid, "clone")
+    return pid
+
+
+def make_stack() -> ctypes.Array[ctypes.c_char]:
+    """Give the stack of an idle process."""
+    return ctypes.create_string_buffer(STACK_BYTES)
+
+
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     """Mount. Raises OSError, which names the target."""
     arguments = [text.encode() for text in (source, target, kind)]
     _check(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()), f"mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Take a mount away; what is open of it stays open. Raises OSError."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
 
 
 def set_read_only(target: str) -> None:
@@ -108,7 +144,7 @@ def pivot_root(new: str) -> None:
     if number is None:
         raise OSError(ENOSYS, f"pivot_root: unknown on {platform.machine()}")
     _check(_libc.syscall(number, b".", b"."), "pivot_root")  # the old root lies over the new one
-    _check(_libc.umount2(b".", MNT_DETACH), "umount")
+    unmount(".")
     os.chdir("/")
 
 
@@ -117,14 +153,18 @@ def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, now and after any exec. Raises OSError."""
+def drop_for_children() -> None:
+    """Let nothing that this process starts gain a right by an exec. Raises OSError."""
     for number in range(LAST_CAPABILITY + 1):
         if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
             break  # the kernel has no more
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability. Raises OSError."""
     header = struct.pack("Ii", 0x20080522, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def make_filter() -> bytes | None:
@@ -155,6 +195,14 @@ def make_filter() -> bytes | None:
         instruction(load, 16),  # first argument
         instruction(equal, AF_UNIX, 1, 0),
         instruction(give, refuse),
+        instruction(load, 0),
+        instruction(equal, SETSOCKOPT[column], 0, 7),
+        instruction(load, 24),  # second argument
+        instruction(equal, SOL_SOCKET, 0, 4),
+        instruction(load, 32),  # third argument
+        instruction(equal, SO_SNDBUF, 1, 0),
+        instruction(equal, SO_SNDBUFFORCE, 0, 1),
+        instruction(give, 0x00050000),
         instruction(load, 0),
         instruction(equal, MMAP[column], 0, 5),
         instruction(load, 40),  # fourth argument

@@ -21,7 +21,7 @@ from types import TracebackType
 
 from megatron.errors import ConfigError
 from megatron.evaluation import wire
-from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Verdict
+from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Trial, Verdict
 
 NOBODY = 65534
 START_SECONDS = 30.0
@@ -31,8 +31,9 @@ COMMAND = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from megatron.evaluation.zygote import main; sys.path.pop(); main()"
 )
-SIGXCPU_CODE = 128 + signal.SIGXCPU
-SIGKILL_CODE = 128 + signal.SIGKILL
+STATUS = struct.Struct("!ii?")  # of a trial's end: guest's and judge's codes; is memory over
+# What passes wherever programs can be run and judged.
+PROBE = Trial("def f():\n    pass\n", "", "assert f() is None\n", ("f",))
 UNSANDBOXED = "--i-accept-unsandboxed"
 # Of a worker with packages: what is forked must have one thread, and draw to no screen.
 PACKAGE_ENVIRONMENT = {
@@ -57,6 +58,7 @@ class Sandbox:
         """Start the worker. Raises ConfigError where the machine cannot isolate it."""
         self._limits = limits
         self._equipment = equipment
+        self._judge: socket.socket | None = None  # of the next trial
         self._control, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
         with theirs:
@@ -92,13 +94,18 @@ class Sandbox:
             why = reply.get("error")
         except (EOFError, OSError, wire.WireError) as error:
             why = f"{error}; {self._last_words()}"
+        if why is None:
+            self._control.settimeout(None)
+            self._judge = self._prepare()
+            verdict = self._run(PROBE, START_SECONDS)
+            if not verdict.is_passed:
+                why = f"{verdict.outcome}: {verdict.detail}; {self._last_words()}"
         if why is not None:
             raise ConfigError(
                 f"this machine does not let programs be isolated ({why}); allow user namespaces "
                 f"(sysctl user.max_user_namespaces, in Docker --security-opt seccomp=unconfined), or give "
                 f"{UNSANDBOXED} to run generated code with your rights"
             )
-        self._control.settimeout(None)
 
     def _last_words(self) -> str:
         self._process.kill()
@@ -106,39 +113,63 @@ class Sandbox:
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the worker said nothing"
 
-    def run(self, trial: AnyTrial) -> Verdict:
-        """Run a trial. Raises RuntimeError if the worker is gone, which no candidate can bring about."""
-        start = time.perf_counter()
+    def _prepare(self) -> socket.socket:
+        """Have the next trial's sides started, and give the channel to its judge. Raises OSError if the worker is gone."""
         to_judge, judge_to_parent = socket.socketpair()
         judge_to_guest, guest_to_judge = socket.socketpair()
-        nonce = secrets.token_hex(16)
-        with to_judge, judge_to_parent, judge_to_guest, guest_to_judge:
-            channels = (judge_to_parent, judge_to_guest, guest_to_judge)
+        channels = (judge_to_parent, judge_to_guest, guest_to_judge)
+        try:
             socket.send_fds(self._control, [b"s"], [channel.fileno() for channel in channels])
+        finally:
             for channel in channels:
                 channel.close()
-            outcome, detail = self._verdict(to_judge, trial, nonce, start)
-        try:
-            self._control.sendall(b"w" if outcome == "exited" else b"e")
-            answer = self._control.recv(8, socket.MSG_WAITALL)
-        except ConnectionError:
-            answer = b""
-        if len(answer) < 8:
+        return to_judge
+
+    def run(self, trial: AnyTrial) -> Verdict:
+        """Run a trial. Raises RuntimeError if the worker is gone, which no candidate can bring about."""
+        return self._run(trial, self._limits.wall_seconds + trial.extra_seconds)
+
+    def _run(self, trial: AnyTrial, seconds: float) -> Verdict:
+        start = time.perf_counter()
+        nonce = secrets.token_hex(16)
+        answer = b""
+        assert self._judge is not None, "a sandbox that is closed runs nothing"
+        with self._judge as judge:
+            judge.settimeout(seconds)
+            outcome, detail = self._send(judge, trial, nonce)
+            with contextlib.suppress(ConnectionError):
+                self._judge = self._prepare()  # while this one runs
+                if not outcome:
+                    outcome, detail = self._verdict(judge, nonce, start)
+                is_ended = outcome in ("exited", "no-verdict")
+                self._control.sendall(b"w" if is_ended else b"e")
+                answer = self._control.recv(STATUS.size, socket.MSG_WAITALL)
+        if len(answer) < STATUS.size:
             raise RuntimeError(f"the worker of the sandbox is gone: {self._last_words()}")
-        guest_code, judge_code = struct.unpack("!ii", answer)
-        if outcome == "exited":
+        guest_code, judge_code, is_over = STATUS.unpack(answer)
+        if is_over and outcome in ("exited", "no-verdict"):
+            outcome, detail = "memory", "its processes took more memory than they may together"
+        elif outcome == "exited":
             outcome, detail = _why_exited(guest_code, detail)
         elif outcome == "no-verdict":
-            is_cpu = judge_code in (SIGXCPU_CODE, SIGKILL_CODE)
+            is_cpu = -judge_code in (signal.SIGXCPU, signal.SIGKILL)
             outcome = "timeout-cpu" if is_cpu else "error"
         return Verdict(outcome, detail, time.perf_counter() - start)
 
-    def _verdict(
-        self, judge: socket.socket, trial: AnyTrial, nonce: str, start: float
-    ) -> tuple[str, str]:
-        judge.settimeout(self._limits.wall_seconds + trial.extra_seconds)
+    def _send(self, judge: socket.socket, trial: AnyTrial, nonce: str) -> tuple[str, str]:
+        """Hand a trial to its judge, and give the outcome if that fails."""
         try:
             wire.send(judge, {**asdict(trial), "kind": trial.kind, "nonce": nonce})
+        except TimeoutError:
+            return "timeout-wall", "the tests did not start"
+        except OSError:
+            return "no-verdict", "the tests did not start"
+        except wire.WireError as error:
+            return "unsupported", str(error)
+        return "", ""
+
+    def _verdict(self, judge: socket.socket, nonce: str, start: float) -> tuple[str, str]:
+        try:
             reply = wire.receive(judge)
         except TimeoutError:
             return "timeout-wall", f"no end after {time.perf_counter() - start:.1f} s"
@@ -152,6 +183,8 @@ class Sandbox:
 
     def close(self) -> None:
         """End the worker and all it started."""
+        if self._judge is not None:
+            self._judge.close()
         self._control.close()
         try:
             self._process.wait(timeout=5)
@@ -184,11 +217,11 @@ def can_isolate() -> bool:
 
 def _why_exited(code: int, detail: str) -> tuple[str, str]:
     """Tell time and signals from an exit."""
-    if code == SIGXCPU_CODE:
+    if code == -signal.SIGXCPU:
         return "timeout-cpu", "its processor time is used up"
-    if code > 128:
+    if code < 0:
         with contextlib.suppress(ValueError):
-            return "exited", f"ended by {signal.Signals(code - 128).name}"
+            return "exited", f"ended by {signal.Signals(-code).name}"
     return "exited", f"{detail}, with code {code}"
 
 

@@ -75,7 +75,7 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
         Toolchain(
             "go", "Go", "x_test.go", {"go": ("go",)}, ("{go}", "test", "{file}"),
             'package x\nimport "testing"\nfunc TestX(t *testing.T) { }\n', debian="golang-go",
-            environment={"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "off", "GOFLAGS": "-vet=off", "CGO_ENABLED": "0"},
+            environment={"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "off", "GOFLAGS": "-vet=off -p=4", "CGO_ENABLED": "0"},
             bounds_addresses=False, memory=2 * GIGABYTE, start_seconds=60.0, num_processes=128, disk=512 << 20,
         ),
         Toolchain(

@@ -12,9 +12,9 @@ class Limits:
 
     wall_seconds: float = 10.0
     cpu_seconds: int = 5
-    memory: int = 1 << 30  # bytes that a process may write to, and of its address space
+    memory: int = 1 << 30  # bytes that a process may write to, its addresses, and what all take
     file_size: int = 16 << 20
-    num_processes: int = 24  # threads too, with the four of the sandbox itself
+    num_processes: int = 20  # threads too
     num_files: int = 64
     disk: int = 32 << 20  # bytes of /tmp
 
@@ -111,7 +111,7 @@ class Verdict:
     """How a trial ended.
 
     outcome: passed; wrong (a test failed); error (an exception); syntax; timeout-wall; timeout-cpu; exited (the
-    process ended early); no-plain-value (it returned an object of its own); forged (what no honest program says or
+    process ended early); memory (its processes took too much together); no-plain-value (it returned an object of its own); forged (what no honest program says or
     does); unsupported (the tests cannot be run this way); not-here (the task cannot be judged on this machine).
     is_proven: whether only what is right can bring this about.
     """

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from megatron.errors import ConfigError
+from megatron.evaluation import sandbox as evaluation_sandbox
 from megatron.evaluation.sandbox import Sandbox
 from megatron.evaluation.trial import Limits, Trial, Verdict
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
 # An attack that wants something returns 42 if it gets it; one that lies does not know the number.
 TRIAL = Trial("", "", "assert solve(3) == 42\n", ("solve",))
+NUM_IDLE = 5  # the worker, what forks, and the three that wait for the next trial
 HONEST = "def solve(number):\n    return 14 * number\n"
 
 
@@ -37,20 +39,28 @@ def strict() -> Iterator[Sandbox]:
         yield sandbox
 
 
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Sandbox]:
+    with make_sandbox(Limits(wall_seconds=30, memory=256 << 20)) as sandbox:
+        yield sandbox
+
+
 def run(sandbox: Sandbox, program: str, **changes: object) -> Verdict:
     return sandbox.run(dataclasses.replace(TRIAL, program=program, **changes))
 
 
-def members(sandbox: Sandbox) -> list[str]:
-    """The processes in the worker's user namespace, wherever their parents are."""
-    own = Path(f"/proc/{sandbox._process.pid}/ns/user").readlink()
-    found = []
+def members(sandbox: Sandbox) -> list[int]:
+    """The worker and the processes below it: one that loses its parent gets the pid 1 of its namespace as another."""
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "ns/user").readlink() == own:
-                found.append(folder.name)
-        except OSError:
+            text = (folder / "stat").read_text()
+        except OSError:  # it has ended
             continue
+        parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
+    found = [sandbox._process.pid]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
     return found
 
 
@@ -71,8 +81,50 @@ def test_attack_neither_passes_nor_leaves_a_trace(
             server.accept()
     assert not any(verdict.is_passed for verdict in verdicts), verdicts
     assert verdicts[0].outcome != "unsupported", verdicts
-    assert len(members(strict)) == 2, "processes survive"
+    assert len(members(strict)) == NUM_IDLE, "processes survive"
     assert [entry.name for entry in tmp_path.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("name", ["memory_of_many", "socket_buffers"])
+def test_memory_is_bounded_for_all_processes_together(limited: Sandbox, name: str) -> None:
+    program = (Path(__file__).parent / "attacks" / f"{name}.py").read_text()
+    assert run(limited, program).outcome == "memory"
+    assert len(members(limited)) == NUM_IDLE
+
+
+def test_processes_that_stay_below_the_limit_together_are_left_alone(limited: Sandbox) -> None:
+    # each holds its memory until all do; in sum two thirds of what they may
+    program = """
+import os
+def solve(number):
+    ready, done = os.pipe(), os.pipe()
+    for _ in range(4):
+        if os.fork() == 0:
+            os.close(done[1])
+            held = bytearray(42 << 20)
+            held[::4096] = b"x" * len(held[::4096])
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+    for _ in range(4):
+        os.read(ready[0], 1)
+    import time
+    time.sleep(0.1)
+    os.close(done[1])
+    return 42
+"""
+    verdict = run(limited, program)
+    assert verdict.is_passed, verdict
+
+
+@pytest.mark.parametrize("name", ["kill_everything", "memory_of_many", "daemon"])
+def test_what_waits_for_the_next_trial_is_out_of_reach(limited: Sandbox, name: str) -> None:
+    waiting = members(limited)[2:]
+    run(limited, HONEST)
+    assert not set(waiting) & set(members(limited)), "a side served twice"
+    run(limited, (Path(__file__).parent / "attacks" / f"{name}.py").read_text())
+    verdict = run(limited, HONEST)
+    assert verdict.is_passed, verdict
 
 
 def test_there_are_thirty_attacks() -> None:
@@ -161,7 +213,18 @@ def test_tests_without_a_call_pass_nothing(sandbox: Sandbox) -> None:
 
 def test_kernel_chooses_from_the_worker_if_memory_runs_out(sandbox: Sandbox) -> None:
     found = [Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in members(sandbox)]
-    assert found == ["1000", "1000"]
+    assert found == ["1000"] * NUM_IDLE
+
+
+def test_a_machine_on_which_what_is_right_does_not_pass_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_sandbox(Limits()).close()
+    monkeypatch.setattr(evaluation_sandbox, "PROBE", dataclasses.replace(TRIAL, program=HONEST, tests="solve(0 / 0)"))  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"isolated \(error: ZeroDivisionError: .*allow user namespaces"
+    ):
+        Sandbox(Limits())
 
 
 def test_worker_ends_with_its_parent_side() -> None:
