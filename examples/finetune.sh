@@ -98,31 +98,13 @@ finetune() { # finetune FLAGS...
         exit
     fi
     [[ $model =~ ^(tiny|1b|3b|7b|15b)$ ]] || die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b"
-    check_node_variables
-    [[ $model != tiny ]] || max_restarts=${MAX_RESTARTS:-0}
-    if is_batch_script && ! has_flag --dry-run "$@"; then
-        run_on_nodes "$script" "$@"
-    fi
-    keep_node_log
-    prepare_python
-    catch_signals
-    count_processors
-    if [[ $model == tiny ]] && ((num_processes == 0)); then
-        num_processes=$((num_cores > 1 ? 2 : 1))
-    fi
-    recipe=() recipe_gpus=0 recipe_vocabulary=0
-    "recipe_$model"
-    world_size=$((num_nodes * num_processes))
+    begin "$script" "$@"
     tokenizer_file=${TOKENIZER_FILE:-}
     if [[ $model == tiny ]]; then
         load=${load:-$root/runs/starcoder-tiny/checkpoints}
         stage_tiny
     else
         stage
-    fi
-    has_data=no
-    if [[ -n $data_path ]] || has_flag '--*data-path' "$@" || has_flag '--*split-paths*' "$@"; then
-        has_data=yes
     fi
     if has_flag --dry-run "$@" && [[ $has_data == no && $model != tiny ]]; then
         check_without_data "$@"
@@ -170,18 +152,8 @@ should_judge() { :; } # a script may say no
 choose_length() { :; } # a script may set the number of steps here, which knows its data by now
 
 train_and_judge() {
-    local code=0 messages
-    ((num_processes > 0)) ||
-        die "no GPU on this machine; MODEL=$model needs some, or GPUS_PER_NODE=N for CPU processes"
-    say "fine-tuning MODEL=$model: $num_nodes node(s) of $num_processes process(es)"
-    messages=$(dry_run "$@" 2>&1) || { code=$? && printf '%s\n' "$messages" >&2 && exit "$code"; }
-    prepare_launch
-    check_cluster "${recipe[@]}" "$@"
-    make_launcher
-    run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
-    say_how_to_go_on "$code"
-    ((code == 0)) || exit "$code"
-    [[ ${node_rank:-0} == 0 ]] || exit 0
+    make_ready fine-tuning "$@"
+    train "$@"
     "$python" "$root"/tools/plot_loss.py --metrics "$save/metrics.jsonl" --output "$run_dir/loss.png" >/dev/null
     finish
     say "made in $run_dir; to Hugging Face: tools/convert_to_hf.py --load '$save' --save DIR"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the examples share: checks, this machine, its place among nodes, and Slurm. They source this file.
+# What the examples share: the way of a run, checks, this machine, its place among nodes, and Slurm. They source this
+# file, and examples/recipes.sh.
 #
-# Needs: root (the repository), python, run_dir and save; for dry_run also recipe, recipe_vocabulary and
-#        world_size. All are set before its functions are called.
+# Needs: root (the repository), python, model, data_path, run_dir and save, set before its functions are called.
 # Reads: TRAIN_PYTHON, GPUS_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, MAX_RESTARTS, MAX_REQUEUES,
 #        REQUEUE, PREFLIGHT and Slurm's variables; docs/cluster.md says what for.
-# shellcheck disable=SC2154  # those
+# shellcheck disable=SC2034,SC2154  # what begin sets is read by who sources it; those
 set -euo pipefail
 
 num_nodes=${NNODES:-${SLURM_NNODES:-1}}
@@ -30,6 +30,51 @@ has_flag() { # has_flag PATTERN ARGUMENTS...
         [[ ${argument%%=*} != $pattern ]] || return 0
     done
     return 1
+}
+
+# --------------------------------------------------------------------------------------- the way of a run
+
+begin() { # begin SCRIPT FLAGS...: to where the data is chosen; sets recipe, recipe_gpus, world_size and has_data
+    local script=$1
+    shift
+    check_node_variables
+    [[ $model != tiny ]] || max_restarts=${MAX_RESTARTS:-0}
+    if is_batch_script && ! has_flag --dry-run "$@"; then
+        run_on_nodes "$script" "$@"
+    fi
+    keep_node_log
+    prepare_python
+    catch_signals # from here on: make_env.sh has its own word for them
+    count_processors
+    if [[ $model == tiny ]] && ((num_processes == 0)); then
+        num_processes=$((num_cores > 1 ? 2 : 1))
+    fi
+    recipe=() recipe_gpus=0 recipe_vocabulary=0
+    "recipe_$model"
+    world_size=$((num_nodes * num_processes))
+    has_data=no
+    if [[ -n $data_path ]] || has_flag '--*data-path' "$@" || has_flag '--*split-paths*' "$@"; then
+        has_data=yes
+    fi
+}
+make_ready() { # make_ready WHAT FLAGS...: check everything, and make the launcher
+    local what=$1 messages code
+    shift
+    ((num_processes > 0)) ||
+        die "no GPU on this machine; MODEL=$model needs some, or GPUS_PER_NODE=N for CPU processes"
+    say "$what MODEL=$model: $num_nodes node(s) of $num_processes process(es)"
+    # Most mistakes show here, in a line, instead of once a process in torchrun's report.
+    messages=$(dry_run "$@" 2>&1) || { code=$? && printf '%s\n' "$messages" >&2 && exit "$code"; }
+    prepare_launch
+    check_cluster "${recipe[@]}" "$@"
+    make_launcher
+}
+train() { # train FLAGS...: returns on the first node, and there only when the run is complete
+    local code=0
+    run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
+    say_how_to_go_on "$code"
+    ((code == 0)) || exit "$code"
+    [[ ${node_rank:-0} == 0 ]] || exit 0
 }
 
 # ----------------------------------------------------------------------------------------------- checks

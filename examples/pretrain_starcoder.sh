@@ -135,29 +135,10 @@ if has_flag --help "$@" || has_flag -h "$@"; then
 fi
 declare -F "recipe_$model" >/dev/null ||
     die "MODEL is '$model'; allowed: tiny, 1b, 3b, 7b, 15b, santacoder"
-check_node_variables
-[[ $model != tiny ]] || max_restarts=${MAX_RESTARTS:-0}
-if is_batch_script && ! has_flag --dry-run "$@"; then
-    run_on_nodes "${BASH_SOURCE[0]}" "$@"
-fi
-keep_node_log
-prepare_python
-catch_signals # from here on: make_env.sh has its own word for them
-
-count_processors
-if [[ $model == tiny ]] && ((num_processes == 0)); then
-    num_processes=$((num_cores > 1 ? 2 : 1))
-fi
-recipe=() recipe_gpus=0 recipe_vocabulary=0
-"recipe_$model"
-world_size=$((num_nodes * num_processes))
+begin "${BASH_SOURCE[0]}" "$@"
 [[ -z ${data_path} ]] || { read -r -a paths <<<"$data_path" && recipe+=(--data-path "${paths[@]}"); }
 [[ -z $tokenizer_file ]] ||
     recipe+=(--tokenizer-type TokenizerFromFile --tokenizer-file "$tokenizer_file")
-has_data=no
-if [[ -n $data_path ]] || has_flag '--*data-path' "$@" || has_flag '--*split-paths*' "$@"; then
-    has_data=yes
-fi
 
 if has_flag --dry-run "$@"; then
     [[ -n ${GPUS_PER_NODE:-} ]] || world_size=$recipe_gpus
@@ -182,19 +163,9 @@ elif [[ $has_data == no ]]; then
 elif [[ -z $tokenizer_file ]] && ! has_flag '--tokenizer-*' "$@"; then
     die "TOKENIZER_FILE is not set; give the tokenizer.json that the data was made with"
 fi
-((num_processes > 0)) || die "no GPU on this machine; MODEL=$model needs some, or GPUS_PER_NODE=N for CPU processes"
-
-say "training MODEL=$model: $num_nodes node(s) of $num_processes process(es)"
-# Most mistakes show here, in a line, instead of once a process in torchrun's report.
-messages=$(dry_run "$@" 2>&1) || { code=$? && printf '%s\n' "$messages" >&2 && exit "$code"; }
-prepare_launch
-check_cluster "${recipe[@]}" "$@"
-make_launcher
+make_ready training "$@"
 if [[ $model != tiny ]]; then
     exec "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@"
 fi
-code=0
-run "${launcher[@]}" "$root"/tools/pretrain_gpt.py "${recipe[@]}" "$@" || code=$?
-say_how_to_go_on "$code"
-((code == 0)) || exit "$code"
-[[ ${node_rank:-0} != 0 ]] || finish_tiny
+train "$@"
+finish_tiny
