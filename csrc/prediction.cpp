@@ -44,9 +44,9 @@ namespace {
 
 using Address = uintptr_t;
 
-constexpr size_t kHeads = 4;        // that share the keys they read
 constexpr size_t kGroupRows = 64;   // whose inputs stay in a cache while a weight goes by
 constexpr size_t kWidest = 32;      // panel
+constexpr size_t kMostHeads = 8;    // that share the keys they read
 constexpr size_t kSmall = 1 << 16;  // multiplications for which a second thread is not woken
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -55,9 +55,9 @@ size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 size_t padded(size_t size) { return ceil_div(size, 16) * 16 + 16; }
 
 // The floats that a thread needs for products with in_size inputs and attention to so many tokens: sums of a group of
-// rows, and these as pairs of bf16; scores of kHeads heads with a vector behind them, and sums.
+// rows, and these as pairs of bf16; scores of heads, in whole panels with a vector behind them.
 size_t scratch_size(size_t in_size, size_t seen) {
-    return std::max(kGroupRows * (kWidest + padded(ceil_div(in_size, 2))), kHeads * (seen + 2 * kWidest));
+    return std::max(kGroupRows * (kWidest + padded(ceil_div(in_size, 2))), kMostHeads * (seen + 3 * kWidest));
 }
 
 struct Product {
@@ -68,7 +68,9 @@ struct Product {
 };
 
 struct Attention {
-    const float *queries, *keys, *values;  // keys and values: of a cache [rows, num_groups, capacity, head_dim]
+    const float *queries;
+    const float *keys;    // of a cache [rows, num_groups, capacity / panel, head_dim, panel]
+    const float *values;  // [rows, num_groups, capacity, head_dim]
     float* out;
     const int64_t *rows, *positions;  // of the tokens whose queries these are
     size_t query_stride, out_stride, num_groups, head_dim, capacity, window;
@@ -77,6 +79,7 @@ struct Attention {
 
 struct Kernels {
     size_t panel;
+    size_t heads;  // that share the keys they read
     void (*multiply_fp32)(const Product&, size_t, size_t, float*);
     void (*multiply_bf16)(const Product&, size_t, size_t, float*);
     void (*normalize)(const float*, const float*, const float*, float, size_t, float*);
@@ -135,7 +138,9 @@ std::vector<std::pair<std::string, const Kernels*>> supported() {
 }
 
 const Kernels& kernels_of(const std::string& kind) {
-    for (const auto& [name, kernels] : supported()) {
+    static const auto found = supported();
+    if (kind.empty()) return *found.front().second;
+    for (const auto& [name, kernels] : found) {
         if (name == kind) return *kernels;
     }
     throw std::invalid_argument("prediction: the processor does not run " + kind);
@@ -180,13 +185,14 @@ void multiply_share(const Kernels& kernels, const Product& p, bool is_bf16, floa
     kernels.multiply(p, is_bf16, first_panel + begin, first_panel + end, scratch);
 }
 
-// A piece of attention's work is a few heads of a group of a token.
-void attend_share(const Kernels& kernels, const Attention& a, size_t tokens, size_t heads, float* scratch) {
-    const size_t group_size = heads / a.num_groups, parts = ceil_div(group_size, kHeads);
+// A piece of attention's work is a few heads of a group of a token, so that there is one for each thread.
+void attend_share(const Kernels& kernels, const Attention& a, size_t tokens, size_t heads, size_t threads, float* scratch) {
+    const size_t group_size = heads / a.num_groups, piece = std::clamp(tokens * heads / threads, size_t{1}, kernels.heads);
+    const size_t parts = ceil_div(group_size, piece);
     const auto [begin, end] = share(tokens * a.num_groups * parts);
     for (size_t i = begin; i < end; ++i) {
-        const size_t token = i / parts / a.num_groups, group = i / parts % a.num_groups, first = i % parts * kHeads;
-        kernels.attend(a, token, group, group * group_size + first, std::min(kHeads, group_size - first), scratch);
+        const size_t token = i / parts / a.num_groups, group = i / parts % a.num_groups, first = i % parts * piece;
+        kernels.attend(a, token, group, group * group_size + first, std::min(piece, group_size - first), scratch);
     }
 }
 

@@ -103,12 +103,12 @@ TARGET inline Ints repeat(const float* from) {
     return Ints{} + bits;
 }
 
-// Add to total [kPanels, kRows, kPanel] the products of rows of x, x_stride apart, and of `steps` pairs of vectors of each
-// panel of w, w_stride apart; it starts there, or total holds some. Meanwhile kFetched numbers for each of these pairs come
-// into a cache, from `ahead` on.
+// Add to totals, rows of kPanels panels, total_stride apart, the products of rows of x, x_stride apart, and of `steps` pairs
+// of vectors of each panel of w, w_stride apart; a sum starts there, or totals hold some. Meanwhile kFetched numbers for each
+// of these pairs come into a cache, from `ahead` on.
 template <class Weight, size_t kRows, size_t kPanels, size_t kFetched>
 TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t panel_size, size_t steps,
-                        bool starts, float* total, const float* ahead) {
+                        bool starts, float* totals, size_t total_stride, const float* ahead = nullptr) {
     Floats sums[kPanels][kRows][2] = {};
     for (size_t k = 0; k < steps; ++k, w += w_stride, ahead += kFetched) {
         for (size_t i = 0; i < kFetched; i += 16) __builtin_prefetch(ahead + i);
@@ -126,8 +126,9 @@ TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t 
 #pragma GCC unroll 4
     for (size_t p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r, total += kPanel) {
+        for (size_t r = 0; r < kRows; ++r) {
             // chunks are added up by themselves first, which rounds less than one long sum
+            float* total = totals + r * total_stride + p * kPanel;
             store(total, starts ? sums[p][r][0] : load(total) + sums[p][r][0]);
             store(total + LANES, starts ? sums[p][r][1] : load(total + LANES) + sums[p][r][1]);
         }
@@ -137,11 +138,13 @@ TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t 
 // The same for one panel and any number of rows up to kRows.
 template <class Weight, size_t kFetched, size_t kRows = kBlockRows>
 TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t steps,
-                           bool starts, float* total, const float* ahead) {
+                           bool starts, float* totals, size_t total_stride, const float* ahead = nullptr) {
     if constexpr (kRows > 1) {
-        if (rows < kRows) return tile_of<Weight, kFetched, kRows - 1>(rows, x, x_stride, w, w_stride, steps, starts, total, ahead);
+        if (rows < kRows) {
+            return tile_of<Weight, kFetched, kRows - 1>(rows, x, x_stride, w, w_stride, steps, starts, totals, total_stride, ahead);
+        }
     }
-    tile<Weight, kRows, 1, kFetched>(x, x_stride, w, w_stride, 0, steps, starts, total, ahead);
+    tile<Weight, kRows, 1, kFetched>(x, x_stride, w, w_stride, 0, steps, starts, totals, total_stride, ahead);
 }
 
 // Bias, activation and addition, and the way of a panel's sums [rows, kPanel] to the rows of out.
@@ -172,7 +175,7 @@ TARGET inline void multiply_row(const Product& p, const float* x, size_t steps, 
     const float* w = p.weight + panel * panel_size;
     for (size_t k = 0; k < steps; k += kChunk, w += kChunk * kPanel) {
         const size_t count = std::min(kChunk, steps - k);
-        tile<Weight, 1, kTogether, 0>(x + k, 0, w, kPanel, panel_size, count, k == 0, total, nullptr);
+        tile<Weight, 1, kTogether, 0>(x + k, 0, w, kPanel, panel_size, count, k == 0, total, 0);
     }
     for (size_t i = 0; i < kTogether; ++i) finish(p, row, 1, panel + i, total + i * kPanel);
 }
@@ -190,12 +193,12 @@ TARGET inline void multiply_rows(const Product& p, const float* x, size_t x_stri
             const float* from = x + r * x_stride + k;
             float* to = total + r * kPanel;
             if (rows <= kBlockRows) {
-                tile_of<Weight, kPanel>(block, from, x_stride, w, kPanel, count, k == 0, to, ahead);
+                tile_of<Weight, kPanel>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel, ahead);
             } else if (r <= kBlockRows) {  // the first two blocks fetch a half each
-                tile_of<Weight, LANES>(block, from, x_stride, w, kPanel, count, k == 0, to, ahead);
+                tile_of<Weight, LANES>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel, ahead);
                 ahead += count * LANES;
             } else {
-                tile_of<Weight, 0>(block, from, x_stride, w, kPanel, count, k == 0, to, nullptr);
+                tile_of<Weight, 0>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel);
             }
         }
     }
@@ -240,120 +243,62 @@ TARGET void normalize(const float* x, const float* weight, const float* bias, fl
     for (size_t i = whole; i < size; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
-// One step of adding up lanes: what is left of a goes to the even blocks of s lanes of the result, of b to the odd ones.
-#define FIRST(i, s) (i) / (2 * (s)) * 2 * (s) + (i) % (s) + ((i) / (s) % 2 ? LANES : 0)
-#define SECOND(i, s) FIRST(i, s) + (s)
-#if LANES == 16
-#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s), \
-                   F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
-#elif LANES == 8
-#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
-#else
-#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
-#endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, F, s) __builtin_shufflevector(a, b, EACH(F, s))
-#else
-#define SHUFFLE(a, b, F, s) __builtin_shuffle(a, b, Ints{EACH(F, s)})
-#endif
-#define MERGE(a, b, s) (SHUFFLE(a, b, FIRST, s) + SHUFFLE(a, b, SECOND, s))
-
-constexpr size_t kKeys = LANES / kHeads;
-
-// Give the products of kHeads queries and kKeys keys: lane h * kKeys + j.
-TARGET inline Floats scores(const float* const* queries, const float* const* keys, size_t size) {
-    Floats v[LANES] = {};
-    size_t k = 0;
-    for (; k + LANES <= size; k += LANES) {
-        Floats key[kKeys];
-#pragma GCC unroll 4
-        for (size_t j = 0; j < kKeys; ++j) key[j] = load(keys[j] + k);
-#pragma GCC unroll 4
-        for (size_t h = 0; h < kHeads; ++h) {
-            const Floats query = load(queries[h] + k);
-#pragma GCC unroll 4
-            for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * key[j];
-        }
-    }
-    if (k < size) {
-#pragma GCC unroll 4
-        for (size_t h = 0; h < kHeads; ++h) {
-            const Floats query = load_part(queries[h] + k, size - k);
-#pragma GCC unroll 4
-            for (size_t j = 0; j < kKeys; ++j) v[h * kKeys + j] += query * load_part(keys[j] + k, size - k);
-        }
-    }
-#if LANES == 16
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) v[i] = MERGE(v[i], v[i + 8], 8);
-#endif
-#if LANES >= 8
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) v[i] = MERGE(v[i], v[i + 4], 4);
-#endif
-    v[0] = MERGE(v[0], v[2], 2);
-    v[1] = MERGE(v[1], v[3], 2);
-    return MERGE(v[0], v[1], 1);
-}
-
-// Put e^(s - max s) in the place of each of `size` numbers, and give their sum. Writes up to a vector behind them.
-TARGET inline float exponentials(float* s, size_t size) {
-    Floats most = Floats{} + s[0];
-    for (size_t i = 0; i < size; i += LANES) {
-        if (i + LANES > size) std::fill(s + size, s + i + LANES, s[0]);
+// Put e^(scale (s - max s)) in the place of each of `size` numbers, and give their sum. Writes up to a vector behind them.
+TARGET inline float exponentials(float* s, size_t size, float scale) {
+    const float least = std::numeric_limits<float>::lowest();
+    const size_t whole = (size - 1) / LANES * LANES;  // but for a last vector, of one number or more
+    Ints lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+    const Ints is_behind = lane >= static_cast<int32_t>(size - whole);
+    Floats most = is_behind ? Floats{} + least : load(s + whole);
+    for (size_t i = 0; i < whole; i += LANES) {
         const Floats value = load(s + i);
         most = value > most ? value : most;
     }
     float lanes[LANES];
     store(lanes, most);
     const float highest = *std::max_element(lanes, lanes + LANES);
-    Floats total = {};
-    for (size_t i = 0; i < size; i += LANES) {
-        store(s + i, exponential(load(s + i) - highest));
-        if (i + LANES > size) std::fill(s + size, s + i + LANES, 0.0f);
-        total += load(s + i);
+    const Floats last = exponential((load(s + whole) - highest) * scale);
+    Floats total = is_behind ? Floats{} : last;
+    store(s + whole, total);
+    for (size_t i = 0; i < whole; i += LANES) {
+        const Floats value = exponential((load(s + i) - highest) * scale);
+        store(s + i, value);
+        total += value;
     }
     return sum(total);
 }
 
-// Up to kHeads query heads of a token and group, from first_head on. scratch: see scratch_size.
+// Up to kBlockRows query heads of a token and group, from first_head on. scratch: see scratch_size.
 TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_head, size_t count, float* scratch) {
-    const size_t d = a.head_dim, end = a.positions[token] + 1, begin = end > a.window ? end - a.window : 0, seen = end - begin;
-    const size_t offset = ((a.rows[token] * a.num_groups + group) * a.capacity + begin) * d, stride = seen + LANES;
-    const float *keys = a.keys + offset, *values = a.values + offset;
-    const float* queries[kHeads];
-    for (size_t h = 0; h < kHeads; ++h) {
-        queries[h] = a.queries + token * a.query_stride + (first_head + std::min(h, count - 1)) * d;
+    const size_t d = a.head_dim, end = a.positions[token] + 1, begin = end > a.window ? end - a.window : 0;
+    const size_t cells = a.rows[token] * a.num_groups + group, panel_size = d * kPanel, panels = ceil_div(end, kPanel);
+    const float *keys = a.keys + cells * ceil_div(a.capacity, kPanel) * panel_size, *values = a.values + (cells * a.capacity + begin) * d;
+    const float* queries = a.queries + token * a.query_stride + first_head * d;
+    size_t panel = begin / kPanel;
+    const size_t first = panel * kPanel, stride = panels * kPanel - first + LANES;
+    float* scores = scratch;
+    for (; count == 1 && panel + kTogether <= panels; panel += kTogether, scores += kTogether * kPanel) {
+        tile<Fp32, 1, kTogether, 0>(queries, 0, keys + panel * panel_size, kPanel, panel_size, d, true, scores, 0);
     }
-    float* total = scratch + kHeads * stride;
-    for (size_t j = 0; j < seen; j += kKeys) {
-        const float* chosen[kKeys];
-#pragma GCC unroll 4
-        for (size_t i = 0; i < kKeys; ++i) chosen[i] = keys + std::min(j + i, seen - 1) * d;
-        float parts[LANES];
-        store(parts, scores(queries, chosen, d) * a.scale);
-        // those of keys that are none lie behind a head's, where the next ones are written later
-#pragma GCC unroll 4
-        for (size_t h = 0; h < kHeads; ++h) std::memcpy(scratch + h * stride + j, parts + h * kKeys, kKeys * sizeof(float));
+    for (; panel < panels; ++panel, scores += kPanel) {
+        // meanwhile the values of these tokens come, which are as many numbers
+        const float* ahead = a.values + cells * a.capacity * d + panel * panel_size;
+        tile_of<Fp32, kPanel>(count, queries, d, keys + panel * panel_size, kPanel, d, true, scores, stride, ahead);
     }
-    float shares[kHeads];
-    for (size_t h = 0; h < count; ++h) shares[h] = 1.0f / exponentials(scratch + h * stride, seen);
+    const size_t seen = end - begin;
+    scores = scratch + begin - first;
+    float shares[kBlockRows];
+    for (size_t h = 0; h < count; ++h) shares[h] = 1.0f / exponentials(scores + h * stride, seen, a.scale);
     float* out = a.out + token * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
-    for (size_t i = 0; i < whole; i += kPanel) {
-        tile_of<Fp32, 0>(count, scratch, stride, values + i, d, seen, true, total, nullptr);
-        for (size_t h = 0; h < count; ++h) {
-            store(out + h * d + i, load(total + h * kPanel) * shares[h]);
-            store(out + h * d + i + LANES, load(total + h * kPanel + LANES) * shares[h]);
+    for (size_t i = 0; i < whole; i += kPanel) tile_of<Fp32, 0>(count, scores, stride, values + i, d, seen, true, out + i, d);
+    for (size_t h = 0; h < count; ++h, out += d) {
+        std::fill(out + whole, out + d, 0.0f);
+        for (size_t j = 0; j < seen && whole < d; ++j) {
+            for (size_t i = whole; i < d; ++i) out[i] += scores[h * stride + j] * values[j * d + i];
         }
-    }
-    for (size_t h = 0; h < count && whole < d; ++h) {
-        float* context = out + h * d;
-        std::fill(context + whole, context + d, 0.0f);
-        for (size_t j = 0; j < seen; ++j) {
-            for (size_t i = whole; i < d; ++i) context[i] += scratch[h * stride + j] * values[j * d + i];
-        }
-        for (size_t i = whole; i < d; ++i) context[i] *= shares[h];
+        for (size_t i = 0; i < d; ++i) out[i] *= shares[h];
     }
 }
 
@@ -381,10 +326,4 @@ TARGET std::pair<float, int64_t> highest(const float* x, size_t size) {
     return found;
 }
 
-const Kernels kKernels = {kPanel, &multiply<Fp32>, &multiply<Bf16>, &normalize, &attend, &highest};
-
-#undef FIRST
-#undef SECOND
-#undef EACH
-#undef SHUFFLE
-#undef MERGE
+const Kernels kKernels = {kPanel, kBlockRows, &multiply<Fp32>, &multiply<Bf16>, &normalize, &attend, &highest};

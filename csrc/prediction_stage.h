@@ -22,8 +22,8 @@ struct Layer {
 
 using Embedding = std::tuple<Address, size_t, Address, size_t>;  // words [ids, hidden], ids, positions, their number
 using Head = std::tuple<Address, Address, Address, size_t>;      // norm and its bias, weight, outputs
-using Cache = std::tuple<std::vector<Address>, std::vector<Address>, size_t, size_t>;  // keys and values of each layer
-                                                                                       // [rows, groups, capacity, d]
+// Keys and values of each layer, rows, and capacity, tokens of each; as `Attention` reads them.
+using Cache = std::tuple<std::vector<Address>, std::vector<Address>, size_t, size_t>;
 using Rotation = std::pair<Address, Address>;  // cos and sin [tokens, head_dim / 2]
 
 // Tokens that go through a layer together.
@@ -76,7 +76,7 @@ class Stage {
                     wait_for_others();
                 }
                 project(layers_[i], batch, attention, 0);
-                attend(layers_[i], batch, attention);
+                attend(layers_[i], batch, attention, std::max(threads, 1));
                 wait_for_others();
                 feed_forward(layers_[i], batch);
             }
@@ -203,17 +203,19 @@ class Stage {
                 for (size_t g = 0; g < s_.groups; ++g) turn(pairs + 2 * g * d, cos, sin);
             }
             for (size_t g = 0; g < s_.groups; ++g) {
-                const size_t cell = ((b.rows[t] * s_.groups + g) * a.capacity + b.positions[t]) * d;
-                std::copy_n(pairs + 2 * g * d, d, const_cast<float*>(a.keys) + cell);
-                std::copy_n(pairs + (2 * g + 1) * d, d, const_cast<float*>(a.values) + cell);
+                const float *key = pairs + 2 * g * d, *value = key + d;
+                const size_t cells = b.rows[t] * s_.groups + g, panel = kernels_.panel, place = b.positions[t];
+                float* keys = const_cast<float*>(a.keys) + (cells * ceil_div(a.capacity, panel) + place / panel) * d * panel;
+                for (size_t i = 0; i < d; ++i) keys[i * panel + place % panel] = key[i];
+                std::copy_n(value, d, const_cast<float*>(a.values) + (cells * a.capacity + place) * d);
             }
         }
         wait_for_others();
     }
 
-    void attend(const Layer& layer, const Batch& b, Attention a) {
+    void attend(const Layer& layer, const Batch& b, Attention a, size_t threads) {
         a.rows = b.rows, a.positions = b.positions, a.out = context_.data();
-        attend_share(kernels_, a, b.tokens, s_.heads, scratch());
+        attend_share(kernels_, a, b.tokens, s_.heads, threads, scratch());
         wait_for_others();
         multiply(context_, b.tokens, context_size(), layer.dense, layer.dense_bias, b.x, s_.hidden, s_.hidden, false, true);
     }

@@ -79,11 +79,11 @@ def _num_top(options: Sequence[SamplingOptions]) -> int | None:
 
 def _pack(logits: Tensor, ids: Tensor, num_top: int | None) -> Tensor:
     """Lay out what is told of each row, fp64 [r, w] on the CPU: token, log-probability, likeliest tokens, theirs."""
-    columns = [ids.unsqueeze(1)]
-    if num_top is not None:
-        scores = score(logits, ids, num_top)
-        columns += [scores.token.unsqueeze(1), scores.top_ids, scores.top]
     # fp64 holds every id
+    if num_top is None:
+        return ids.unsqueeze(1).double().cpu()
+    scores = score(logits, ids, num_top)
+    columns = [ids.unsqueeze(1), scores.token.unsqueeze(1), scores.top_ids, scores.top]
     return torch.cat([column.double() for column in columns], dim=1).cpu()
 
 

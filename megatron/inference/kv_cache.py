@@ -2,7 +2,7 @@
 
 A row is a sequence in work. For each layer of this process there are two tensors [rows, k, positions, d], k being the key
 heads that it attends with: for multi-query attention 1, so that a row costs a 48th of multi-head attention's with 48
-heads. Rows in use are the first ones, without gaps, and what is read is a slice of them: attention runs on the cache as
+heads. A `Stage` reads its keys in panels, [rows, k, positions / panel, d, panel]. Rows in use are the first ones, without gaps, and what is read is a slice of them: attention runs on the cache as
 it lies. A sequence that ends gives its row to the last one (`copy_row`), which costs one copy of a row for a whole
 sequence. Both dims grow by doubling, up to bounds.
 
@@ -33,6 +33,7 @@ class CacheShape:
     window: int | None  # tokens that one sees, itself included
     max_rows: int
     max_positions: int
+    key_panel: int | None = None  # tokens whose keys lie together
 
 
 class KVCache:
@@ -58,21 +59,26 @@ class KVCache:
         positions = _grown(self.num_positions, num_positions, self.shape.max_positions)
         if (rows, positions) == (self.num_rows, self.num_positions):
             return
-        for tensors in (self.keys, self.values):
+        d, panel = self.shape.head_dim, self.shape.key_panel
+        cells = (positions, d)
+        key_cells = cells if panel is None else (-(-positions // panel), d, panel)
+        for tensors, sizes in ((self.keys, key_cells), (self.values, cells)):
             for layer in self.shape.layers:  # one at a time: only one is there twice
-                size = (rows, self.shape.num_heads, positions, self.shape.head_dim)
                 # zeros: what is hidden is multiplied by 0, which has to give 0
+                size = (rows, self.shape.num_heads, *sizes)
                 grown = torch.zeros(size, dtype=self.dtype, device=self.device)
                 if layer in tensors:
-                    grown[: self.num_rows, :, : self.num_positions] = tensors[layer]
+                    old = tensors[layer]
+                    grown[: old.size(0), :, : old.size(2)] = old
                 tensors[layer] = grown
         self.num_rows, self.num_positions = rows, positions
 
     def copy_row(self, source: int, target: int, num_positions: int) -> None:
         """Give a row the first num_positions tokens of another."""
-        for tensors in (self.keys, self.values):
+        num_panels = -(-num_positions // (self.shape.key_panel or 1))
+        for tensors, size in ((self.keys, num_panels), (self.values, num_positions)):
             for tensor in tensors.values():
-                tensor[target, :, :num_positions] = tensor[source, :, :num_positions]
+                tensor[target, :, :size] = tensor[source, :, :size]
 
 
 def _grown(size: int, needed: int, most: int) -> int:

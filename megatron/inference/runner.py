@@ -38,6 +38,7 @@ class Runner:
         self._model = model.eval()
         self._context = context
         self._dtype = hidden_dtype(model)
+        self._stage = make_stage(model)
         self.cache = KVCache(
             CacheShape(
                 layers=range(*_ends(model)),
@@ -46,18 +47,18 @@ class Runner:
                 window=model.config.window_size,
                 max_rows=max_rows,
                 max_positions=model.config.max_position_embeddings,
+                key_panel=None if self._stage is None else self._stage.key_panel,
             ),
             self._dtype,
             context.device,
         )
-        self._stage = make_stage(model)
         # of the last stage, the first among those that have the same logits
         self._choosing_rank = (context.pp_size - 1) * context.tp_size
-
-    @property
-    def chooses(self) -> bool:
-        """Whether this process chooses tokens, which the others are told."""
-        return self._context.rank == self._choosing_rank
+        # kept: to ask for a rank takes microseconds, and a step of a small model a hundred
+        self.chooses = context.rank == self._choosing_rank  # tokens, which the others are told
+        self._is_first = context.pp_rank == 0
+        self._is_last = context.pp_rank == context.pp_size - 1
+        self._is_alone = context.world_size == 1
 
     def prefill(
         self, parts: Sequence[Sequence[int]], first_row: int, first_position: int, wanted: Wanted
@@ -97,7 +98,7 @@ class Runner:
 
     def tell(self, values: Tensor) -> Tensor:
         """Give every process the values fp64 of the one that chooses; others pass a tensor of the shape. Collective."""
-        if self._context.world_size > 1:
+        if not self._is_alone:
             dist.broadcast(values, src=self._choosing_rank)
         return values
 
@@ -117,7 +118,7 @@ class Runner:
                 places.unsqueeze(0), self.config.head_dim, self.config.rotary_base
             )
             rotation = (turn.cos.flatten(1), turn.sin.flatten(1))  # [t, d/2]
-        x = torch.tensor(ids) if self._context.pp_rank == 0 else self._receive(len(ids))
+        x = torch.tensor(ids) if self._is_first else self._receive(len(ids))
         out = self._stage(
             x,
             torch.tensor(rows),
@@ -151,12 +152,12 @@ class Runner:
     def _run_layers(self, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Carry tokens [b, s], or what a stage before makes of them, through this stage."""
         context = self._context
-        if context.pp_rank == 0:
+        if self._is_first:
             x = to_device(tokens, context.device)
         else:
             x = self._receive(tokens.size(1), tokens.size(0))
         out = predict(x)
-        if context.tp_size > 1 and context.pp_rank == context.pp_size - 1:
+        if context.tp_size > 1 and self._is_last:
             shards = gather_first_dim(out.unsqueeze(0), context.tp_group)  # [t, r, v/t]
             out = shards.transpose(0, 1).flatten(1, 2)  # [r, v]
         return self._give(out)
@@ -170,9 +171,9 @@ class Runner:
 
     def _give(self, out: Tensor) -> Tensor | None:
         """Give a last stage's logits, or send hidden states on."""
-        context = self._context
-        if context.pp_rank == context.pp_size - 1:
+        if self._is_last:
             return out[:, : self.config.vocab_size]
+        context = self._context
         dist.send(out.contiguous(), group=context.pp_group, group_dst=context.pp_rank + 1)
         return None
 

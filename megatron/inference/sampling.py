@@ -8,6 +8,7 @@ changes a draw about once in a million tokens. Log-probabilities are the model's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
             assert seen is not None
             scores[row] = penalise(scores[row], seen, draws[row].options.repetition_penalty)
     best, ids = highest(scores)
-    if not bool(best.isfinite().all()):
+    if not all(map(math.isfinite, best.tolist())):
         raise CheckpointError(
             "the model gave logits that are no numbers; load it with --dtype fp32 or bf16, or check its weights"
         )

@@ -59,7 +59,7 @@ def highest(x: Tensor, *, kind: str | None = None) -> tuple[Tensor, Tensor]:
         x.stride(0),
         best.data_ptr(),
         places.data_ptr(),
-        kind or kinds()[0],
+        kind or "",
     )
     return best, places
 
@@ -180,6 +180,7 @@ class Stage:
         for x in (*vectors, ends.words, ends.positions, *norm):
             assert x is None or (x.is_contiguous() and x.dtype == torch.float32)
         assert ends.output is None or ends.output.is_bf16 == first.dense.is_bf16
+        self.key_panel = _prediction.panel_size(first.dense.kind)  # tokens
         self._out_size = first.dense.out_size if ends.output is None else ends.output.out_size
         self._stage = _prediction.Stage(
             sizes=_prediction.Sizes(
@@ -221,15 +222,17 @@ class Stage:
     ) -> Tensor:
         """Run tokens, ids int64 [t] where the stage has the embedding, else hidden states [t, h], each at a row's position.
 
-        rows, positions: int64 [t], in the cache: keys and values of each layer [rows, g, positions, d], fp32, to which
-        those of the tokens are added. A row is filled up to each token's position, if need be by this call. rotation: cos
-        and sin [t, d/2], if positions are rotary. wanted: the tokens for which logits are asked; None: all.
-        Gives logits [wanted, v] where the stage has the head, else hidden states [t, h].
+        rows, positions: int64 [t], in the cache, to which the tokens' keys and values are added. A row is filled up to
+        each token's position, if need be by this call. keys: fp32, of each layer [rows, g, positions / key_panel, d,
+        key_panel]. values: [rows, g, positions, d]. rotation: cos and sin [t, d/2], if positions are rotary. wanted: the
+        tokens for which logits are asked; None: all. Gives logits [wanted, v] where the stage has the head, else hidden states [t, h].
         """
         num_tokens = len(tokens)
         assert tokens.is_contiguous() and rows.shape == positions.shape == (num_tokens,)
         assert tokens.dtype == (torch.float32 if self._ends.words is None else torch.int64)
         assert all(x.is_contiguous() and x.dtype == torch.float32 for x in (*keys, *values))
+        capacity = values[0].size(2)
+        assert keys[0].shape[2::2] == (-(-capacity // self.key_panel), self.key_panel)
         num_out = num_tokens if wanted is None or self._ends.output is None else len(wanted)
         out = torch.empty(num_out, self._out_size)
         self._stage.run(
@@ -240,8 +243,8 @@ class Stage:
             cache=(
                 [x.data_ptr() for x in keys],
                 [x.data_ptr() for x in values],
-                len(keys[0]),
-                keys[0].size(2),
+                len(values[0]),
+                capacity,
             ),
             rotation=(0, 0)
             if rotation is None

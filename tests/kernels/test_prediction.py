@@ -180,8 +180,9 @@ class Model:
         )
 
     def cache(self, rows):
-        shape = (rows, self.groups, POSITIONS, self.d)
-        return [[normal(*shape, seed=i) for i in range(first, first + 2)] for first in (0, 5)]
+        panel = self.stage.key_panel
+        cells = ((-(-POSITIONS // panel), self.d, panel), (POSITIONS, self.d))
+        return [[normal(rows, self.groups, *size, seed=i) for i in range(2)] for size in cells]
 
     def rotation(self, positions):
         if not self.is_rotary:
@@ -270,6 +271,8 @@ def test_chunks_and_single_tokens_have_the_logits_of_whole_texts(name, kind):
     # nothing else in the cache was touched
     before_keys, before_values = model.cache(6)
     for after, before in zip((*keys, *values), (*before_keys, *before_values), strict=True):
+        if after.ndim == 5:  # panels [r, g, p, d, l] -> [r, g, p, l, d] -> [r, g, p*l, d]
+            after, before = (x.transpose(3, 4).flatten(2, 3) for x in (after, before))
         for row, ids in texts.items():
             before[row, :, : len(ids)] = after[row, :, : len(ids)]
         assert torch.equal(after, before)
@@ -346,6 +349,6 @@ def test_nothing_beyond_the_cache_and_the_embedding_is_touched():
     ]:
         with pytest.raises(IndexError, match="not within"):
             model.stage(one * ids, one * row, one * position, keys, values, wanted=wanted)
-    for bad in (keys[:1], [keys[0].double(), keys[1]]):
+    for bad in (keys[:1], [keys[0].double(), keys[1]], [keys[0][:, :, :0], keys[1]]):
         with pytest.raises((IndexError, AssertionError)):
             model.stage(one, one, one, bad, values)
