@@ -18,9 +18,8 @@ from megatron.evaluation.task import Task
 from megatron.inference.model_flags import (
     add_model_flags,
     check_processes,
-    choose_dtype,
     choose_tokenizer,
-    join_processes,
+    load,
 )
 from megatron.inference.options import SamplingOptions
 from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
@@ -30,7 +29,6 @@ from megatron.parallel.launch import Launch
 
 if TYPE_CHECKING:
     from megatron.convert.model_source import ModelSource
-    from megatron.inference.runner import Runner
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -163,17 +161,6 @@ def _open(args: argparse.Namespace, launch: Launch) -> tuple[ModelSource, Tokeni
     return source, choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
 
 
-def _runner(args: argparse.Namespace, launch: Launch, source: ModelSource, max_rows: int) -> Runner:
-    """Load the model. Collective over all processes."""
-    from megatron.inference.load import load_model
-    from megatron.inference.runner import Runner
-
-    context = join_processes(args, launch)
-    dtype = choose_dtype(args.dtype, source.dtype, context.device)
-    model = load_model(source.model, source.tensors, context, dtype)
-    return Runner(model, context, max_rows=max_rows)
-
-
 def _draw(
     args: argparse.Namespace,
     launch: Launch,
@@ -185,11 +172,9 @@ def _draw(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from megatron.inference.engine import Engine
-
     names = {request.name for request in requests}
     num_done = sum(name in names for name, _ in file.done)
-    engine = Engine(_runner(args, launch, source, args.batch_size), tokenizer)
+    engine = load(args, launch, source).engine(tokenizer, args.batch_size)
     try:
         for request in requests:
             engine.add(request)
@@ -223,7 +208,7 @@ def _perplexity(args: argparse.Namespace) -> int:
 
     from megatron.inference.token_scorer import TokenScorer
 
-    scorer = TokenScorer(_runner(args, launch, source, 1))
+    scorer = TokenScorer(load(args, launch, source).runner(1))
     try:
         with tqdm(total=plan.num_scores, unit="token", disable=None) as bar:
             report = plan.run(scorer.log_probabilities, bar.update)

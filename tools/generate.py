@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron import cli, logging
 from megatron.attribution.options import ReviewOptions
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import ConfigError
 from megatron.inference.job import (
     Fitting,
     Job,
@@ -27,9 +27,9 @@ from megatron.inference.job import (
 from megatron.inference.model_flags import (
     add_model_flags,
     check_processes,
-    choose_dtype,
     choose_tokenizer,
-    join_processes,
+    load,
+    with_one_voice,
 )
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Update
@@ -70,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     launch = Launch.from_environment()
     logging.configure(launch.rank)
-    try:
-        options = cli.section_from(args, SamplingOptions)
-        options.check()
-        cli.section_from(args, ReviewOptions).check()
-        jobs = list(_jobs(args, options, launch))
-        _check(args, jobs, launch)
-        return _generate(args, jobs, launch)
-    except MegatronError as error:
-        if launch.rank == 0:
-            raise
-        return cli.exit_code(error)  # every process raises the same
+    return with_one_voice(launch, lambda: _run(args, launch))
+
+
+def _run(args: argparse.Namespace, launch: Launch) -> int:
+    """Check all that was given, then write. Collective over all processes."""
+    options = cli.section_from(args, SamplingOptions)
+    options.check()
+    cli.section_from(args, ReviewOptions).check()
+    jobs = list(_jobs(args, options, launch))
+    _check(args, jobs, launch)
+    return _generate(args, jobs, launch)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -212,16 +212,8 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     # torch takes seconds to import: a user's mistake does not wait for it
     import torch.distributed as dist
 
-    from megatron.inference.engine import Engine
-    from megatron.inference.load import load_model
-    from megatron.inference.runner import Runner
-
-    context = join_processes(args, launch)
-    dtype = choose_dtype(args.dtype, source.dtype, context.device)
     num_texts = sum(job.num_samples for job in jobs)
-    model = load_model(source.model, source.tensors, context, dtype)
-    runner = Runner(model, context, max_rows=min(args.batch_size, num_texts))
-    engine = Engine(runner, tokenizer)
+    engine = load(args, launch, source).engine(tokenizer, min(args.batch_size, num_texts))
     for request in requests:
         engine.add(request)
     start, counts = time.perf_counter(), Counts()

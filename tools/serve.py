@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from megatron import cli, logging
 from megatron.attribution.options import ReviewOptions
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import ConfigError
 from megatron.inference.model_flags import (
     add_model_flags,
     check_processes,
-    choose_dtype,
     choose_tokenizer,
-    join_processes,
+    load,
+    with_one_voice,
 )
 from megatron.parallel.launch import Launch
 from megatron.serving.options import PlaygroundOptions, ServingOptions
@@ -54,19 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse_known(parser, argv)
     launch = Launch.from_environment()
     logging.configure(launch.rank)
-    try:
-        options = cli.section_from(args, ServingOptions)
-        options.check()
-        check_processes(args, launch)
-        return _serve(args, options, launch)
-    except MegatronError as error:
-        if launch.rank == 0:
-            raise
-        return cli.exit_code(error)  # the first process says it
+    return with_one_voice(launch, lambda: _serve(args, launch))
 
 
-def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) -> int:
+def _serve(args: argparse.Namespace, launch: Launch) -> int:
     """Load the model and serve it, or follow the process that does. Collective over all processes."""
+    options = cli.section_from(args, ServingOptions)
+    options.check()
+    check_processes(args, launch)
     from megatron.convert.model_source import ModelSource
 
     try:
@@ -94,21 +89,15 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
 
     import torch.distributed as dist
 
-    from megatron.inference.engine import Engine
-    from megatron.inference.load import load_model
-    from megatron.inference.runner import Runner
     from megatron.serving.channel import Channel, LostPeer
     from megatron.serving.worker import Worker, follow
     from megatron.training.leave import leave_at_once
 
-    context = join_processes(args, launch)
-    dtype = choose_dtype(args.dtype, source.dtype, context.device)
-    model = load_model(source.model, source.tensors, context, dtype)
+    loaded, channel = load(args, launch, source), Channel(launch)
 
     def make_engine() -> Engine:
-        return Engine(Runner(model, context, max_rows=options.batch_size), tokenizer)
+        return loaded.engine(tokenizer, options.batch_size)
 
-    channel = Channel(launch)
     if listener is None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the first process gets it too, and says when
@@ -125,7 +114,7 @@ def _serve(args: argparse.Namespace, options: ServingOptions, launch: Launch) ->
         worker = Worker(make_engine, channel)
         service = Service(worker, served, options)
         application = app(service, keys, playground, reviewer)
-        code = serve(application, service, worker, listener, context.device)
+        code = serve(application, service, worker, listener, loaded.context.device)
     if code == cli.EXIT_LOST_PEER:
         leave_at_once(code)  # a group may wait for the process that it lost
     dist.destroy_process_group()

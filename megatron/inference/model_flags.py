@@ -1,4 +1,4 @@
-"""The flags that name a model and where it runs, for every tool that predicts, and what they stand for.
+"""The flags that name a model and where it runs, for every tool that predicts, and from them to an engine.
 
 Imports torch only inside functions: `--help` and a user's mistake do not wait for it.
 """
@@ -6,21 +6,61 @@ Imports torch only inside functions: `--help` and a user's mistake do not wait f
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from megatron.errors import ConfigError
+from megatron import cli
+from megatron.errors import ConfigError, MegatronError
 from megatron.option_field import require
-from megatron.options import ParallelConfig
+from megatron.options import ModelConfig, ParallelConfig
 from megatron.parallel.launch import Launch
 
 if TYPE_CHECKING:
     import torch
 
+    from megatron.inference.engine import Engine
+    from megatron.inference.load import Tensors
+    from megatron.inference.runner import Runner
+    from megatron.model.gpt import GPTModel
     from megatron.parallel.context import ParallelContext
     from megatron.tokenizer.interface import Tokenizer
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+class StoredModel(Protocol):
+    """A model on disk, as `megatron.convert.model_source` opens it."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def tensors(self) -> Tensors: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """This process's part of a model, and the processes that have the others."""
+
+    model: GPTModel
+    context: ParallelContext
+
+    def runner(self, max_rows: int) -> Runner:
+        """Make what predicts for so many sequences at once, with an empty cache."""
+        from megatron.inference.runner import Runner
+
+        return Runner(self.model, self.context, max_rows=max_rows)
+
+    def engine(self, tokenizer: Tokenizer, max_rows: int) -> Engine:
+        """Make what serves requests, so many samples at once."""
+        from megatron.inference.engine import Engine
+
+        return Engine(self.runner(max_rows), tokenizer)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +119,26 @@ def choose_tokenizer(
     return tokenizer
 
 
-def join_processes(args: argparse.Namespace, launch: Launch) -> ParallelContext:
-    """Join the processes. Collective over all of them."""
+def with_one_voice(launch: Launch, work: Callable[[], int]) -> int:
+    """Do what all processes do alike, to an exit code: of a mistake that all of them meet, the first one tells."""
+    try:
+        return work()
+    except MegatronError as error:
+        if launch.rank == 0:
+            raise
+        return cli.exit_code(error)
+
+
+def load(args: argparse.Namespace, launch: Launch, source: StoredModel) -> LoadedModel:
+    """Join the processes and load this one's part. Collective over all of them."""
+    from megatron.inference.load import load_model
+
+    context = _join_processes(args, launch)
+    dtype = choose_dtype(args.dtype, source.dtype, context.device)
+    return LoadedModel(load_model(source.model, source.tensors, context, dtype), context)
+
+
+def _join_processes(args: argparse.Namespace, launch: Launch) -> ParallelContext:
     from megatron.parallel.context import ParallelContext, initialize_distributed
 
     parallel = ParallelConfig(
