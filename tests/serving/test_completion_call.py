@@ -10,6 +10,7 @@ from megatron.serving.completion_call import CompletionCall, ServedModel, read_c
 from megatron.serving.error import RequestError
 from megatron.tokenizer.tokenizer import build_tokenizer
 from tests.convert.runs import write_tokenizer_files
+from tests.serving.parameters import OPENAIS, OURS
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +47,7 @@ def test_defaults_are_those_of_openai(model: ServedModel) -> None:
     assert not (call.streams or call.echoes or call.gives_logprobs or options.ignore_eod)
     assert read(model).requests[0].options.seed != options.seed
     assert read(model, seed=5).requests[0].options.seed == 5
-    nulls = dict.fromkeys(
-        [
-            "suffix",
-            "max_tokens",
-            "temperature",
-            "top_p",
-            "n",
-            "stop",
-            "stream",
-            "logprobs",
-            "echo",
-            "seed",
-            "user",
-            "best_of",
-            "logit_bias",
-            "presence_penalty",
-            "frequency_penalty",
-            "stream_options",
-            "model",
-        ]
-    )
+    nulls = dict.fromkeys({*OPENAIS, *OURS} - {"prompt"})
     assert read(model, **nulls).max_tokens == 16
     assert read(model, best_of=2, n=2, presence_penalty=0, logit_bias={}, user="u").num_choices == 2
 
