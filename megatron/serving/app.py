@@ -77,10 +77,11 @@ def app(
         service.counts.requests.add(value=_outcome(error))
         return error_response(error)
 
-    async def on_http_error(_request: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = HINTS.get(error.status_code, error.detail)
-        return error_response(RequestError(message, status=error.status_code))
+        refusal = RequestError(message, status=error.status_code, headers=error.headers)
+        return await on_error(request, refusal)
 
     async def on_gone(_request: Request, _error: Exception) -> Response:
         service.counts.requests.add(value="cancelled")
@@ -208,7 +209,7 @@ class _Stream(Response):
         self._updates = updates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome: Outcome = "cancelled"
+        outcome: Outcome = "failed"
         try:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
@@ -217,8 +218,8 @@ class _Stream(Response):
         except RequestError as error:
             outcome = _outcome(error)
             await _send_part(send, _event(error.to_json()), more_body=False)
-        except ClientGone:
-            pass
+        except (ClientGone, asyncio.CancelledError):
+            outcome = "cancelled"
         finally:
             self._work.end()
             self._work.service.counts.requests.add(value=outcome)

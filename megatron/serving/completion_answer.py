@@ -76,14 +76,8 @@ class Answer:
         logprobs = None
         if self._call.gives_logprobs:
             logprobs = self._logprobs(scores, self._places[index])
-        choice = {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": REASONS[update.completion.finish_reason]
-            if update.completion
-            else None,
-        }
+        reason = None if update.completion is None else self._reason(update.completion)
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return self._chunk([choice], None)
 
     def usage_chunk(self) -> dict[str, Any]:
@@ -115,8 +109,12 @@ class Answer:
             if call.max_tokens:
                 listed.append(self._logprobs(completion.scores, place))
             logprobs = {name: [x for part in listed for x in part[name]] for name in FIELDS}
-        reason = REASONS[completion.finish_reason] if call.max_tokens else "length"
+        reason = self._reason(completion)
         return {"index": index, "text": echo + text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _reason(self, completion: Completion) -> str:
+        # where nothing was to be written, the token that was ends nothing
+        return REASONS[completion.finish_reason] if self._call.max_tokens else "length"
 
     def _logprobs(
         self,

@@ -86,14 +86,12 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._keys and not self._is_known(Headers(scope=scope).get("authorization", "")):
-            error = RequestError(
+            raise RequestError(
                 "the key is missing or wrong; send the header Authorization: Bearer KEY",
                 status=401,
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer", **CLOSE},
             )
-            await error_response(error)(scope, receive, send)
-            return
         await self._app(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:

@@ -41,7 +41,6 @@ FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r
 
 def bind(options: ServingOptions) -> socket.socket:
     """Take the address, before a model is loaded; nobody can connect yet. Raises ConfigError."""
-    where = f"--host {options.host} --port {options.port}"
     try:
         found = socket.getaddrinfo(
             options.host.strip("[]"), options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -51,11 +50,15 @@ def bind(options: ServingOptions) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(
-            f"{where} cannot be listened at: {reason}; give another one (--port 0: any that is free)"
-        ) from None
+        raise _not_listened_at(options, error) from None
     return listener
+
+
+def _not_listened_at(options: ServingOptions, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--host {options.host} --port {options.port} cannot be listened at: {error.strerror or error}; give another "
+        f"one (--port 0: any that is free)"
+    )
 
 
 def serve(
@@ -84,7 +87,7 @@ class _Serving:
         self._worker = worker
         self._listener = listener
         self._device = device
-        self._server = _Server(_config(application, service.options), self._say_where)
+        self._server = _Server(application, service.options, self._say_where)
         self._num_signals = 0
         self._worker_ended = asyncio.Event()
 
@@ -98,8 +101,10 @@ class _Serving:
         thread.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
-        await self._server.serve(sockets=[self._listener])
-        self._worker.end()
+        try:
+            await self._server.serve(sockets=[self._listener])
+        finally:
+            self._worker.end()
         with anyio.move_on_after(LAST_SECONDS):
             await self._worker_ended.wait()
         if not self._worker_ended.is_set():  # a device, or another process, keeps it for ever
@@ -142,12 +147,18 @@ class _Serving:
 class _Server(uvicorn.Server):
     """uvicorn that leaves signals to whoever runs it, and tells when clients can connect."""
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(
+        self, application: ASGIApp, options: ServingOptions, on_start: Callable[[], None]
+    ) -> None:
+        super().__init__(_config(application, options))
+        self._options = options
         self._on_start = on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another server took the address while this one loaded its model
+            raise _not_listened_at(self._options, error) from None
         self._on_start()
 
     @contextlib.contextmanager

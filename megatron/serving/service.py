@@ -60,7 +60,10 @@ class Counts:
     def __init__(self) -> None:
         name = "megatron_serving_"
         self.requests = Counter(
-            f"{name}requests_total", "Requests that have ended.", "outcome", OUTCOMES
+            f"{name}requests_total",
+            "Completions that have ended, and all requests that were refused.",
+            "outcome",
+            OUTCOMES,
         )
         self.prompt_tokens = Counter(f"{name}prompt_tokens_total", "Tokens of accepted prompts.")
         self.tokens = Counter(f"{name}completion_tokens_total", "Tokens that were written.")
@@ -139,13 +142,13 @@ class Service:
         """End a call, which frees its rows at once; whoever waits for it gets why. Nothing, if it has ended."""
         if ticket.timer is not None:
             ticket.timer.cancel()
+        if why is not None and ticket.left:
+            ticket.give(why)
         for name, num_samples in ticket.left.items():
             if self._tickets.pop(name, None) is not None:
                 self._worker.cancel(name)
                 self._num_samples -= num_samples
         ticket.left = {}
-        if why is not None:
-            ticket.give(why)
 
     def stop(self) -> None:
         """Accept nothing more."""

@@ -19,34 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.inference.models import make_model
+from tests.serving.parameters import OPENAIS, OURS
 from tests.serving.process import ServerProcess
 
 LONG = {"prompt": "def f(", "max_tokens": 4000, "ignore_eos": True}
 VALID = {"prompt": "def f(", "max_tokens": 5, "temperature": 0}
-NAMES = [
-    "prompt",
-    "suffix",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "stop",
-    "stream",
-    "logprobs",
-    "echo",
-    "seed",
-    "user",
-    "best_of",
-    "model",
-    "logit_bias",
-    "stream_options",
-    "presence_penalty",
-    "top_k",
-    "repetition_penalty",
-    "fim_order",
-    "sentinels",
-    "ignore_eos",
-]
 VALUES = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 0.5, -0.0, 1e-320, 1e308, 10**25, "", "a", "\0", "\ud800",
     "é" * 5000, [], {}, [[]], [{}], [None], [0], [-1], [280], [2**63], [1.5], [True], ["a", 1], [["a"]], [[1], []],
@@ -86,7 +63,7 @@ def damaged_json(draw: random.Random) -> Attack:
 def wrong_value(draw: random.Random) -> Attack:
     values = dict(VALID)
     for _ in range(draw.randint(1, 3)):
-        values[draw.choice([*NAMES, "x", ""])] = draw.choice(VALUES)
+        values[draw.choice([*OPENAIS, *OURS, "x", ""])] = draw.choice(VALUES)
     return Attack("wrong values", post(json.dumps(values).encode()))
 
 
@@ -254,6 +231,7 @@ def check_unharmed(server: ServerProcess, text: str) -> None:
     metrics = server.metrics()
     assert metrics["megatron_serving_engine_failures_total"] == 0
     assert metrics['megatron_serving_requests_total{outcome="failed"}'] == 0
+    assert not any("Traceback" in line for line in server.log), server.log
 
 
 def text_of(server: ServerProcess) -> str:

@@ -117,8 +117,9 @@ class ServerProcess:
             process.kill()
         raise AssertionError("".join(self.log))
 
-    def metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+    def metrics(self, **headers: str) -> dict[str, float]:
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
             lines = answer.read().decode().splitlines()
         return {
             name: float(number)

@@ -80,6 +80,19 @@ def test_samples_and_infillings_are_the_engines(client, written) -> None:
     assert texts == [PROMPT + one.text for one in written[2]]
 
 
+def test_a_stop_text_ends_a_stream_before_it_wherever_tokens_end(client) -> None:
+    asked = {"model": "run", "prompt": PROMPT, "max_tokens": 200, "seed": 3}
+    text = client.completions.create(**asked).choices[0].text
+    place = next(n for n in range(20, len(text)) if "\ufffd" not in text[n : n + 3])
+    stop = text[place : place + 3]
+    expected = text[: text.index(stop)]
+    choice = client.completions.create(**asked, stop=[stop, "never"]).choices[0]
+    assert (choice.text, choice.finish_reason) == (expected, "stop")
+    chunks = list(client.completions.create(**asked, stop=stop, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
 def test_echo_scores_the_prompt_also_where_nothing_is_written(client, written) -> None:
     (expected,) = written[3]
     for max_tokens, scores in ((12, expected.scores), (0, ())):
@@ -104,6 +117,9 @@ def test_errors_are_those_that_openais_client_knows(client) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="gpt", prompt="a")
     assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.APIStatusError, match="knows another method") as wrong:
+        client.get("/completions", cast_to=object)
+    assert wrong.value.status_code == 405 and wrong.value.response.headers["allow"] == "POST"
     with pytest.raises(openai.NotFoundError, match="There is no chat"):
         client.chat.completions.create(model="run", messages=[])
     assert [model.id for model in client.models.list()] == ["run"]
@@ -225,6 +241,7 @@ def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
         key = {"Authorization": "Bearer a-key-of-sixteen-or-more"}
         assert server.send(b'{"prompt": "a"}', **key)[0] == 200
         assert server.send(b'{"prompt": "a"}', Authorization="Bearer another")[0] == 401
+        assert server.metrics(**key)['megatron_serving_requests_total{outcome="refused"}'] == 2
         client = openai.OpenAI(
             base_url=server.url.replace("0.0.0.0", "127.0.0.1"),
             api_key="a-key-of-sixteen-or-more",

@@ -8,12 +8,18 @@ from threading import Thread
 import pytest
 import torch
 
+pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
+from starlette.applications import Starlette
+
+from megatron.errors import ConfigError
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request, Update
 from megatron.parallel.launch import Launch
+from megatron.serving import http_server
 from megatron.serving.channel import Channel, Orders
 from megatron.serving.completion_call import CompletionCall, ServedModel
 from megatron.serving.error import RequestError
+from megatron.serving.http_server import bind
 from megatron.serving.metric import Histogram
 from megatron.serving.options import ServingOptions
 from megatron.serving.service import ClientGone, Service
@@ -157,6 +163,28 @@ def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None
                     await ticket.next()
 
     serve(check, batch_size=1, queue_size=0)
+
+
+def test_a_call_that_has_ended_is_not_late() -> None:
+    async def check(service: Service) -> None:
+        ticket = service.submit("x", call("quick"))
+        while ticket.left:
+            await asyncio.sleep(0)
+        service.drop(ticket, RequestError("late", status=408))  # before anyone has read it
+        assert "".join(update.text for update in await ticket.next()) == "aaa"
+
+    serve(check)
+
+
+def test_an_address_that_was_taken_while_a_model_was_loaded_is_named() -> None:
+    first = bind(ServingOptions(port=0))
+    options = ServingOptions(port=first.getsockname()[1])
+    with first, bind(options) as second:  # both may: nobody listens yet
+        first.listen()
+        worker = Worker(FakeEngine, Channel(Launch()))
+        service = Service(worker, ServedModel("tiny", None, 64, 6, 200), options)
+        with pytest.raises(ConfigError, match=f"--port {options.port} cannot be listened at"):
+            http_server.serve(Starlette(), service, worker, second, torch.device("cpu"))
 
 
 def test_orders_are_the_same_on_the_other_side() -> None:
