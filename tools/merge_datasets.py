@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import megatron.logging
 from megatron.cli import make_parser, parse_known, run_tool
-from megatron.data.merge import list_prefixes, merge, merge_shuffled, open_sources
+from megatron.data.preprocessing.merge import list_prefixes, merge, merge_shuffled, open_sources
 
 EXAMPLES = """\
   python tools/merge_datasets.py --input shards/ --output-prefix data/py_text_document

@@ -1,9 +1,10 @@
 """Samples of conversations: whole ones side by side, loss on the answers alone.
 
-A conversation is a document whose odd items are answers (conversation_encoder.py). Those that fit together are packed
-once, by their sizes; an epoch is a permutation of the packs. No conversation is cut, so what is longer than a sample
-is left out, aloud; what a pack leaves free is padded with end-of-document ids. None of it carries loss but answers,
-the id that ends each included. That no token sees another conversation is up to --reset-attention-mask.
+A conversation is a document whose odd items are answers (preprocessing/conversation_encoder.py). Those that fit
+together are packed once, by their sizes; an epoch is a permutation of the packs. No conversation is cut, so what is
+longer than a sample is left out, aloud; what a pack leaves free is padded with end-of-document ids. None of it carries
+loss but answers, the id that ends each included. That no token sees another conversation is up to
+--reset-attention-mask.
 
 Opening makes a pass over the sizes, and memory is some 40 bytes a conversation. Knows nothing of templates or torch.
 """

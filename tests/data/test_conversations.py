@@ -11,9 +11,9 @@ from megatron.data.build import build_datasets
 from megatron.data.conversation_dataset import ConversationDataset
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.loader import BatchLoader, DocumentResets
-from megatron.data.merge import merge, merge_shuffled, open_sources
 from megatron.data.packing import pack
-from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.merge import merge, merge_shuffled, open_sources
+from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron.data.trace import Tracer
 from megatron.data.verify_dataset import verify_dataset
 from megatron.errors import ConfigError, DataError

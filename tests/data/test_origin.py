@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
-from megatron.data.merge import merge, open_sources
 from megatron.data.origin import join_origins, origin_path, read_origin
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.merge import merge, open_sources
 from megatron.errors import DataError
 
 ORIGIN = {"tokenizer": "t1", "append_eod": True, "input": [["a.jsonl", 5]], "shard": None}

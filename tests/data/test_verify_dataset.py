@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from megatron.data import verify_dataset as module
-from megatron.data.dataset_writer import DatasetWriter
-from megatron.data.documents import Documents
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.documents import Documents
 from megatron.data.verify_dataset import dataset_files, verify_dataset
 
 NUM_DOCUMENTS = 50

@@ -74,7 +74,7 @@ def make_base(folder: Path) -> None:
 
 def preprocess_base(folder: Path) -> None:
     """Write the dataset of the base, by its own tool."""
-    from megatron.data.preprocess import PreprocessConfig, preprocess
+    from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
 
     config = PreprocessConfig(
         input=(str(folder / "a.jsonl"),),

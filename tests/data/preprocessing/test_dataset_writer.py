@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from megatron.data.dataset_writer import DatasetWriter
-from megatron.data.documents import Documents
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.documents import Documents
 
 ONE = np.ones(1, np.int64)
 SUFFIXES = ["bin", "idx", "provenance.arrow", "sha256"]

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.document_reader import Chunk, Part
-from megatron.data.documents import Documents
 from megatron.data.formatted import encode_formatted
 from megatron.data.indexed_dataset import IdArray, id_dtype
+from megatron.data.preprocessing.documents import Documents
 from megatron.data.records import BadRecord, parse_chunk
 from megatron.tokenizer.interface import Tokenizer
 

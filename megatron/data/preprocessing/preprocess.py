@@ -15,19 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron.data.chunk_encoder import NUM_NAMED, ChunkEncoder, EncodedChunk, Splitter
-from megatron.data.conversation_encoder import ConversationEncoder
-from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.document_reader import Chunk, Part, check_inputs, load, plan_parts, read_chunks
-from megatron.data.documents import Documents
 from megatron.data.formatted import SENTINELS, check_sentinels
 from megatron.data.indexed_dataset import id_dtype
 from megatron.data.ordered_map import Workers, in_thread
 from megatron.data.origin import CONVERSATIONS, Origin
+from megatron.data.preprocessing.chunk_encoder import (
+    NUM_NAMED,
+    ChunkEncoder,
+    EncodedChunk,
+    Splitter,
+)
+from megatron.data.preprocessing.conversation_encoder import ConversationEncoder
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.documents import Documents
+from megatron.data.preprocessing.shuffle import DocumentShuffler
 from megatron.data.provenance import check_fields
 from megatron.data.records import BadRecord
 from megatron.data.shards import Shard
-from megatron.data.shuffle import DocumentShuffler
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.option_field import option, require

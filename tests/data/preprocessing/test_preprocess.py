@@ -15,19 +15,19 @@ import pytest
 import tokenizers
 
 from megatron.data import document_reader
-from megatron.data.chunk_encoder import NUM_NAMED
-from megatron.data.dataset_writer import DatasetWriter
 from megatron.data.document_reader import CHUNK_BYTES
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import keyed_word, random_word
-from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.chunk_encoder import NUM_NAMED
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron.data.provenance import Provenance
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.tokenizer.train import train_tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 rng = random.Random(3)
 WORDS = ["def", "return", "x1", "\u00e9t\u00e9", "<|endoftext|>", "\n    ", "==", "2023", "\r\n"]
 TEXTS = [" ".join(rng.choices(WORDS, k=rng.randint(1, 40))) for _ in range(300)]
@@ -322,8 +322,8 @@ def test_memory_does_not_grow_with_the_input(tokenizer, tmp_path):
     script = """
 import json, re, resource, sys
 from pathlib import Path
-from megatron.data.preprocess import PreprocessConfig, preprocess
-from megatron.data.shuffle import DocumentShuffler
+from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.shuffle import DocumentShuffler
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 # The bounds are hundreds of megabytes: small ones, that the small input passes too.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron.data.chunk_encoder import NUM_NAMED, EncodedChunk, provenance_columns
 from megatron.data.document_reader import Chunk
-from megatron.data.documents import Documents
 from megatron.data.indexed_dataset import id_dtype
+from megatron.data.preprocessing.chunk_encoder import NUM_NAMED, EncodedChunk, provenance_columns
+from megatron.data.preprocessing.documents import Documents
 from megatron.data.records import parse_chunk
 from megatron.tokenizer.chat_template import ChatEncoder, Pieces, read_messages, why_unusable
 

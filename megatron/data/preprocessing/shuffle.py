@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megatron.data.documents import Documents, join_documents
 from megatron.data.permutation import keyed_word, random_words
+from megatron.data.preprocessing.documents import Documents, join_documents
 
 BUCKET_BITS = 7  # 128 files are open at a time, for each level of dealing
 GATHERED_BYTES = 32 << 20  # in memory, dealt at a time, so that a file gets 256 KB at once

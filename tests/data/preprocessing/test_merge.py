@@ -2,12 +2,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from megatron.data import documents as documents_module
-from megatron.data.dataset_writer import DatasetWriter
-from megatron.data.documents import Documents, read_documents
 from megatron.data.indexed_dataset import IndexedDataset
-from megatron.data.merge import list_prefixes, merge, merge_shuffled, open_sources
 from megatron.data.permutation import keyed_word, random_word
+from megatron.data.preprocessing import documents as documents_module
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.documents import Documents, read_documents
+from megatron.data.preprocessing.merge import list_prefixes, merge, merge_shuffled, open_sources
 from megatron.data.provenance import Provenance
 from megatron.errors import DataError
 

@@ -11,10 +11,10 @@ from types import TracebackType
 
 import numpy.typing as npt
 
-from megatron.data.documents import Documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.data.origin import Origin, format_origin, origin_path
+from megatron.data.preprocessing.documents import Documents
 from megatron.data.provenance import Provenance, ProvenanceWriter, provenance_path
 from megatron.data.publish import sync
 from megatron.errors import ConfigError

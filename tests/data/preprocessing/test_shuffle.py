@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from megatron.data import documents as documents_module
-from megatron.data import shuffle
-from megatron.data.documents import Documents, join_documents
 from megatron.data.permutation import keyed_word, random_word, random_words
-from megatron.data.shuffle import DocumentShuffler
+from megatron.data.preprocessing import documents as documents_module
+from megatron.data.preprocessing import shuffle
+from megatron.data.preprocessing.documents import Documents, join_documents
+from megatron.data.preprocessing.shuffle import DocumentShuffler
 
 
 def make_documents(start: int, stop: int) -> Documents:

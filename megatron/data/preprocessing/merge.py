@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.data.checksum import Checksums, hash_file
-from megatron.data.dataset_writer import DatasetWriter
-from megatron.data.documents import read_documents
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
 from megatron.data.origin import join_origins
+from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.documents import read_documents
+from megatron.data.preprocessing.shuffle import DocumentShuffler
 from megatron.data.provenance import Provenance, provenance_path
 from megatron.data.shards import natural_key, order_shards, split_name
-from megatron.data.shuffle import DocumentShuffler
 from megatron.errors import DataError
 from megatron.logging import get_logger
 

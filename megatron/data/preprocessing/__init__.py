@@ -1,0 +1,1 @@
+"""From text to token files: records are encoded in parallel, written, shuffled, and merged."""
