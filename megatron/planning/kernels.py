@@ -20,6 +20,8 @@ from megatron.kernels.bias_dropout_residual import (
 from megatron.kernels.bias_gelu import fused_bias_gelu
 from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.layer_norm import fused_layer_norm
+from megatron.kernels.linear_product import linear_product
+from megatron.kernels.onednn_product import onednn_product
 from megatron.kernels.registry import Kernels, Situation, choose_kernels
 from megatron.planning.attention import fused_attention
 from megatron.planning.eight_bit import eight_bit_product
@@ -62,6 +64,8 @@ def countable(kernels: Kernels) -> Kernels:
         changes["attention"] = fused_attention
     if kernels.product is fp8_product:
         changes["product"] = eight_bit_product
+    if kernels.product is onednn_product:
+        changes["product"] = changes["output_product"] = linear_product
     return replace(kernels, **changes)
 
 

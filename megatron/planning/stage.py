@@ -17,11 +17,12 @@ from megatron.config import Config
 from megatron.kernels.registry import Kernels
 from megatron.layer_split import PipelineSchedule, StageLayers
 from megatron.model.gpt import GPTModel
+from megatron.model.stage import build_stage
 from megatron.options import OptimizerConfig
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.planning.order import Pass, order_passes
 from megatron.planning.passes import StagePass, Work, count_pass, local_parts
-from megatron.planning.world import META, PlannedContext, build_stage, compute_in
+from megatron.planning.world import META, PlannedContext, compute_in
 
 FP32_BYTES = 4
 

@@ -16,10 +16,6 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from megatron.config import Config
-from megatron.kernels.registry import Kernels
-from megatron.layer_split import StageLayers
-from megatron.model.gpt import GPTModel
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.context_parallel import ContextParallelRegion
 
@@ -125,19 +121,3 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
             mesh, placements = parameter.device_mesh, parameter.placements
             copy = DTensor.from_local(local, mesh, placements, run_check=False)
             setattr(owner, name, nn.Parameter(copy))
-
-
-def build_stage(
-    config: Config, context: PlannedContext, stage: StageLayers, kernels: Kernels
-) -> GPTModel:
-    """Build a stage as a run does, its parameters fp32 on the meta device. No collective."""
-    return GPTModel(
-        config.model,
-        context,
-        layers=stage.layers,
-        is_first=stage.is_first,
-        is_last=stage.is_last,
-        seed=config.training.seed,
-        sequence_parallel=config.parallel.sequence_parallel and context.tp_size > 1,
-        kernels=kernels,
-    )

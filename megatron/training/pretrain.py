@@ -22,7 +22,8 @@ from megatron.kernels.registry import Choice, Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
-from megatron.model.gpt import GPTModel, choose_model_kernels
+from megatron.model.gpt import choose_model_kernels
+from megatron.model.stage import build_stage
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.parallel.context import ParallelContext, initialize_distributed
@@ -109,7 +110,7 @@ def build_run(
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules: list[nn.Module] = []
     for stage in stages:
-        module = _build_stage(config, context, stage, kernels)
+        module = build_stage(config, context, stage, kernels)
         shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
         if accumulation.name == "fused":
             fuse_gradient_accumulation(module)
@@ -225,21 +226,6 @@ def _validation(
         if num_batches > 0
     }
     return Validation(loaders, num_batches, config.global_batch_size(context.dp_size))
-
-
-def _build_stage(
-    config: Config, context: ParallelContext, stage: StageLayers, kernels: Kernels
-) -> GPTModel:
-    return GPTModel(
-        config.model,
-        context,
-        layers=stage.layers,
-        is_first=stage.is_first,
-        is_last=stage.is_last,
-        seed=config.training.seed,
-        sequence_parallel=config.parallel.sequence_parallel and context.tp_size > 1,
-        kernels=kernels,
-    )
 
 
 def _document_resets(inputs: Inputs) -> DocumentResets | None:

@@ -11,6 +11,7 @@ from megatron.config import Config
 from megatron.layer_split import StageLayers
 from megatron.model.flops import num_parameters
 from megatron.model.gpt import choose_model_kernels
+from megatron.model.stage import build_stage
 from megatron.optimizer.adamw import AdamW
 from megatron.options import (
     DataConfig,
@@ -24,7 +25,7 @@ from megatron.parallel.data_parallel import set_gradient_sync, shard_data_parall
 from megatron.planning.hardware import read_hardware
 from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.stage import count_states, moment_bytes, parameter_groups, plan_stage
-from megatron.planning.world import PlannedContext, build_stage
+from megatron.planning.world import PlannedContext
 from tests.grid import grid
 from tests.model.tiny import make_model, tiny_config
 
@@ -294,3 +295,16 @@ def test_products_in_8_bits_are_as_many_and_keep_as_much():
     assert eight.backward.eight_bit_flops == layer * weights
     for one, other in ((full.forward, eight.forward), (full.backward, eight.backward)):
         assert one.product_flops == other.product_flops + other.eight_bit_flops
+
+
+def test_products_by_another_library_are_as_many():
+    hardware = dataclasses.replace(read_hardware("h100-80gb"), device_type="cpu")
+    plans = []
+    for kernels in ("product=library", "product=onednn"):
+        config = _config()
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, kernels=(kernels,))
+        )
+        planned = choose_planned_kernels(config, hardware)
+        plans.append(plan_stage(config, WHOLE, planned, tp_rank=0, num_shards=1))
+    assert plans[0] == plans[1] and plans[0].one_pass.forward.product_flops > 0
