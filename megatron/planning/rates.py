@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.config import Config
@@ -75,7 +74,7 @@ class Bench:
 
     @property
     def kernels(self) -> Kernels:
-        """What training would choose."""
+        """What training would choose, products in 8 bits left out."""
         return choose_model_kernels(
             self.config.model,
             self.device,
@@ -147,13 +146,16 @@ def measure_products(bench: Bench, budget: float) -> tuple[Rate, int]:
 
 
 def _product_calls(bench: Bench, rows: int, in_size: int, out_size: int) -> dict[str, Call]:
-    """Give the three products of a linear layer, as torch's autograd lays them out."""
+    """Give the three products of a linear layer, by the function that training would choose."""
+    product = bench.kernels.product
     x, weight = bench.random(rows, in_size), bench.random(out_size, in_size)
     grad = bench.random(rows, out_size)
+    input_, weight_ = (tensor.detach().requires_grad_() for tensor in (x, weight))
+    of_input, of_weight = product(input_, weight, None, None), product(x, weight_, None, None)
     return {
-        "forward": lambda: F.linear(x, weight),
-        "input_gradient": lambda: grad @ weight,
-        "weight_gradient": lambda: grad.t() @ x,
+        "forward": lambda: product(x, weight, None, None),
+        "input_gradient": lambda: torch.autograd.grad(of_input, input_, grad, retain_graph=True),
+        "weight_gradient": lambda: torch.autograd.grad(of_weight, weight_, grad, retain_graph=True),
     }
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron.config import Config
 from megatron.kernels.documents import Documents
@@ -21,7 +22,7 @@ from megatron.parallel.launch import Launch
 from megatron.planning.calibrate import Device, calibrate, compare, shipped_file_of
 from megatron.planning.documents import draw_starts, expected_pairs
 from megatron.planning.hardware import read_hardware, write_hardware
-from megatron.planning.rates import products_of
+from megatron.planning.rates import Bench, _product_calls, products_of
 from megatron.planning.stopwatch import FEWEST, MOST, Stopwatch, num_calls, sampled_power
 from megatron.training.throughput import peak_flops
 from tests.model.tiny import tiny_config
@@ -82,6 +83,39 @@ def test_products_measured_are_those_of_the_model(groups):
     weights = sum(i * o * times for i, o, times in products_of(config).values())
     head = config.model.padded_vocab_size * config.model.hidden_size
     assert weights == num_matrix_parameters(config.model) + head
+
+
+class Products(TorchDispatchMode):
+    """Names the products that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function._schema.name
+        if name in ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"):
+            self.names.append(name)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "name"),
+    [("product=onednn", "mkldnn::_linear_pointwise"), ("product=library", "aten::mm")],
+)
+def test_products_are_measured_as_training_computes_them(kernels, name):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN")
+    config = _config(kernels=(kernels,))
+    bench = Bench(config, torch.device("cpu"), Stopwatch(torch.device("cpu")))
+    calls = _product_calls(bench, rows=6, in_size=8, out_size=4)
+    assert list(calls) == ["forward", "input_gradient", "weight_gradient"]
+    shapes = [(6, 4), (6, 8), (4, 8)]
+    for call, shape in zip(calls.values(), shapes, strict=True):
+        with Products() as products:
+            result = call()
+        (out,) = result if isinstance(result, tuple) else (result,)
+        assert products.names == [name] and out.shape == shape
 
 
 @pytest.mark.parametrize(
