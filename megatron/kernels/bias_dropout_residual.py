@@ -96,7 +96,7 @@ def _sum_cuda(
     row_keys: Tensor | None,
     probability: float,
 ) -> Tensor:
-    total = _sum_like(x, bias, residual, row_keys, probability)
+    total = _sum_like(x)
     launch(
         "bias_dropout_residual",
         x.contiguous(),
@@ -111,13 +111,7 @@ def _sum_cuda(
 
 
 @_sum.register_fake
-def _sum_like(
-    x: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    row_keys: Tensor | None,
-    probability: float,
-) -> Tensor:
+def _sum_like(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -215,8 +209,7 @@ def _sum_and_norm_cuda(
     probability: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total, normed = x.new_empty(x.shape), x.new_empty(x.shape)
-    mean, rstd = statistic_like(x), statistic_like(x)
+    results = _sum_and_norm_like(x)
     launch(
         "bias_dropout_residual_layer_norm",
         x.contiguous(),
@@ -225,28 +218,17 @@ def _sum_and_norm_cuda(
         *dropout_arguments(row_keys, probability),
         weight.contiguous(),
         norm_bias.contiguous(),
-        total,
-        normed,
-        mean,
-        rstd,
+        *results,
         epsilon,
         *layout(x),
         dtype_code(x.dtype),
     )
-    return total, normed, mean, rstd
+    return results
 
 
 @_sum_and_norm.register_fake
 def _sum_and_norm_like(
-    x: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    row_keys: Tensor | None,
-    weight: Tensor,
-    norm_bias: Tensor,
-    *,
-    probability: float,
-    epsilon: float,
+    x: Tensor, *_: object, **__: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape), statistic_like(x), statistic_like(x)
 

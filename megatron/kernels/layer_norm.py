@@ -57,26 +57,13 @@ def _layer_norm_cuda(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    normed, mean, rstd = _layer_norm_like(x, weight, bias, epsilon)
-    launch(
-        "layer_norm",
-        x,
-        weight,
-        bias,
-        normed,
-        mean,
-        rstd,
-        epsilon,
-        *layout(x),
-        dtype_code(x.dtype),
-    )
-    return normed, mean, rstd
+    results = _layer_norm_like(x)
+    launch("layer_norm", x, weight, bias, *results, epsilon, *layout(x), dtype_code(x.dtype))
+    return results
 
 
 @_layer_norm.register_fake
-def _layer_norm_like(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_norm_like(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), statistic_like(x), statistic_like(x)
 
 
@@ -133,17 +120,7 @@ def _layer_norm_backward_cuda(
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     total, weight = total.contiguous(), weight.contiguous()
-    results = _layer_norm_backward_like(
-        d_normed,
-        d_total,
-        total,
-        mean,
-        rstd,
-        weight,
-        row_keys,
-        probability=probability,
-        has_bias=has_bias,
-    )
+    results = _gradients_like(total, row_keys, has_bias)
     d_residual, dx, d_weight, d_norm_bias, d_bias = results
     scratch = column_scratch(total, 3 if has_bias else 2)
     launch(
@@ -169,7 +146,7 @@ def _layer_norm_backward_cuda(
 
 
 @layer_norm_backward.register_fake
-def _layer_norm_backward_like(
+def _(
     d_normed: Tensor,
     d_total: Tensor | None,
     total: Tensor,
@@ -177,16 +154,22 @@ def _layer_norm_backward_like(
     rstd: Tensor,
     weight: Tensor,
     row_keys: Tensor | None,
-    *,
-    probability: float,
-    has_bias: bool,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _gradients_like(total, row_keys, options["has_bias"])
+
+
+def _gradients_like(
+    total: Tensor, row_keys: Tensor | None, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Make what `layer_norm_backward` gives: two like total [..., h], three [h]."""
+    columns = total.shape[-1:]
     return (
         total.new_empty(total.shape),
         absent(total) if row_keys is None else total.new_empty(total.shape),
-        total.new_empty(weight.shape),
-        total.new_empty(weight.shape),
-        total.new_empty(weight.shape) if has_bias else absent(total),
+        total.new_empty(columns),
+        total.new_empty(columns),
+        total.new_empty(columns) if has_bias else absent(total),
     )
 
 
