@@ -4,15 +4,23 @@
 //   kPrefix: one of the prefixes, where no ASCII word character stands before it; the end is that of the prefix
 //   kWord: 16 to 128 characters of base64 and its URL form, not all of one kind, that change between digits, capitals
 //     and small letters at least every sixth character; up to two `=` behind them belong to it
-//   kIpv4: four numbers of up to three digits with dots between
+//   kIpv4: an address of four numbers, if the first one does not tell that no machine has it for all to see
 //   kIpv6: four hexadecimal digits, the first a 2 or 3, before a colon; the end is that of the digits
 // Whoever asks looks at each place more closely: this says "no" to nearly all of a text, never to what is one.
+//
+// WordMeasure(common_pairs).of(word): how many bytes it has, digits, capitals and small letters; changes, the part of
+//   neighbours that are of two of these kinds; entropy, Shannon's in bits; pairs of letters, and common ones, which were
+//   given. What is not ASCII is a letter.
+//
+// unreadable(word): the part of the bytes that a word of base64 stands for which are no ASCII text; the least of those
+//   read from its first, second, third and fourth character.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -54,13 +62,16 @@ struct Place {
     size_t begin, end;
 };
 
-// Behind an IPv4 address that begins at a place; the place itself if none does.
+// Behind an IPv4 address that begins at a place; the place itself if none does, or one of 0., 10., 127., and 224. on:
+// this machine, private ones, groups of them.
 size_t ipv4_end(View text, size_t place) {
     size_t i = place;
     for (int part = 0; part < 4; ++part) {
-        size_t digits = 0;
-        while (i < text.size() && is_digit(text[i])) ++i, ++digits;
-        if (digits == 0 || digits > 3) return place;
+        size_t digits = 0, number = 0;
+        for (; i < text.size() && is_digit(text[i]) && digits <= 3; ++i, ++digits) number = number * 10 + (text[i] - '0');
+        const bool has_zero = digits > 1 && text[i - digits] == '0';
+        if (digits == 0 || digits > 3 || number > 255 || has_zero) return place;
+        if (part == 0 && (number == 0 || number == 10 || number == 127 || number >= 224)) return place;
         if (part < 3 && (i >= text.size() || text[i++] != '.')) return place;
     }
     const bool goes_on = i < text.size() && (is_word(text[i]) || (text[i] == '.' && i + 1 < text.size() && is_digit(text[i + 1])));
@@ -147,6 +158,80 @@ class PiiScan {
     std::array<std::vector<std::string>, 256> prefixes_;
 };
 
+struct Measured {
+    size_t size = 0, digits = 0, capitals = 0, small = 0;
+    double changes = 0, entropy = 0;
+    size_t pairs = 0, common = 0;
+};
+
+class WordMeasure {
+  public:
+    explicit WordMeasure(const std::vector<std::string>& common_pairs) {
+        for (const std::string& pair : common_pairs) common_.at(place(pair.at(0), pair.at(1))) = true;
+    }
+
+    Measured of(View word) const {
+        Measured found;
+        std::array<uint32_t, 256> counts{};
+        size_t changes = 0;
+        uint8_t before = kOther;
+        for (size_t i = 0; i < word.size(); ++i) {
+            const uint8_t one = class_of(word[i]);
+            found.digits += one == kDigit;
+            found.capitals += one == kUpper;
+            found.small += one == kLower;
+            ++counts[static_cast<uint8_t>(word[i])];
+            changes += is_kind(one) && is_kind(before) && one != before;
+            if (is_letter(one) && is_letter(before)) {
+                ++found.pairs;
+                found.common += one != kHigh && before != kHigh && common_[place(word[i - 1], word[i])];
+            }
+            before = one;
+        }
+        found.size = word.size();
+        const double size = static_cast<double>(word.size());
+        if (word.size() > 1) found.changes = changes / (size - 1);
+        for (const uint32_t count : counts) {
+            if (count) found.entropy -= count / size * std::log2(count / size);
+        }
+        return found;
+    }
+
+  private:
+    static bool is_kind(uint8_t one) { return one == kDigit || one == kUpper || one == kLower; }
+    static bool is_letter(uint8_t one) { return one == kUpper || one == kLower || one == kHigh; }
+    static size_t place(char first, char second) { return ((first | 0x20) - 'a') * 26 + ((second | 0x20) - 'a'); }
+
+    std::array<bool, 26 * 26> common_{};
+};
+
+uint32_t base64_value(char c) {
+    switch (class_of(c)) {
+        case kUpper: return c - 'A';
+        case kLower: return c - 'a' + 26;
+        case kDigit: return c - '0' + 52;
+        default: return c == '+' || c == '-' ? 62 : 63;
+    }
+}
+
+double unreadable(View word) {
+    while (!word.empty() && word.back() == '=') word.remove_suffix(1);
+    double least = 1;
+    for (size_t first = 0; first < 4 && first + 4 <= word.size(); ++first) {
+        size_t bytes = 0, others = 0;
+        for (size_t i = first; i + 4 <= word.size(); i += 4, bytes += 3) {
+            uint32_t group = 0;
+            for (size_t k = 0; k < 4; ++k) group = group << 6 | base64_value(word[i + k]);
+            for (int shift = 16; shift >= 0; shift -= 8) {
+                const uint8_t byte = group >> shift & 255;
+                others += !((byte >= 32 && byte < 127) || byte == '\t' || byte == '\n' || byte == '\r');
+            }
+        }
+        least = std::min(least, static_cast<double>(others) / bytes);
+    }
+    return least;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_pii_scan, module) {
@@ -162,4 +247,17 @@ PYBIND11_MODULE(_pii_scan, module) {
                  return places;
              },
              py::arg("text"), "Give (kind, begin, end) in characters of the text, which is UTF-8.");
+    py::class_<Measured>(module, "Measured")
+        .def_readonly("size", &Measured::size)
+        .def_readonly("digits", &Measured::digits)
+        .def_readonly("capitals", &Measured::capitals)
+        .def_readonly("small", &Measured::small)
+        .def_readonly("changes", &Measured::changes)
+        .def_readonly("entropy", &Measured::entropy)
+        .def_readonly("pairs", &Measured::pairs)
+        .def_readonly("common", &Measured::common);
+    py::class_<WordMeasure>(module, "WordMeasure")
+        .def(py::init<const std::vector<std::string>&>(), py::arg("common_pairs"))
+        .def("of", &WordMeasure::of, py::arg("word"));
+    module.def("unreadable", &unreadable, py::arg("word"));
 }

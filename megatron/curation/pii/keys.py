@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from megatron.curation.pii.randomness import is_gibberish, measured, unreadable
 from megatron.curation.pii.scan import PREFIX, WORD, Found, Place
+
+if TYPE_CHECKING:
+    from megatron.curation._pii_scan import Measured
 
 # What the token begins with, and the whole of it.
 TOKENS: tuple[tuple[str, str, str], ...] = (
@@ -58,22 +61,22 @@ PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*(.{40,20000}?)(?:\\r|\\n|\s)*-----END \1",
     re.S,
 )
-URL_PASSWORD = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s:/@'\"<>{}$]{0,64}:([^\s:/@'\"<>{}$%*]{3,128})@[\w\[]"
-)
+URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
+URL_PASSWORD = re.compile(r"://[^\s:/@'\"<>{}$]{0,64}:([^\s:/@'\"<>{}$%*]{3,128})@[\w\[]")
 _DUMMY = "password pass passwd pwd secret xxx xxxx token changeme user username foo bar baz test"
 DUMMY = frozenset(_DUMMY.split())
 
-# What stands before a value whose name says that it is secret, up to the value.
+# What stands before a value whose name says that it is secret, up to the value; in small letters, as HASHES is, since
+# expressions without regard to case take six times as long.
 NAMED = re.compile(
     r"(?:key|secret|token|passw(?:or)?d|pwd|auth|credential)\w{0,20}[\"'\]]{0,2}\s{0,4}(?::|=>?|:=)\s{0,4}"
-    r"(?:[bru]?[\"']|(?:bearer|token|basic) )?$",
-    re.I,
+    r"(?:[bru]?[\"']|(?:bearer|token|basic) )?$"
 )
+NAMED_SIZE = 50  # characters of the longest
 TYPE_NAME = re.compile(r"::\w+[\"']\s*:\s*[\"']$")  # "AWS::KMS::Key": "…" tells of a type
 VALUE = re.compile(r"[A-Za-z0-9+/_.=-]{16,128}")
 HASHES = re.compile(
-    r"sha\d?|md5|hash|digest|checksum|integrity|fingerprint|commit|revision|uuid|guid|etag", re.I
+    r"sha|md5|hash|digest|checksum|integrity|fingerprint|commit|revision|uuid|guid|etag"
 )
 HEX = re.compile(r"[0-9A-Fa-f-]+")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.I)
@@ -86,8 +89,7 @@ MIN_MIXED, MIXED_CHANGES = (
     32,
     0.5,
 )  # long, and so mixed in kind that its pairs of letters need not be asked
-MIN_PRINTABLE = 0.9  # of the bytes that base64 of a text stands for; 0.4 if they are random
-URL_FORM = str.maketrans("-_", "+/")
+MAX_UNREADABLE = 0.1  # of the bytes that base64 of a text stands for; 0.6 if they are random
 BLOB_LINE = 48  # characters of a line that is base64 and nothing else
 BY_PREFIX: dict[str, list[tuple[str, re.Pattern[str]]]] = {
     prefix: [
@@ -97,34 +99,6 @@ BY_PREFIX: dict[str, list[tuple[str, re.Pattern[str]]]] = {
     ]
     for _, prefix, _ in TOKENS
 }
-_BIGRAMS = """
-th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea
-ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac ot il tr ly nc et ut ss so rs un lo wa ge ie
-wh ee wi em ad ol rt po we na ul ni ts mo ow pa im mi ai sh ir su id os iv ia am fi ci vi pl ig tu ev ld ry mp fe bl ab
-gh ty op wo sa ay ex ke fr oo av ag if ap gr od bo sp rd do uc bu ei ov by rm ep tt oc fa ef cu rn sc gi da yo cr cl du
-ga qu ue ff ba ey ls va um pp ua up lu go ht ru ug ds lt pi rc rr eg au ck ew mu br bi pt ak pu ui rg ib tl ny ki rk ys
-ob mm fu ph og ms ye ud mb ip ub oi rl gu dr hr cc tw ft wn nu af hu nn eo vo rv nf xp gn sm fl iz ok nl my gl aw ju oa
-eq sy sl ps jo lf nv je nk kn gs dy hy ze ks xt bs ik dd pt rp sk xi oe oy ws lv dl rf eu dg wr xa yi nm eb rb tm xc eh
-tc gy rw bj hn
-"""
-COMMON = frozenset(_BIGRAMS.split())
-MAX_COMMON = 0.62  # of a key's pairs of letters that are common in English; identifiers have more
-
-
-def is_gibberish(text: str) -> bool:
-    """Tell random characters from words: few of their pairs of letters are common ones."""
-    letters = text.lower()
-    pairs = [a + b for a, b in itertools.pairwise(letters) if (a + b).isalpha()]
-    others = len(text) - 1 - len(pairs)
-    if others * 3 > len(text) * 2:  # digits nearly everywhere: hexadecimal and the like
-        return True
-    common = sum(pair in COMMON for pair in pairs)
-    return common < MAX_COMMON * len(pairs)
-
-
-def entropy(text: str) -> float:
-    """Give Shannon's entropy of the characters, in bits."""
-    return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
 
 
 def has_github_checksum(token: str) -> bool:
@@ -146,77 +120,81 @@ def keys(text: str, places: Sequence[Place]) -> Iterator[Found]:
                 match = pattern.match(text, begin)
                 if match and _is_token(rule, text[begin:end], match[0]):
                     yield Found(*match.span(), "KEY", rule)
-        elif kind == WORD:
-            yield from _random(text, begin, end)
+        elif kind == WORD and (found := _random(text, begin, end)):
+            yield found
     if "PRIVATE KEY" in text:
         for match in PEM.finditer(text):
             yield Found(*match.span(2), "KEY", "pem")
-    if "://" in text and "@" in text:
-        for match in URL_PASSWORD.finditer(text):
-            if match[1].lower() not in DUMMY:
-                yield Found(*match.span(1), "PASSWORD", "url")
+    place = text.find("://") if "@" in text else -1
+    while place >= 0:
+        match = URL_PASSWORD.match(text, place)
+        scheme = URL_SCHEME.search(text, max(place - 21, 0), place) if match else None
+        if match and scheme and match[1].lower() not in DUMMY:
+            yield Found(*match.span(1), "PASSWORD", "url")
+        place = text.find("://", place + 1)
 
 
 def _is_token(rule: str, prefix: str, token: str) -> bool:
     if "EXAMPLE" in token or len(set(token[-16:])) < 6:
         return False
     if rule == "github" and token.startswith("gh") and token[3] == "_":
-        return has_github_checksum(token) or is_gibberish(token[4:])
+        return has_github_checksum(token) or is_gibberish(measured(token[4:]))
     if rule == "jwt":
         head = token.partition(".")[0]
         try:
             return b'"alg"' in base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
         except (binascii.Error, ValueError):
             return False
-    body = token.removeprefix(prefix)
-    is_mixed = changes(body) >= MIN_CHANGES or 4 * sum(map(str.isdigit, body)) >= len(body)
+    body = measured(token.removeprefix(prefix))
+    is_mixed = body.changes >= MIN_CHANGES or 4 * body.digits >= body.size
     return rule in ("aws", "pypi", "google") or is_mixed or is_gibberish(body)
 
 
-def _random(text: str, begin: int, end: int) -> Iterator[Found]:
+def _is_random_token(token: str) -> bool:
+    word = measured(token)
+    return word.changes >= MIN_CHANGES or is_gibberish(word)
+
+
+def _random(text: str, begin: int, end: int) -> Found | None:
     """Give a word if it is random enough for where it stands."""
-    line = text[max(text.rfind("\n", 0, begin) + 1, begin - 100) : begin]
+    near = max(begin - 100, 0)
+    line = text[max(text.rfind("\n", near, begin) + 1, near) : begin]
+    small_line = line.lower()
     is_quoted = line[-1:] in ("'", '"', "`") and text[end : end + 1] == line[-1:]
     for form, pattern in FORMS:
         token = pattern.match(text, begin)
-        if token and (changes(token[0]) >= MIN_CHANGES or is_gibberish(token[0])):
-            yield Found(*token.span(), "KEY", form)
-            return
-    if NAMED.search(line) and not TYPE_NAME.search(line):
+        if token and _is_random_token(token[0]):
+            return Found(*token.span(), "KEY", form)
+    if NAMED.search(small_line[-NAMED_SIZE:]) and not TYPE_NAME.search(line):
         match = VALUE.match(text, begin)
         assert match, "a word is a value"
         value, end = match[0], match.end()
+        word = measured(value)
         is_open = line[-1:] not in ("'", '"', "`")
         is_code = text[end : end + 1] in ("(", "[", "{") or (
-            changes(value) < MIN_NAMED_CHANGES and not HEX.fullmatch(value)
+            word.changes < MIN_NAMED_CHANGES and not HEX.fullmatch(value)
         )
-        is_secret = _is_random(value, is_named=True) and not (is_open and is_code)
+        is_secret = _is_random(value, word, is_named=True) and not (is_open and is_code)
         rule = "named"
-    else:
+    elif end - begin >= MIN_RANDOM:
         value = text[begin:end]
+        word = measured(value)
         is_secret = (
-            end - begin >= MIN_RANDOM
-            and _is_random(value, is_named=False)
-            and (is_quoted or _stands_out(text, begin, end, line))
-            and not _is_encoded_text(value)
+            _is_random(value, word, is_named=False)
+            and (is_quoted or (word.changes >= MIN_CHANGES and _stands_out(text, begin, end, line)))
+            and unreadable(value) > MAX_UNREADABLE
         )
         rule = "entropy"
-    if is_secret and not HASHES.search(line) and not HASHES.match(text, begin, end):
-        yield Found(begin, end, "KEY", rule)
-
-
-def changes(value: str) -> float:
-    """Give the part of neighbours of which one is a digit, a capital, a small letter, and the other is not."""
-    kinds = [c.isdigit() + 2 * c.isupper() + 4 * c.islower() for c in value]
-    return sum(bool(a and b and a != b) for a, b in itertools.pairwise(kinds)) / max(
-        len(value) - 1, 1
-    )
+    else:
+        return None
+    if is_secret and not HASHES.search(small_line) and not HASHES.match(value.lower()):
+        return Found(begin, end, "KEY", rule)
+    return None
 
 
 def _stands_out(text: str, begin: int, end: int, line: str) -> bool:
     """Tell a random string that nothing quotes from parts of paths, of longer words, and of data in many lines."""
-    value = text[begin:end]
-    if changes(value) < MIN_CHANGES or "/" in value[:1] or URL_PATH.search(line):
+    if text[begin] == "/" or URL_PATH.search(line):
         return False
     if line.endswith((".", "%", "\\", "$", "base64,")) or text[end : end + 1] in ("(", "[", "{"):
         return False
@@ -245,41 +223,25 @@ def _is_blob_line(line: str) -> bool:
     return len(value) >= BLOB_LINE and VALUE.fullmatch(value) is not None
 
 
-def _is_encoded_text(value: str) -> bool:
-    """Tell base64 of something to read, or a part of it."""
-    whole = value.rstrip("=").translate(URL_FORM)
-    for first in range(4):
-        try:
-            plain = base64.b64decode(whole[first : len(whole) - (len(whole) - first) % 4])
-        except ValueError:
-            return False
-        if sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in plain) >= MIN_PRINTABLE * len(
-            plain
-        ):
-            return True
-    return False
-
-
-def _is_random(value: str, *, is_named: bool) -> bool:
+def _is_random(value: str, word: Measured, *, is_named: bool) -> bool:
     if HEX.fullmatch(value):
         return (
             is_named
-            and entropy(value) >= MIN_HEX_ENTROPY
+            and word.entropy >= MIN_HEX_ENTROPY
             and not UUID.fullmatch(value)
-            and not value.isdigit()
+            and word.digits < word.size
         )
-    kinds = [any(map(test, value)) for test in (str.isdigit, str.isupper, str.islower)]
-    if sum(kinds) < (2 if is_named else 3) or not kinds[0]:
+    kinds = (word.digits > 0) + (word.capitals > 0) + (word.small > 0)
+    if kinds < (2 if is_named else 3) or not word.digits:
         return False
-    is_mixed = len(value) >= MIN_MIXED and changes(value) >= MIXED_CHANGES
-    digits = sum(map(str.isdigit, value))
+    is_mixed = word.size >= MIN_MIXED and word.changes >= MIXED_CHANGES
     if not is_named and (
-        digits < (1 if is_mixed else 3)
+        word.digits < (1 if is_mixed else 3)
         or value.count("/") > 3
         or value.count("_") + value.count("-") > 3
     ):
         return False
-    bits = entropy(value)
-    least = min(MIN_ENTROPY, math.log2(len(value)) * 0.85)
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" in value.upper() or "0123456789" in value
-    return bits >= least and not alphabet and (is_mixed or is_gibberish(value))
+    if word.entropy < min(MIN_ENTROPY, math.log2(word.size) * 0.85):
+        return False
+    is_alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" in value.upper() or "0123456789" in value
+    return (is_mixed or is_gibberish(word)) and not is_alphabet

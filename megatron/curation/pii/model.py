@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron.curation.pii.keys import DUMMY, is_gibberish
+from megatron.curation.pii.keys import DUMMY
+from megatron.curation.pii.randomness import is_gibberish, measured
 from megatron.curation.pii.rules import EXAMPLE_DOMAIN, is_public
 from megatron.curation.pii.scan import Found
 from megatron.curation.pii.spans import LABELS, Span, label_columns, spans_of
@@ -303,7 +304,7 @@ def accepted(text: str, span: Span) -> Found | None:
         "USERNAME": lambda: True,
         "EMAIL": lambda: is_address(value),
         "IP_ADDRESS": lambda: is_public(value),
-        "KEY": lambda: len(value) >= MIN_KEY and is_gibberish(value),
+        "KEY": lambda: len(value) >= MIN_KEY and is_gibberish(measured(value)),
         "PASSWORD": lambda: value.lower() not in DUMMY,
     }
     return Found(begin, end, label, "model") if is_right[label]() else None

@@ -33,16 +33,20 @@ IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 IPV6 = re.compile(
     r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])"
 )
+# of a line in small letters
 VERSION_BEFORE = re.compile(
-    r"(?:version|ver|release|build|rev|oid|[=<>~!]=|[a-z]-|\bv)[\s\"':=(\[]*$", re.I
+    r"(?:version|ver|release|build|rev|oid|[=<>~!]=|[a-z]-|\bv)[\s\"':=(\[]*$"
 )
-SERVER = re.compile(r"dns|server|host|address|\bip", re.I)
+SERVER = re.compile(r"dns|server|host|address|\bip")
 OIDS = ("1.2.840", "1.3.6.1", "2.5.4.", "2.5.29.")
 _PUBLIC_DNS = (
     "8.8.8.8 8.8.4.4 1.1.1.1 1.0.0.1 9.9.9.9 149.112.112.112 208.67.222.222 208.67.220.220 8.26.56.26 8.20.247.20 "
     "94.140.14.14 94.140.15.15 76.76.19.19 76.223.122.150 2001:4860:4860::8888 2001:4860:4860::8844"
 )
 PUBLIC_DNS = frozenset(_PUBLIC_DNS.split())
+NUMBERS = frozenset(map(str, range(256)))  # of an IPv4 address
+_SPECIAL = "0 10 100 127 169 172 192 198 203"  # first numbers of networks that are not for all
+ORDINARY = frozenset(map(str, range(224))) - frozenset(_SPECIAL.split())
 
 
 def emails(text: str) -> Iterator[Found]:
@@ -83,19 +87,24 @@ def addresses(text: str, places: Sequence[Place]) -> Iterator[Found]:
 
 def is_public(address: str) -> bool:
     """Tell an address that names somebody's machine to all, and is no well-known resolver's."""
+    first, *others = address.split(".")
+    if first in ORDINARY and len(others) == 3:
+        return NUMBERS.issuperset(others) and address not in PUBLIC_DNS
     try:
-        found = ipaddress.ip_address(address)
+        is_new = ":" in address
+        found = ipaddress.IPv6Address(address) if is_new else ipaddress.IPv4Address(address)
     except ValueError:
         return False
     return found.is_global and not found.is_multicast and address not in PUBLIC_DNS
 
 
 def _is_version(text: str, match: re.Match[str]) -> bool:
-    line = text[max(text.rfind("\n", 0, match.start()) + 1, match.start() - 40) : match.start()]
-    if match[0].startswith(OIDS) or VERSION_BEFORE.search(line):
+    near = max(match.start() - 40, 0)
+    line = text[max(text.rfind("\n", near, match.start()) + 1, near) : match.start()]
+    if match[0].startswith(OIDS) or VERSION_BEFORE.search(line.lower()):
         return True
     around = text[max(match.start() - 100, 0) : match.end() + 100]
-    return len(match[0]) == 7 and not SERVER.search(around)
+    return len(match[0]) == 7 and not SERVER.search(around.lower())
 
 
 @functools.cache

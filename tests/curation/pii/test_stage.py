@@ -1,6 +1,7 @@
 """Planted personal data is replaced, what only looks like it is not, and the defects of the original stay away."""
 
 import ast
+import ipaddress
 import json
 import random
 import sysconfig
@@ -16,7 +17,7 @@ from megatron.benchmark.pii_cases import (
     value_of,
 )
 from megatron.curation.pii.keys import has_github_checksum
-from megatron.curation.pii.rules import IPV4, IPV6, find_all
+from megatron.curation.pii.rules import IPV4, IPV6, find_all, is_public
 from megatron.curation.pii.scan import IPV4 as IPV4_PLACE
 from megatron.curation.pii.scan import IPV6 as IPV6_PLACE
 from megatron.curation.pii.scan import Scanner
@@ -100,10 +101,11 @@ def test_texts_are_looked_at_without_opening_a_file(monkeypatch):  # defect 12
     assert len(find_all(f"ann@lee.org 54.12.33.9 '{TOKEN}'")) == 3
 
 
-def test_places_are_counted_in_characters_and_all_of_them_are_seen():
+def test_places_are_counted_in_characters_and_all_public_addresses_are_seen():
     source = random.Random(2)
     parts = [
         "54.12.33.9",
+        "10.1.2.3",
         "2a01:4f8::7",
         "é",
         "字",
@@ -121,7 +123,24 @@ def test_places_are_counted_in_characters_and_all_of_them_are_seen():
         places = Scanner([]).find(text)
         for kind, pattern in ((IPV4_PLACE, IPV4), (IPV6_PLACE, IPV6)):
             begins = {begin for one, begin, _ in places if one == kind}
-            assert {match.start() for match in pattern.finditer(text)} <= begins, text
+            public = [match for match in pattern.finditer(text) if is_public(match[0])]
+            assert {match.start() for match in public} <= begins, text
+
+
+def test_public_addresses_are_those_that_the_standard_library_calls_global():
+    source = random.Random(3)
+    texts = [f"{first}.{second}.0.9" for first in range(300) for second in (0, 1, 64, 168, 255)]
+    texts += [".".join(str(source.randrange(260)) for _ in range(4)) for _ in range(3000)]
+    texts += ["1.2.3", "1.2.3.4.5", "01.2.3.4", "1.02.3.4", "1.2.3.", "a.b.c.d", "2001:db8::1", "2a01:4f8::7", "2:3"]  # fmt: skip
+    for text in texts:
+        try:
+            found = ipaddress.ip_address(text)
+        except ValueError:
+            found = None
+        expected = found is not None and found.is_global and not found.is_multicast
+        assert is_public(text) == expected, text
+        if expected and found.version == 4:
+            assert [begin for kind, begin, _ in Scanner([]).find(f"x {text}") if kind == IPV4_PLACE]
 
 
 @pytest.mark.parametrize(
