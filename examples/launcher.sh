@@ -3,8 +3,8 @@
 # file, and examples/recipes.sh.
 #
 # Needs: root (the repository), python, model, data_path, run_dir and save, set before its functions are called.
-# Reads: TRAIN_PYTHON, GPUS_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, MAX_RESTARTS, MAX_REQUEUES,
-#        REQUEUE, PREFLIGHT and Slurm's variables; docs/cluster.md says what for.
+# Reads: TRAIN_PYTHON, GPUS_PER_NODE, CUDA_VISIBLE_DEVICES, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT,
+#        MAX_RESTARTS, MAX_REQUEUES, REQUEUE, PREFLIGHT and Slurm's variables; docs/cluster.md says what for.
 # shellcheck disable=SC2034,SC2154  # what begin sets is read by who sources it; those
 set -euo pipefail
 
@@ -116,12 +116,17 @@ prepare_python() {
 
 # ---------------------------------------------------------------------------------------------- machine
 
-count_gpus() {
+count_gpus() { # those that processes will see: CUDA_VISIBLE_DEVICES may name some of the machine's
+    local count=0 visible
     if command -v nvidia-smi >/dev/null; then
-        nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
-    else
-        echo 0
+        count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     fi
+    if [[ -n ${CUDA_VISIBLE_DEVICES+given} ]]; then
+        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+        [[ ${visible[0]:-} != -1 ]] || visible=()
+        ((${#visible[@]} >= count)) || count=${#visible[@]}
+    fi
+    echo "$count"
 }
 count_processors() {
     num_cores=$(getconf _NPROCESSORS_ONLN)

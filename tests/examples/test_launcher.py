@@ -48,3 +48,24 @@ def test_a_job_requeues_itself_where_that_helps(
     )
     assert result.returncode == 0
     assert ("requeue 7" in result.stderr) == is_requeued, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 4), ("0,2", 2), ("1", 1), ("", 0), ("-1", 0), ("0,1,2,3,4", 4)]
+)
+def test_there_are_as_many_processes_as_gpus_they_may_see(
+    tmp_path: Path, visible: str | None, count: int
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nfor n in 0 1 2 3; do echo \"GPU $n: one\"; echo '  MIG 1'; done\n")
+    smi.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment.pop("GPUS_PER_NODE", None)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    script = "source examples/launcher.sh; count_processors; echo $num_processes"
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout == f"{count}\n", result.stderr
