@@ -9,6 +9,7 @@ state is sharded over dp_shard only.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,11 +19,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megatron.errors import ConfigError
+from megatron.logging import get_logger
 from megatron.options import ParallelConfig
 from megatron.parallel.context_parallel import ContextParallelRegion
 from megatron.parallel.launch import Launch
 
+logger = get_logger(__name__)
+
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+_MOST_HOSTS = 8  # that a message names
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,8 @@ def _join_pipeline_ends(mesh: DeviceMesh, timeout: timedelta) -> dist.ProcessGro
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:
     """Join the process group and give this process's device. Collective over the world.
 
-    Errors: ConfigError when nccl is asked for and this node has fewer GPUs than processes.
+    Errors: ConfigError when nccl is asked for and this node has fewer GPUs than processes, or when some nodes have
+    enough and others do not.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     use_gpu = num_gpus >= launch.local_world_size and config.distributed_backend != "gloo"
@@ -153,6 +159,11 @@ def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.devi
     device = torch.device("cuda", launch.local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
+    elif num_gpus > 0 and config.distributed_backend == "auto":
+        logger.info(
+            f"on the CPU: this node has {num_gpus} GPU(s) for {launch.local_world_size} processes. Start "
+            f"{num_gpus} to use them (--nproc-per-node, GPUS_PER_NODE)"
+        )
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
     if launch.world_size == 1 and not launch.has_rendezvous:
@@ -162,4 +173,21 @@ def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.devi
         dist.init_process_group(
             backend, rank=launch.rank, world_size=launch.world_size, timeout=timeout
         )
+    check_same_device(device.type)
     return device
+
+
+def check_same_device(kind: str) -> None:
+    """Raise ConfigError, on every process, unless all compute on the same kind of device. Collective over the world.
+
+    A node that has lost a GPU would go on alone on its CPUs, and the others wait for it.
+    """
+    told = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(told, (socket.gethostname(), kind))
+    on_cpu = sorted({host for host, its_kind in told if its_kind == "cpu"})
+    if on_cpu and any(its_kind != "cpu" for _, its_kind in told):
+        more = f" and {len(on_cpu) - _MOST_HOSTS} more" if len(on_cpu) > _MOST_HOSTS else ""
+        raise ConfigError(
+            f"torch sees fewer GPUs than there are processes on {', '.join(on_cpu[:_MOST_HOSTS])}{more}, and enough on "
+            "the other nodes; look at nvidia-smi there and take these nodes out, or start fewer processes on each"
+        )
