@@ -8,13 +8,15 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 GPU_FIELDS = ("name", "memory.total", "memory.used", "driver_version")
-# These are not known of every GPU: nvidia-smi answers "[N/A]".
+# These are not known of every GPU: nvidia-smi answers "[N/A]". Drivers rename them: it then answers nothing.
 GPU_HEALTH = ("ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.hw_slowdown")
+UNKNOWN_FIELD = "not a valid field"
 GPU_SECONDS = 60  # a driver that hangs never answers
 SAMPLE_BYTES = 1 << 20
 NUM_SAMPLES = 64
@@ -35,10 +37,12 @@ def gpus() -> list[dict[str, str]]:
     """Ask nvidia-smi about every GPU; none where there is no nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = (*GPU_FIELDS, *GPU_HEALTH)
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    fields: tuple[str, ...] = (*GPU_FIELDS, *GPU_HEALTH)
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS)
+        result = _ask_nvidia_smi(fields)
+        if result.returncode != 0 and UNKNOWN_FIELD in result.stdout + result.stderr:
+            fields = GPU_FIELDS
+            result = _ask_nvidia_smi(fields)
     except subprocess.TimeoutExpired:
         return [{"error": f"nvidia-smi gave no answer in {GPU_SECONDS} s"}]
     if result.returncode != 0:
@@ -46,6 +50,11 @@ def gpus() -> list[dict[str, str]]:
         return [{"error": f"nvidia-smi: {said.splitlines()[0]}"}]
     rows = (line.split(", ") for line in result.stdout.splitlines())
     return [dict(zip(fields, row, strict=False)) for row in rows]
+
+
+def _ask_nvidia_smi(fields: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS)
 
 
 def existing(folder: Path) -> Path:

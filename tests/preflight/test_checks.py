@@ -142,3 +142,20 @@ def test_a_driver_that_does_not_answer_is_told_and_ends_nothing(
     ):
         (gpu,) = node.gpus()
     assert expected in gpu["error"]
+
+
+def test_a_driver_that_has_renamed_what_tells_of_health_still_tells_the_rest() -> None:
+    unknown = 'Field "clocks_throttle_reasons.hw_slowdown" is not a valid field to query.'
+
+    def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if any("hw_slowdown" in word for word in command):
+            return subprocess.CompletedProcess(command, 2, unknown, "")
+        return subprocess.CompletedProcess(command, 0, "NVIDIA H200, 143771, 4, 999.1\n", "")
+
+    with (
+        mock.patch.object(node.shutil, "which", lambda name: name),
+        mock.patch.object(node.subprocess, "run", answer),
+    ):
+        (gpu,) = node.gpus()
+    assert gpu["name"] == "NVIDIA H200" and gpu["driver_version"] == "999.1"
+    assert not any(check(gpu) for check in (checks._is_busy, checks._has_errors, checks._is_slowed))
