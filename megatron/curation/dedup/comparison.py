@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def dedup_comparison(config: DedupConfig) -> Comparison:
         "dedup",
         partial(_decide, config, settings),
         settings,
-        lambda texts: sign(texts, config.scheme),
+        partial(_rehearse, config),
         partial(_finish, config),
         partial(_index_locked, config),
     )
@@ -126,6 +126,18 @@ def _decide(
         return Stage("dedup", partial(_apply, answers), settings)
 
     return stage_of
+
+
+def _rehearse(config: DedupConfig, texts: Sequence[str]) -> float | None:
+    """Sign some texts, and give the part of them that repeats one of the others; None if texts are not compared."""
+    from megatron.curation.dedup.duplicates import num_repeated
+
+    keys, last_bytes = sign(texts, config.scheme)
+    if config.by:
+        return None
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    threshold = config.threshold if config.verify == "signature" else 0.0
+    return num_repeated(digests, keys, last_bytes, threshold) / max(len(texts), 1)
 
 
 def _answers(

@@ -68,14 +68,14 @@ class Collection:
     def similarity(self, first: Array, second: Array) -> Array:
         """Estimate the Jaccard similarity of pairs from their signatures.
 
-        Of each minimum one byte is kept: P(equal) = J + (1 - J) / 256. Standard error sqrt(J (1 - J) / 256), 0.029 at
-        most at 0.7.
+        Of each minimum one byte is kept. Standard error sqrt(J (1 - J) / 256), 0.029 at most at 0.7.
         """
         result = np.empty(len(first), np.float32)
         for start in range(0, len(first), COMPARED):
             part = slice(start, start + COMPARED)
-            equal = self.gather("bytes", first[part]) == self.gather("bytes", second[part])
-            result[part] = (equal.mean(axis=1) - 1 / 256) / (1 - 1 / 256)
+            result[part] = _similarity(
+                self.gather("bytes", first[part]), self.gather("bytes", second[part])
+            )
         return result
 
     def best_first(self, groups: Array, documents: Array) -> Array:
@@ -189,6 +189,31 @@ def _cover(
     if not kept:
         return empty, empty, np.empty(0, np.float32)
     return np.concatenate(kept), np.concatenate(dropped), np.concatenate(values)
+
+
+def num_repeated(digests: Sequence[bytes], keys: Array, last_bytes: Array, threshold: float) -> int:
+    """Count the documents of a sample that repeat another: by digest, or by a band key that they share and signature."""
+    first: dict[bytes, int] = {}
+    is_repeated = np.array([first.setdefault(d, i) != i for i, d in enumerate(digests)], bool)
+    rows = np.repeat(np.arange(len(keys)), keys.shape[1])
+    flat = keys.reshape(-1)
+    chosen = (flat != 0) & ~is_repeated[rows]
+    order = np.argsort(flat[chosen], kind="stable")
+    flat, rows = flat[chosen][order], rows[chosen][order]
+    groups, documents = _repeated(flat[1:] == flat[:-1], rows)
+
+    def similarity(one: Array, other: Array) -> Array:
+        return _similarity(last_bytes[one], last_bytes[other])
+
+    _, dropped, _ = _cover(groups, documents, similarity, threshold, BUCKET_ROUNDS)
+    is_repeated[dropped] = True
+    return int(is_repeated.sum())
+
+
+def _similarity(first: Array, second: Array) -> Array:
+    """Estimate the similarity of pairs from the last bytes of their minima: P(equal) = J + (1 - J) / 256."""
+    value: Array = ((first == second).mean(axis=1) - 1 / 256) / (1 - 1 / 256)
+    return value
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:

@@ -5,13 +5,16 @@ Knows nothing of how the counts came about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from megatron.curation.run.output_folder import disk_errors, write_whole
 from megatron.curation.run.totals import Totals
 from megatron.errors import DataError
 
@@ -22,42 +25,105 @@ MAX_BARS = 30  # of a plot
 def write_card(output: Path) -> Path:
     """Write the card of a complete run, and its plots where matplotlib is installed; give its path."""
     try:
-        totals = Totals.from_json(orjson.loads((output / "totals.json").read_bytes()))
-        run = orjson.loads((output / "run.json").read_bytes())
+        run, totals = _read(output)
     except (OSError, orjson.JSONDecodeError, KeyError) as error:
         raise DataError(f"{output} is no complete output of curate.py: {error}") from None
-    plots = _plot(totals, output) if find_spec("matplotlib") else []
     path = output / CARD
-    path.write_text("\n".join(_lines(totals, run, plots)) + "\n", encoding="utf-8")
+    with disk_errors(output):
+        plots = _plot(totals, output) if find_spec("matplotlib") else []
+        write_whole(path, ("\n".join(_lines(totals, run, plots)).rstrip() + "\n").encode())
     return path
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], Totals]:
+    run: dict[str, Any] = orjson.loads((folder / "run.json").read_bytes())
+    return run, Totals.from_json(orjson.loads((folder / "totals.json").read_bytes()))
+
+
 def _lines(totals: Totals, run: dict[str, Any], plots: Sequence[str]) -> list[str]:
-    kept, dropped = totals.by_language("kept"), totals.by_language("dropped")
+    return [
+        *("# Data card", ""),
+        *_summary(totals),
+        *_history(run),
+        *_dropped(totals),
+        *(_plot_line("dropped.png", "Documents dropped, by rule", plots)),
+        *_languages(totals),
+        *(_plot_line("languages.png", "Text kept, by language", plots)),
+    ]
+
+
+def _summary(totals: Totals) -> list[str]:
     lines = [
-        "# Data card",
-        "",
         f"{totals.num_read:,} documents were read ({totals.bytes_read / 1e6:,.1f} MB of text), {totals.kept():,} kept "
-        f"({totals.bytes_kept() / 1e6:,.1f} MB), {totals.dropped():,} dropped; {totals.bad.total():,} records were set "
-        "aside unread. What became of each one: `python tools/curate.py why --output FOLDER ID`, and the Parquet files in "
+        f"({totals.bytes_kept() / 1e6:,.1f} MB), {totals.dropped():,} dropped."
+    ]
+    if totals.bad:
+        lines.append(f"{totals.bad.total():,} records could not be read and lie in `quarantine/`.")
+    dropped = sum(size for _, _, size in totals.by_rule())
+    if grown := totals.bytes_kept() + dropped - totals.bytes_read:
+        word = "longer" if grown > 0 else "shorter"
+        lines.append(f"Stages that change text made it {abs(grown) / 1e6:,.2f} MB {word}.")
+    return [
+        *lines,
+        "What became of each document: `python tools/curate.py why --output FOLDER ID`, and the Parquet files in "
         "`ledger/`.",
         "",
-        "## How it was made",
-        "",
-        "| stage | settings |",
-        "|---|---|",
     ]
-    for step in run["steps"]:
-        settings = ", ".join(f"{key} {_value(value)}" for key, value in step["settings"].items())
-        lines.append(f"| {step['stage']} | {settings} |")
-    lines += ["", "Input: " + ", ".join(f"`{Path(path).name}`" for path in run["inputs"]), ""]
-    lines += [
+
+
+def _history(run: dict[str, Any]) -> list[str]:
+    """Tell the stages of this folder, after those of the folders that it was made from."""
+    stages, folders = _made(run)
+    lines = ["## How it was made", ""]
+    if stages:
+        lines += ["| stage | settings |", "|---|---|"]
+        lines += [f"| {name} | {settings} |" for name, settings in dict.fromkeys(stages)] + [""]
+    lines += ["Input: " + ", ".join(f"`{Path(path).name}`" for path in run["inputs"]), ""]
+    return lines + [f"- {folder}" for folder in dict.fromkeys(folders)] + [""] * bool(folders)
+
+
+def _made(run: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Give stages with their settings, and what was counted in the folders before, the first first."""
+    stages: list[tuple[str, str]] = []
+    folders: list[str] = []
+    for path in map(Path, run["inputs"]):
+        with contextlib.suppress(
+            OSError, orjson.JSONDecodeError, KeyError
+        ):  # a file, or moved away
+            older, totals = _read(path)
+            more = _made(older)
+            stages += more[0]
+            folders += [*more[1], f"`{path.name}`: {totals.describe()}"]
+    if run["command"][:1] == ["collect"]:
+        roots = " ".join(f"`{Path(path).name}`" for path in run["inputs"])
+        stages.append(("collect", f"folders {roots}"))
+    return stages + [(step["stage"], _settings(step["settings"])) for step in run["steps"]], folders
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Lay out what is set, in the spelling of the options; what is off, or not given, is left out."""
+    words = []
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        if value is True:
+            words.append(name)
+        elif isinstance(value, list) and value:
+            words.append(f"{name} {' '.join(map(str, value))}")
+        elif isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+            words.append(f"{name} {value[:12]}")  # of files; enough to tell them from others
+        elif value not in (None, False, "", []):
+            words.append(f"{name} {value}")
+    return ", ".join(words).replace("|", "\\|") or "as they are"
+
+
+def _dropped(totals: Totals) -> list[str]:
+    rows = totals.by_rule()
+    lines = [
         "## What was dropped",
         "",
         "| stage: rule | documents | MB of text |",
         "|---|---:|---:|",
     ]
-    rows = totals.by_rule()
     lines += [f"| {rule} | {count:,} | {size / 1e6:,.2f} |" for rule, count, size in rows]
     size = sum(size for _, _, size in rows)
     lines += [f"| all | {totals.dropped():,} | {size / 1e6:,.2f} |", ""]
@@ -67,28 +133,35 @@ def _lines(totals: Totals, run: dict[str, Any], plots: Sequence[str]) -> list[st
     if totals.bad:
         lines += ["## What could not be read", "", "| reason | records |", "|---|---:|"]
         lines += [f"| {reason} | {n:,} |" for reason, n in totals.bad.most_common()] + [""]
-    lines += [
+    return lines
+
+
+def _languages(totals: Totals) -> list[str]:
+    kept, dropped = totals.by_language("kept"), totals.by_language("dropped")
+    none = (0, 0)
+    whole = max(totals.bytes_kept(), 1)
+    lines = [
         "## Languages",
         "",
-        "| language | kept | MB of text | dropped |",
-        "|---|---:|---:|---:|",
+        "| language | kept | MB of text | share | dropped | MB of text |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for name in sorted({*kept, *dropped}, key=lambda name: (-kept.get(name, (0, 0))[1], name)):
-        count, num_bytes = kept.get(name, (0, 0))
+    for name in sorted({*kept, *dropped}, key=lambda name: (-kept.get(name, none)[1], name)):
+        (count, size), (num_dropped, size_dropped) = kept.get(name, none), dropped.get(name, none)
         lines.append(
-            f"| {name or '(unknown)'} | {count:,} | {num_bytes / 1e6:,.2f} | {dropped.get(name, (0, 0))[0]:,} |"
+            f"| {name or '(unknown)'} | {count:,} | {size / 1e6:,.2f} | {size / whole:.1%} | {num_dropped:,} | "
+            f"{size_dropped / 1e6:,.2f} |"
         )
-    lines += [
-        f"| all | {totals.kept():,} | {totals.bytes_kept() / 1e6:,.2f} | {totals.dropped():,} |",
+    size = sum(size for _, _, size in totals.by_rule())
+    return [
+        *lines,
+        f"| all | {totals.kept():,} | {totals.bytes_kept() / 1e6:,.2f} | 100.0% | {totals.dropped():,} | {size / 1e6:,.2f} |",
         "",
     ]
-    return lines + [f"![{name}]({name})" for name in plots]
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+def _plot_line(name: str, title: str, plots: Sequence[str]) -> list[str]:
+    return [f"![{title}]({name})", ""] if name in plots else []
 
 
 def _plot(totals: Totals, output: Path) -> list[str]:

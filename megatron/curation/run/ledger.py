@@ -8,7 +8,7 @@ Parquet reads it; `find_entries` answers for one id. Knows nothing of how decisi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,16 @@ class LedgerWriter:
             ]
             self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
         self._columns = [[] for _ in SCHEMA]
+
+
+def size_of(entries: Sequence[Entry]) -> int:
+    """Give the bytes that entries take."""
+    columns = [[getattr(entry, field.name) for entry in entries] for field in SCHEMA]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
+    size: int = sink.getvalue().size
+    return size
 
 
 def ledger_files(output: Path) -> list[Path]:

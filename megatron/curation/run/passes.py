@@ -61,7 +61,8 @@ class Comparison:
     name: str
     decide: Callable[[Corpus], Callable[[int], Stage]]
     settings: Mapping[str, Any]
-    rehearse: Callable[[Sequence[str]], object]  # does the work of some texts, to be timed
+    # Does the work of some texts, to be timed; gives the part of them that it drops, if that can be told.
+    rehearse: Callable[[Sequence[str]], float | None]
     finish: Callable[[Corpus], None] = lambda corpus: None  # when the output is written
     # Held from the decision to the end, as what several runs share must be.
     guard: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -168,7 +169,8 @@ def _run_passes(
     for number, one in enumerate(passes):
         is_last = number == len(passes) - 1
         records = output if is_last else output / f".pass-{number}" / "records"
-        layout = PassLayout(output, records, number, options.format if is_last else "jsonl.zst")
+        kind = options.format if is_last else "jsonl.zst"
+        layout = PassLayout(output, records, number, kind, is_last)
         corpus = Corpus(
             sources,
             output / f".pass-{number}" / "work",

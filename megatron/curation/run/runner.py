@@ -41,7 +41,7 @@ from megatron.logging import get_logger
 
 logger = get_logger(__name__)
 
-VERSION = 2  # of what the stages decide: a shard of another version is not continued
+VERSION = 3  # of what the stages decide: a shard of another version is not continued
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 1 << 20  # that a model is given at once
 NUM_NAMED = 5  # bad records that are named; the others are in the quarantine
 
@@ -57,6 +57,9 @@ class PassLayout:
     records: Path  # the output folder, or one inside it that the next pass reads
     number: int = 0
     format: Format = "jsonl.zst"
+    is_last: bool = (
+        True  # of the passes: in those before, what is kept goes on and is no line of the ledger
+    )
 
     def name(self, shard: int) -> str:
         """Name the side files of a shard: those of the first pass come first."""
@@ -120,7 +123,8 @@ class _ShardWorker:
 
         def note(entry: ledger.Entry) -> None:
             totals.note(entry)
-            entries.add(entry)
+            if layout.is_last or entry.verdict != "kept":
+                entries.add(entry)
 
         stages = self._stages_of(number)
         with temporary[1].open("wb") as quarantine:

@@ -52,6 +52,21 @@ class Totals:
         self.bad += later.bad
         self.bytes_written = later.bytes_written
 
+    def scaled(self, factor: float) -> Totals:
+        """Give the counts of so many times as much; rounded, so that they no longer add up to the last document."""
+
+        def times(counts: Counter[Any]) -> Counter[Any]:
+            return Counter({key: round(count * factor) for key, count in counts.items()})
+
+        return Totals(
+            round(self.num_read * factor),
+            round(self.bytes_read * factor),
+            round(self.bytes_written * factor),
+            times(self.bad),
+            times(self.documents),
+            times(self.num_bytes),
+        )
+
     def kept(self) -> int:
         """Count the documents that were kept."""
         return sum(count for key, count in self.documents.items() if key[1] == "kept")

@@ -102,7 +102,7 @@ def select_stage(config: SelectConfig) -> Stage:
                 added["license"] = licence
         return Keep(document.with_metadata(**added) if added else document)
 
-    settings = {**vars(config), "opt_out": opt_out.fingerprint}
+    settings = {**vars(config), "opt_out": opt_out.fingerprint if config.opt_out else ""}
     return Stage("select", apply, settings)
 
 

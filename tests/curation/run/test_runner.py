@@ -1,6 +1,7 @@
 """Runs over files: the same for any number of workers, complete or not there, continued, and every document accounted for."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from megatron.curation.run import data_card, engine, ledger, runner
 from megatron.curation.run.document import Changed, Document, Drop, Keep, Stage
 from megatron.curation.run.estimate import estimate
 from megatron.curation.run.options import RunOptions
-from megatron.curation.run.passes import run_steps
+from megatron.curation.run.passes import Comparison, run_steps
 from megatron.curation.run.record_io import PartSource
 from megatron.curation.run.totals import Totals
 from megatron.errors import DataError
@@ -28,6 +29,7 @@ def odd_apply(document: Document):
     return Keep(document.with_metadata(language="python"))
 
 
+SEVENTH = Stage("seventh", lambda d: Drop("seventh") if int(d.id) % 7 == 0 else Keep(d), {})
 ODD = Stage("odd", odd_apply, {"threshold": 3})
 
 
@@ -95,6 +97,23 @@ def test_records_keep_their_keys_and_the_ledger_accounts_for_each(tmp_path, sour
         again.note(entry)
     assert again.documents == totals.documents and again.num_bytes == totals.num_bytes
     assert sum(size for _, size in totals.by_language("kept").values()) == totals.bytes_kept()
+
+
+def test_a_document_ends_in_one_line_of_the_ledger_however_many_passes_there_are(tmp_path, source):
+    decide = Comparison("compare", lambda corpus: lambda shard: SEVENTH, {}, len)
+    totals = run_steps([ODD, decide, Stage("end", Keep, {})], options(tmp_path, source))
+    assert [row[:2] for row in totals.by_rule()] == [("odd: third", 34), ("seventh: seventh", 10)]
+    entries = [
+        entry
+        for path in ledger.ledger_files(tmp_path / "out")
+        for entry in ledger.read_entries(path)
+    ]
+    again = Totals()
+    for entry in entries:
+        again.note(entry)
+    assert again.documents == totals.documents and again.num_bytes == totals.num_bytes
+    ends = sorted(int(entry.id) for entry in entries if entry.verdict != "changed")
+    assert ends == list(range(100))
 
 
 def test_why_names_stage_rule_and_value_and_goes_back_through_inputs(tmp_path, source):
@@ -298,13 +317,34 @@ def test_data_card_adds_up_and_names_settings(tmp_path, source):
     card = data_card.write_card(tmp_path / "out").read_text()
     assert "100 documents were read (0.0 MB of text), 66 kept" in card
     assert "| odd: third | 34 |" in card and "| odd | threshold 3 |" in card
-    assert "| all | 66 |" in card and "| python | 53 |" in card
+    assert "| all | 66 |" in card and "| python | 53 | 0.01 |" in card
+
+
+def test_data_card_tells_what_the_input_went_through_and_what_was_set(tmp_path, source):
+    digest = hashlib.sha256(b"a list").hexdigest()
+    settings = {"any_license": True, "languages": ["c", "go"], "opt_out": digest, "licenses": [], "min_stars": 0, "strict": False, "index": None, "against": ["a|b"]}  # fmt: skip
+    run_steps([ODD], options(tmp_path, source, name="one"))
+    run_steps(
+        [Stage("even", lambda d: Changed(d.with_text(d.text[1:]), "cut"), settings)],
+        options(tmp_path, tmp_path / "one", name="two"),
+        command=["even"],
+    )
+    lines = data_card.write_card(tmp_path / "two").read_text().splitlines()
+    stages = lines[lines.index("| stage | settings |") + 2 :][:2]
+    assert stages == [
+        "| odd | threshold 3 |",
+        f"| even | any-license, languages c go, opt-out {digest[:12]}, against a\\|b |",
+    ]
+    assert "- `one`: 100 records = 66 kept + 34 dropped (34 third) + 0 bad" in "\n".join(lines)
+    assert "Stages that change text made it 0.00 MB shorter." in lines
+    assert "| c | 13 | 0.00 | 19.7% | 0 | 0.00 |" in lines
+    assert "(34 odd: third)" not in lines  # of the folder before
 
 
 def test_dry_run_predicts_from_a_sample_and_writes_nothing(tmp_path, source):
     guess = estimate([ODD], options(tmp_path, source, sample_mb=0.01, dry_run=True))
     assert not (tmp_path / "out").exists()
     assert 0 < guess.sampled_bytes < guess.input_bytes == source.stat().st_size
-    assert guess.totals.num_read * guess.factor == pytest.approx(100, rel=0.2)
-    assert guess.totals.dropped() / guess.totals.num_read == pytest.approx(0.34, abs=0.1)
+    assert guess.whole.num_read == pytest.approx(100, rel=0.2)
+    assert guess.whole.dropped() / guess.whole.num_read == pytest.approx(0.34, abs=0.1)
     assert "core-hours" in guess.describe() and "odd: third" in guess.describe()
