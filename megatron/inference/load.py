@@ -170,8 +170,8 @@ def _choose_products(
         return (PanelProduct, PanelProductGelu), "packed for the CPU's vectors"
     theirs = packed_product.obstacle(device, dtype)
     if theirs is None:
-        return (PackedProduct, PackedProductGelu), f"packed by oneDNN (the faster way {ours})"
-    return None, f"as they are (packing {theirs})"
+        return (PackedProduct, PackedProductGelu), f"packed by oneDNN (our packing {ours})"
+    return None, f"as they are (our packing {ours}; oneDNN's {theirs})"
 
 
 def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) -> ModelConfig:

@@ -154,11 +154,11 @@ def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.
     """Give the dtype to compute in; what is asked for, or the model's own where the device is made for it."""
     import torch
 
+    from megatron.kernels import packed_product, prediction
+
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
         return stored
-    multiplies_bf16 = torch.backends.mkldnn.is_available() and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return stored if stored == torch.bfloat16 and multiplies_bf16 else torch.float32
+    obstacles = [ways.obstacle(device, torch.bfloat16) for ways in (prediction, packed_product)]
+    return stored if stored == torch.bfloat16 and None in obstacles else torch.float32

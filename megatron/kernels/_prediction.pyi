@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+VERSION: int
+
 def kinds() -> list[str]: ...
 def panel_size(kind: str) -> int: ...
 def pack(

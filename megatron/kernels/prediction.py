@@ -19,6 +19,10 @@ try:
 except ImportError:
     _prediction = None  # type: ignore[assignment]
 
+VERSION = (
+    3  # of how memory is laid out for csrc/prediction.cpp, which says for which it was compiled
+)
+
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Say why weights cannot be laid out for this there, None where they can."""
@@ -30,9 +34,9 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "does without AMX, which the CPU has for bf16"
     if _prediction is None:
         return "needs megatron/kernels/_prediction, which is not compiled: run make env"
-    if not hasattr(_prediction, "Stage"):
+    if getattr(_prediction, "VERSION", 0) != VERSION:
         return (
-            "needs megatron/kernels/_prediction as it is now, and it is an older one: run make env"
+            "needs megatron/kernels/_prediction of today, and it was compiled before: run make env"
         )
     return None
 

@@ -1,6 +1,7 @@
 """Models to write with: folders of transformers and runs give the same text as transformers' own generate."""
 
 import contextlib
+import logging
 from pathlib import Path
 from unittest import mock
 
@@ -13,10 +14,12 @@ from megatron.errors import CheckpointError
 from megatron.inference import kv_cache, runner
 from megatron.inference.kv_cache import CacheShape, KVCache
 from megatron.inference.load import predicting_config
-from megatron.kernels import cuda_library, packed_product
+from megatron.inference.model_flags import choose_dtype
+from megatron.kernels import cuda_library, packed_product, prediction
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu
 from megatron.kernels.registry import Situation, choose_kernels
 from megatron.options import ModelConfig
+from tests.grid import grid
 from tests.inference.models import (
     ARCHITECTURES,
     make_model,
@@ -96,6 +99,56 @@ def test_no_token_waits_for_a_plan(world, tmp_path):
     run = make_model(tmp_path / "run", **ARCHITECTURES["multi-query"])
     (seen,) = world(1).run(decode_watched, run)
     assert seen and all(one == ["cpu"] for one in seen)
+
+
+def score(rank, path, layout, dtype):
+    """Give the log-probabilities of a prompt's tokens, and what is logged."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("megatron")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    scored = request("a", random_prompt(20), logprobs=0, prompt_logprobs=True, max_new_tokens=1)
+    (done,) = open_engine(path, grid(**layout), dtype=dtype).run([scored])
+    return [one.logprob for one in done.prompt_scores], messages
+
+
+@pytest.mark.parametrize("kind", ["multi-query", "rotary, no bias, own head"])
+@pytest.mark.parametrize(
+    "layout, dtype, words",
+    [
+        ({}, torch.float32, "packed for the CPU's vectors, in float32"),
+        ({}, torch.bfloat16, "packed for the CPU's vectors, in bfloat16"),
+        ({}, torch.float16, "the dtype is torch.float16"),
+        ({"pp": 2}, torch.bfloat16, "packed for the CPU's vectors, in bfloat16"),
+        ({"tp": 2}, torch.bfloat16, "by their operations, as 2 processes share each"),
+    ],
+)
+def test_every_way_to_predict_is_logged_and_near_the_one_in_fp32(
+    world, tmp_path, kind, layout, dtype, words
+):
+    if prediction.obstacle(torch.device("cpu"), dtype) and dtype != torch.float16:
+        pytest.skip("the CPU has another way for bf16, or the kernel is not compiled")
+    changes = ARCHITECTURES[kind] | {"num_attention_heads": 4, "hidden_size": 16}
+    path = make_model(tmp_path / "run", **changes)
+    ((expected, _),) = world(1).run(score, path, {}, torch.float32)
+    for scores, messages in world(2 if layout else 1).run(score, path, layout, dtype):
+        assert any(words in message for message in messages)
+        assert scores == pytest.approx(expected, abs=1e-6 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("ways", [(), ("prediction",), ("packed_product",)])
+def test_auto_is_bf16_where_the_model_and_a_kernel_have_it(monkeypatch, ways):
+    for module in (prediction, packed_product):
+        name = module.__name__.rsplit(".", 1)[1]
+        answer = None if name in ways else "is not here"
+        monkeypatch.setattr(module, "obstacle", lambda device, dtype, answer=answer: answer)
+    cpu = torch.device("cpu")
+    expected = torch.bfloat16 if ways else torch.float32
+    assert choose_dtype("auto", torch.bfloat16, cpu) == expected
+    assert choose_dtype("auto", torch.float16, cpu) == torch.float32
+    assert choose_dtype("bf16", torch.float32, cpu) == torch.bfloat16
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_what_cannot_be_laid_out_is_told(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert "AMX" in prediction.obstacle(torch.device("cpu"), torch.bfloat16)
     assert prediction.obstacle(torch.device("cpu"), torch.float32) is None
-    for module, words in [(None, "not compiled"), (object(), "older")]:
+    for module, words in [(None, "not compiled"), (object(), "compiled before")]:
         monkeypatch.setattr(prediction, "_prediction", module)
         assert words in prediction.obstacle(torch.device("cpu"), torch.float32)
 
