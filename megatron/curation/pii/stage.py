@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import ipaddress
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -29,6 +30,11 @@ MODEL_KINDS = (*KINDS, "NAME", "USERNAME")
 WITHOUT_ASKING = (*KINDS, "NAME")  # StarCoder §4: user names are found and left
 WORDS = ("NAME", "USERNAME")  # may be part of an identifier, where `<NAME>` would break a file
 LONG_PASSWORD = 8
+# Addresses of the networks that replacements are of: a text's own are not given again.
+PRIVATE_IPV4, PRIVATE_IPV6 = (
+    re.compile(r"10(?:\.\d{1,3}){3}"),
+    re.compile(r"fd[0-9a-f]{2}:[0-9a-f:]+"),
+)
 MAX_ROUNDS = 8  # of a model over a text that changes by what it finds
 
 Find = Callable[[Sequence[str]], list[list[Found]]]
@@ -263,6 +269,8 @@ def _replace(
 ) -> str:
     parts, last = [], 0
     taken = set(given.values())
+    if any(item.kind == "IP_ADDRESS" for item in found):
+        taken.update(PRIVATE_IPV4.findall(text), PRIVATE_IPV6.findall(text))
     for item in found:
         value = text[item.begin : item.end]
         key = (item.kind, value)
@@ -276,7 +284,7 @@ def _replace(
 
 def _replacement(text: str, item: Found, value: str, taken: set[str], config: PiiConfig) -> str:
     if item.kind == "IP_ADDRESS":
-        return _private_address(text, value, taken)
+        return _private_address(value, taken)
     number = 2
     placeholder = f"<{item.kind}>"
     while config.distinct and (placeholder in taken or placeholder in text):
@@ -285,17 +293,16 @@ def _replacement(text: str, item: Found, value: str, taken: set[str], config: Pi
     return placeholder
 
 
-def _private_address(text: str, value: str, taken: set[str]) -> str:
-    """Give a private address of the same version that no other value has, nor the text; a function of the value."""
-    is_new = ipaddress.ip_address(value).version == 6
+def _private_address(value: str, taken: set[str]) -> str:
+    """Give a private address of the same version that is not taken; a function of the value."""
     attempt = 0
     while True:
         word = keyed_word("pii", value, attempt)
-        if is_new:
+        if ":" in value:
             address = str(ipaddress.IPv6Address((0xFD << 120) | word << 40 | (word & 0xFFFF) | 1))
         else:
-            address = str(ipaddress.IPv4Address((10 << 24) | (word & 0xFFFFFF)))
-        if address not in taken and address not in text:
+            address = f"10.{word >> 16 & 255}.{word >> 8 & 255}.{word & 255}"
+        if address not in taken:
             return address
         attempt += 1
 

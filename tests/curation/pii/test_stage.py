@@ -89,6 +89,14 @@ def test_every_value_has_a_replacement_of_its_own():  # defect 10
     assert len(set(numbers)) == 600
 
 
+def test_a_private_address_of_the_text_is_not_given_to_another_machine():
+    for address in ("54.12.33.9", "2a01:4f8::7"):
+        given = redacted(f"host {address}").removeprefix("host ")
+        shown = redacted(f"host {given}; host {address}")
+        assert shown.startswith(f"host {given}; host ")
+        assert shown.count(given) == 1
+
+
 def test_a_server_near_the_start_of_a_file_is_context():  # defect 11
     assert redacted("dns 9.8.7.6") != "dns 9.8.7.6"
     assert redacted("the 9.8.7.6 way") == "the 9.8.7.6 way"
