@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_section(teach, RunOptions, title="input and output")
     add_section(teach, PiiTrainConfig, title="pii-train")
     why = _add(commands, "why", "say what became of a document, and by which rule")
-    why.add_argument("id", help="its id, as the records and the ledger have it")
+    why.add_argument("id", nargs="?", help="its id, as the records and the ledger have it")
     why.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
     card = _add(commands, "card", "write the data card of a folder again")
     card.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
@@ -178,14 +179,13 @@ def show(name: str, total: int) -> Iterator[OnBytes]:
         yield bar.update
 
 
-def explain(output: Path, id: str) -> None:
+def explain(output: Path, id: str | None) -> None:
     """Print every decision about a document."""
-    answers = ledger.why(output, id)
+    answers = ledger.why(output, id) if id else []
     if not answers:
-        raise DataError(
-            f"the ledger of {output} has no document {id!r}; an id is what the records have, as in the ledger's first "
-            "column"
-        )
+        said = f"the ledger of {output} has no document {id!r}" if id else "no id is given"
+        examples = " and ".join(map(shlex.quote, ledger.example_ids(output, id or "")))
+        raise DataError(f"{said}; ids of {output} are as {examples}" if examples else said)
     for folder, entry in answers:
         print(f"{folder}: {ledger.describe(entry)}")
 

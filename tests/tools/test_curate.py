@@ -121,8 +121,15 @@ def test_pipeline_that_cannot_run_says_what_is_wrong(curate, tmp_path, pipeline,
 
 def test_document_that_the_ledger_lacks_is_an_error(curate, repositories, tmp_path):
     curate("collect", repositories, "--output", tmp_path / "all")
-    with pytest.raises(DataError, match="has no document 'none'"):
-        curate("why", "--output", tmp_path / "all", "none")
+    folder = tmp_path / "all"
+    with pytest.raises(
+        DataError, match=r"has no document 'none'; ids of \S+ are as one:\S+ and one:\S+$"
+    ):
+        curate("why", "--output", folder, "none")
+    with pytest.raises(DataError, match=r"has no document 'C.PY'; ids of .* are as two:c\.py$"):
+        curate("why", "--output", folder, "C.PY")
+    with pytest.raises(DataError, match=r"no id is given; ids of .* are as one:"):
+        curate("why", "--output", folder)
 
 
 def test_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -126,6 +126,25 @@ def find_entries(output: Path, id: str) -> list[Entry]:
     return found
 
 
+def example_ids(output: Path, like: str, count: int = 2) -> list[str]:
+    """Give ids of a ledger: the first ones that hold a text, or the first ones if none does."""
+    first: dict[str, None] = {}
+    alike: dict[str, None] = {}
+    for path in ledger_files(output):
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(GROUP_ROWS, columns=["id"]):
+                    ids = batch.column("id")
+                    first |= dict.fromkeys(ids.slice(0, count).to_pylist())
+                    found = ids.filter(pc.match_substring(ids, like, ignore_case=True))
+                    alike |= dict.fromkeys(found.slice(0, count).to_pylist())
+                    if len(alike) >= count:
+                        return [*alike][:count]
+        except UNREADABLE as error:
+            raise DataError(f"ledger {path} is damaged: {error}; run that stage again") from error
+    return [*(alike or first)][:count]
+
+
 def why(output: Path, id: str) -> list[tuple[Path, Entry]]:
     """Give every decision about a document, from the first stage on: outputs that were read are asked first."""
     answers: list[tuple[Path, Entry]] = []
