@@ -106,6 +106,15 @@ def _data(args: argparse.Namespace) -> int:
     return EXIT_USER_ERROR if any(report.findings for report in reports) else 0
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--load", type=Path, required=True, metavar="DIR", help="a run's --save, or an iter_ folder"
+    )
+    parser.add_argument(
+        "--world-size", type=int, help="processes of the run, if its checkpoints do not say"
+    )
+
+
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "sample",
@@ -114,9 +123,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "JSON files of a run's checkpoints and its token files, whose paths are as the run was given them: start it "
         "in the same folder.",
     )
-    parser.add_argument(
-        "--load", type=Path, required=True, metavar="DIR", help="a run's --save, or an iter_ folder"
-    )
+    _add_run(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--step", type=int, help="training samples of this step, from 1 as logged")
     which.add_argument("--sample", type=int, nargs="+", metavar="N", help="samples by number")
@@ -130,9 +137,6 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=int,
         help="with --step: only what this process read, as torchrun counts processes; those of one tensor and "
         "pipeline parallel group read the same (default: the whole step)",
-    )
-    parser.add_argument(
-        "--world-size", type=int, help="processes of the run, if its checkpoints do not say"
     )
     parser.add_argument(
         "--set", default="train", metavar="NAME", help="with --sample: train (default), valid, …"
@@ -180,16 +184,11 @@ def _add_steps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Name the training steps that read a part of a document, up to the last checkpoint. Reads what "
         "`sample` reads.",
     )
-    parser.add_argument(
-        "--load", type=Path, required=True, metavar="DIR", help="a run's --save, or an iter_ folder"
-    )
+    _add_run(parser)
     parser.add_argument(
         "--dataset", required=True, metavar="PREFIX", help="token file, or its last part"
     )
     parser.add_argument("--document", type=int, required=True, metavar="N", help="counted from 0")
-    parser.add_argument(
-        "--world-size", type=int, help="processes of the run, if its checkpoints do not say"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=_steps)
 

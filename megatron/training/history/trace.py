@@ -204,15 +204,7 @@ class RunTrace:
         """Trace a sample of a set by number. Raises ConfigError if there is none."""
         if sample < 0:
             raise ConfigError(f"--sample {sample}: samples count from 0")
-        return self._tracer(name).trace(sample)
-
-    def reads(self, prefix: str) -> bool:
-        """Say whether training reads a token file."""
-        return self._tracer("train").reads(prefix)
-
-    def samples_of(self, prefix: str, document: int, limit: int) -> list[int]:
-        """Give the training samples below limit that hold a part of a document. Raises DataError if it is not read."""
-        return self._tracer("train").samples_of(prefix, document, limit)
+        return self.tracer(name).trace(sample)
 
     def text(self, name: str, sample: int) -> str:
         """Give what the model reads of a sample, after fill-in-the-middle, and the last label."""
@@ -220,7 +212,8 @@ class RunTrace:
         ids = [*read["tokens"].tolist(), int(read["labels"][-1])]
         return self.tokenizer.detokenize(ids)
 
-    def _tracer(self, name: str) -> Tracer:
+    def tracer(self, name: str) -> Tracer:
+        """Give what traces the samples of a set. Raises ConfigError if there is none."""
         if name not in self._tracers:
             self._tracers[name] = Tracer(self._set(name))
         return self._tracers[name]
@@ -255,15 +248,15 @@ class DocumentSteps:
         """Open a run's folder, or one of its checkpoints. Raises as `RunRecord.open` and `RunTrace` do."""
         self.record = RunRecord.open(load)
         self._dp_size = self.record.data_parallel_size(world_size)
-        self._run = RunTrace(self.record)
+        self._train = RunTrace(self.record).tracer("train")
 
     def reads(self, prefix: str) -> bool:
         """Say whether the run trains on a token file."""
-        return self._run.reads(prefix)
+        return self._train.reads(prefix)
 
     def __call__(self, prefix: str, document: int) -> list[tuple[int, int]]:
         """Give (step, sample) of every time that a part of a document was read, up to the last checkpoint."""
-        samples = self._run.samples_of(prefix, document, self.record.num_consumed)
+        samples = self._train.samples_of(prefix, document, self.record.num_consumed)
         steps = self.record.steps_of(samples, self._dp_size)
         return [(steps[sample], sample) for sample in samples if sample in steps]
 
