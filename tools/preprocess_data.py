@@ -14,7 +14,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import megatron.logging
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 

@@ -13,7 +13,8 @@ from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.data.packing import pack
 from megatron.data.preprocessing.merge import merge, merge_shuffled, open_sources
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.trace import Tracer
 from megatron.data.verify_dataset import verify_dataset
 from megatron.errors import ConfigError, DataError

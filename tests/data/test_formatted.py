@@ -12,7 +12,8 @@ from megatron.curation.run.passes import run_steps
 from megatron.data.formatted import FORMAT_TOKENS, why_not_formatted
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.origin import read_origin
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.provenance import Provenance
 from megatron.errors import ConfigError
 from megatron.options import TokenizerConfig

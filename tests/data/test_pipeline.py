@@ -9,7 +9,8 @@ import tokenizers
 
 from megatron.data.build import build_datasets
 from megatron.data.loader import BatchLoader
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.trace import Tracer
 from megatron.options import DataConfig
 

@@ -74,7 +74,8 @@ def make_base(folder: Path) -> None:
 
 def preprocess_base(folder: Path) -> None:
     """Write the dataset of the base, by its own tool."""
-    from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+    from megatron.data.preprocessing.options import PreprocessConfig
+    from megatron.data.preprocessing.preprocess import preprocess
 
     config = PreprocessConfig(
         input=(str(folder / "a.jsonl"),),

@@ -12,7 +12,8 @@ from megatron.convert.hf_export import export_hf
 from megatron.convert.model_source import ModelSource
 from megatron.convert.source import Source
 from megatron.data.indexed_dataset import IndexedDataset
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.trace import Tracer
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.chat_template import ChatEncoder, Message

@@ -20,7 +20,8 @@ from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import keyed_word, random_word
 from megatron.data.preprocessing.chunk_encoder import NUM_NAMED
 from megatron.data.preprocessing.dataset_writer import DatasetWriter
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.provenance import Provenance
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
@@ -322,7 +323,8 @@ def test_memory_does_not_grow_with_the_input(tokenizer, tmp_path):
     script = """
 import json, re, resource, sys
 from pathlib import Path
-from megatron.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.preprocessing.shuffle import DocumentShuffler
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
