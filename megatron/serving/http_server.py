@@ -104,16 +104,20 @@ class _Serving:
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
-            self._worker.end()
-        with anyio.move_on_after(LAST_SECONDS):
-            await self._worker_ended.wait()
-        if not self._worker_ended.is_set():  # a device, or another process, keeps it for ever
-            logger.error("a step of the engine does not end: left without waiting for it")
-            leave_at_once(EXIT_FAILURE)
-        thread.join()  # it has said its last word
+            await self._end_worker(thread)
         if self._worker.has_lost_peer:
             return EXIT_LOST_PEER
         return EXIT_FAILURE if self._service.has_failed else 0
+
+    async def _end_worker(self, thread: Thread) -> None:
+        """Let the step that is being done end, but not for long: a device, or another process, may keep it for ever."""
+        self._worker.end()
+        with anyio.move_on_after(LAST_SECONDS):
+            await self._worker_ended.wait()
+        if not self._worker_ended.is_set():
+            logger.error("a step of the engine does not end: left without waiting for it")
+            leave_at_once(EXIT_FAILURE)
+        thread.join()  # it has said its last word
 
     def _say_where(self) -> None:
         host, port = self._listener.getsockname()[:2]
