@@ -122,8 +122,9 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         raise ConfigError(f"{first} is not an option here: {REPLACED[first]}")
     if not first.startswith("-"):
         raise ConfigError(f"{first!r} belongs to no option; options start with --")
-    near = _nearest(first.lstrip("-"), [name.lstrip("-") for name in known])
-    hint = f"; did you mean --{near}?" if near else "; see --help"
+    flags = {name.lstrip("-"): name for name in known}
+    near = _nearest(first.lstrip("-"), flags)
+    hint = f"; did you mean {flags[near]}?" if near else "; see --help"
     raise ConfigError(f"{first} is not an option{hint}")
 
 
@@ -177,7 +178,8 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
         title or section.__name__, (section.__doc__ or "").split("\n")[0]
     )
     for field, value_type in _options(section):
-        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        is_plain = field.default is None or field.default is False or field.default == ()
+        default = "" if is_plain else f" (default: {field.default})"
         settings: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,

@@ -123,7 +123,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_section(parser, SamplingOptions, title="sampling")
     cli.add_section(parser, ReviewOptions, title="where texts come from")
     output = parser.add_argument_group("output")
-    output.add_argument("-n", type=int, default=1, metavar="N", help="samples of each prompt")
+    output.add_argument(
+        "-n", type=int, default=1, metavar="N", help="samples of each prompt (default: 1)"
+    )
     output.add_argument("--json", action="store_true", help="JSON lines in place of text")
     output.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines there")
     output.add_argument("--echo", action="store_true", help="print the prompt with the text")
@@ -178,6 +180,9 @@ def _check(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> None:
     check_processes(args, launch)
     require(bool(jobs), f"--input {args.input} holds no prompt")
     require(args.batch_size >= 1, f"--batch-size is {args.batch_size}; allowed: from 1")
+    if args.output is not None and launch.rank == 0:
+        with _naming_output(args.output), args.output.open("a"):
+            pass  # before a model is loaded; what is there stays until there is something to write
     for job in jobs:
         require(
             job.num_samples == 1 or job.options.temperature > 0,
@@ -275,6 +280,15 @@ def _reviewer(args: argparse.Namespace, tokenizer: Tokenizer, launch: Launch) ->
 
 
 @contextlib.contextmanager
+def _naming_output(path: Path) -> Iterator[None]:
+    """Raise ConfigError for a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
 def _reviewing_writer(
     args: argparse.Namespace,
     tokenizer: Tokenizer,
@@ -333,20 +347,18 @@ def _writer(
         from tqdm import tqdm
 
         total = sum(job.num_samples for job in jobs)
-        try:
-            with args.output.open("w", encoding="utf-8") as file:
-                write = json_writer(file, tokenizer, more)
-                with tqdm(total=total, unit="text", disable=None) as bar:
+        with (
+            _naming_output(args.output),
+            args.output.open("w", encoding="utf-8") as file,
+            tqdm(total=total, unit="text", disable=None) as bar,
+        ):
+            write = json_writer(file, tokenizer, more)
 
-                    def write_and_count(job: Job, update: object) -> None:
-                        write(job, update)  # type: ignore[arg-type]
-                        bar.update(getattr(update, "completion", None) is not None)
+            def write_and_count(job: Job, update: Update) -> None:
+                write(job, update)
+                bar.update(update.completion is not None)
 
-                    yield write_and_count
-        except OSError as error:
-            raise ConfigError(
-                f"--output {args.output} cannot be written: {error.strerror}"
-            ) from None
+            yield write_and_count
     elif args.json:
         _write_utf8()
         yield json_writer(sys.stdout, tokenizer, more)

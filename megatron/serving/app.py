@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from megatron.attribution.review import Reviewer
@@ -49,26 +49,27 @@ def app(
     keys: of clients; none: everybody may ask. reviewer: looks up what is written in the training data.
     """
     key_guard = Middleware(KeyGuard, keys=keys)
+
+    def guarded(path: str, routes: Sequence[BaseRoute]) -> Mount:
+        # a redirection to or from a slash would send clients where their Host says
+        router = Router(routes, redirect_slashes=False)
+        return Mount(path, app=router, middleware=[key_guard])
+
     routes: list[BaseRoute] = [
         Route("/health", _health(service)),
         Route("/metrics", _metrics(service), middleware=[key_guard]),
-        Mount(
+        guarded(
             "/v1",
-            routes=[
+            [
                 Route("/completions", _completions(service, reviewer), methods=["POST"]),
                 Route("/models", _models(service)),
                 Route("/models/{name:path}", _models(service)),
             ],
-            middleware=[key_guard],
         ),
     ]
     if playground is not None:
         routes += [
-            Mount(
-                "/playground",
-                routes=playground_routes(playground, service.options),
-                middleware=[key_guard],
-            ),
+            guarded("/playground", playground_routes(playground, service.options)),
             page(),
         ]
 
@@ -101,7 +102,7 @@ def app(
             Exception: on_bug,
         },
     )
-    application.router.redirect_slashes = False  # it would send clients where their Host says
+    application.router.redirect_slashes = False
     return application
 
 

@@ -142,7 +142,7 @@ class Answer:
 
     def _top(self, score: TokenScore | None) -> dict[str, float] | None:
         """Name the likeliest tokens and, as OpenAI does, the one that was chosen."""
-        if score is None or not score.top:
+        if score is None:
             return None
         return {
             self._spell(id): logprob for id, logprob in (*score.top, (score.token, score.logprob))

@@ -120,6 +120,8 @@ def test_errors_are_those_that_openais_client_knows(client) -> None:
     with pytest.raises(openai.APIStatusError, match="knows another method") as wrong:
         client.get("/completions", cast_to=object)
     assert wrong.value.status_code == 405 and wrong.value.response.headers["allow"] == "POST"
+    with pytest.raises(openai.NotFoundError):  # and no redirection to what its Host says
+        client.post("/completions/", body={"prompt": "a"}, cast_to=object)
     with pytest.raises(openai.NotFoundError, match="There is no chat"):
         client.chat.completions.create(model="run", messages=[])
     assert [model.id for model in client.models.list()] == ["run"]

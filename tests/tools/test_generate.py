@@ -114,6 +114,7 @@ def test_several_samples_and_stdin(run: Path, capsys, monkeypatch) -> None:
         (("--prompt", "a", "--tensor-model-parallel-size", 2), ConfigError, "there are 1"),
         (("--file", "missing.py"), DataError, "missing.py cannot be read"),
         (("--promt", "a"), ConfigError, "did you mean --prompt"),
+        (("--prompt", "a", "--n", 2), ConfigError, r"--n is not an option; did you mean -n\?"),
     ],
 )
 def test_mistakes_are_named(run: Path, capsys, args, error, words) -> None:
@@ -142,6 +143,22 @@ def test_lines_that_cannot_be_read_are_named(run: Path, tmp_path, capsys, line, 
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises((ConfigError, DataError), match=words):
         generate(run, capsys, "--input", path)
+
+
+def test_a_file_that_cannot_be_written_is_named_before_a_model_is_loaded(
+    run: Path, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(tool, "load", None)
+    with pytest.raises(ConfigError, match=r"out\.jsonl cannot be written: No such file"):
+        generate(run, capsys, "--prompt", "a", "--output", tmp_path / "none" / "out.jsonl")
+
+
+def test_help_gives_defaults_that_are_nought(capsys) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 takes the likeliest token (default: 0.0)" in text
+    assert "samples of each prompt (default: 1)" in text
 
 
 def test_any_text_is_printed_in_any_locale(run: Path) -> None:
