@@ -19,6 +19,7 @@ namespace py = pybind11;
 namespace {
 
 constexpr size_t kBase64Line = 64, kItems = 8;
+constexpr size_t kTag = 1024;  // bytes of a tag outside of quotes: with more, quotes tell nothing
 constexpr size_t kNone = std::string_view::npos;
 
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
@@ -37,7 +38,7 @@ bool begins_with(std::string_view text, size_t place, std::string_view word) {
 
 // Behind the `>` that ends the tag which begins at a place; one inside of quotes does not. kNone if it never ends.
 size_t tag_end(std::string_view text, size_t place) {
-    for (size_t i = place; i < text.size(); ++i) {
+    for (size_t i = place, count = 0; i < text.size() && count < kTag; ++i, ++count) {
         const char c = text[i];
         if (c == '>') return i + 1;
         if (c == '"' || c == '\'') {
@@ -61,14 +62,16 @@ size_t element_end(std::string_view text, size_t place, std::string_view closing
     return text.size();
 }
 
-// Behind what begins with the `<` at a place and shows nothing; the place itself if it is text.
-size_t hidden_end(std::string_view text, size_t place) {
+// Behind what begins with the `<` at a place and shows nothing; the place itself if it is text. last: where the last `>`
+// of the text stands, since behind it nothing but a comment begins, and none needs to be looked for.
+size_t hidden_end(std::string_view text, size_t place, size_t last) {
     if (place + 1 >= text.size()) return place;
     const char next = text[place + 1];
     if (next == '!' && text.compare(place, 4, "<!--") == 0) {
         const size_t end = text.find("-->", place + 4);
         return end == kNone ? text.size() : end + 3;
     }
+    if (last == kNone || place > last) return place;
     if (next == '!' || next == '?') {
         const size_t end = text.find('>', place);
         return end == kNone ? place : end + 1;
@@ -89,13 +92,14 @@ size_t hidden_end(std::string_view text, size_t place) {
 std::string visible(std::string_view text) {
     std::string shown;
     shown.reserve(text.size());
+    const size_t last = text.rfind('>');
     size_t place = 0;
     while (place < text.size()) {
         size_t open = text.find('<', place);
         if (open == kNone) open = text.size();
         shown.append(text, place, open - place);
         if (open == text.size()) break;
-        place = hidden_end(text, open);
+        place = hidden_end(text, open, last);
         if (place == open) {
             shown.push_back('<');
             ++place;

@@ -29,7 +29,8 @@ OTHER_SIGNS = {
     "scheme": "; ",
 }
 MAGIC = re.compile(r"\s*(?:%|!|\?|\w[\w.]*\?{1,2}\s*$)")
-TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.S)  # fmt: skip
+TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+COMMENT_OR_TAG = re.compile(rf"<!--.*?-->|{TAG.pattern}", re.S)
 
 
 def _cells(text: str) -> tuple[list[dict[str, Any]], str] | Drop:
@@ -131,7 +132,10 @@ def structured_text(text: str, output_characters: int) -> list[str] | Drop:
 
 def _prose(markdown: str) -> str:
     """Give the words of a text cell on one line, without tags and `#`."""
-    return " ".join(html.unescape(TAG.sub(" ", markdown)).replace("#", " ").split())
+    # Behind the last --> no comment ends: its end would be looked for from each <!-- on.
+    closed, arrow, others = markdown.rpartition("-->")
+    shown = COMMENT_OR_TAG.sub(" ", closed + arrow) + TAG.sub(" ", others)
+    return " ".join(html.unescape(shown).replace("#", " ").split())
 
 
 def _output(cell: dict[str, Any], most: int) -> str:

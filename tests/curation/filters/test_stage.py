@@ -1,6 +1,7 @@
 """Each rule at its threshold, by the reason it gives, and measures equal to Python's own."""
 
 import random
+import time
 
 import pytest
 
@@ -181,6 +182,15 @@ def test_measures_equal_python_str_methods_on_any_text():
 )
 def test_visible_text_is_what_no_tag_script_or_comment_holds(page, shown):
     assert visible_length(page) == len(shown)
+
+
+@pytest.mark.parametrize(
+    "part", ["<a ", "<!x", "<?", "</b", '<a ">" ', "<a '", "<!--", "<script>", "<!-- >"]
+)
+def test_a_page_of_a_megabyte_that_closes_nothing_is_read_once(part):
+    begin = time.process_time()
+    visible_length(part * (1_000_000 // len(part)))
+    assert time.process_time() - begin < 8  # minutes where each place looks at all behind it
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -99,6 +100,28 @@ def test_raw_text_stays_as_it_is_and_is_no_sentinel_in_any_kind():
     found, raw = sentinels(notebook(*cells), FormatConfig(kind="notebook-structured"))
     assert found == ["<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>"]
     assert raw == ["", "", "Hi", f"# {RAW}", RAW]
+
+
+def prose(text):
+    """Give the prose of a notebook of one text and one line of code."""
+    config = FormatConfig(kind="notebook-structured")
+    return sentinels(notebook(("markdown", text, []), ("code", "1", [])), config)[1][2]
+
+
+def test_prose_is_what_stands_outside_of_comments_and_tags():
+    source = random.Random(1)
+    parts = ["<!--", "-->", "<b>", "</b>", "<", ">", "<a x='-->'>", "word ", "-", "!", "\n"]
+    for _ in range(500):
+        text = "x" + "".join(source.choices(parts, k=source.randrange(12))) + " y"
+        shown = re.sub(r"<!--.*?-->|</?[A-Za-z][^<>]*>", " ", text, flags=re.S)
+        assert prose(text) == " ".join(shown.split()), text
+
+
+@pytest.mark.parametrize("part", ["<!--", "<!-- x >", "<a ", "<!-->"])
+def test_prose_of_a_megabyte_of_comments_that_never_end_is_read_once(part):
+    begin = time.process_time()
+    assert prose("x --> y " + part * (1_000_000 // len(part)) + " z").endswith(" z")
+    assert time.process_time() - begin < 8  # minutes where each place looks at all behind it
 
 
 def test_for_other_programs_raw_text_gets_a_space_where_it_spells_a_sentinel():
