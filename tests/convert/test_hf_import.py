@@ -86,6 +86,41 @@ def our_logits_and_gradients(rank, root, ids, labels):
     return logits, {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
 
 
+def gradients_of_equal_logits(world, root, theirs):
+    """Compare an import with the model it was made of, and give our gradients; theirs are left in the model."""
+    generator = torch.Generator().manual_seed(4)
+    ids, labels = torch.randint(NUM_ROWS, (2, 2, 12), generator=generator)
+    logits, gradients = world(1).run(our_logits_and_gradients, root, ids, labels)[0]
+    expected = theirs(ids).logits
+    F.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    return gradients
+
+
+def weights_of(folder):
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_round_trip(folder, config_class, dtype):
+    """Bring FOLDER/hf in, export it, and bring that in: equal bits and an equal configuration each time."""
+    source = bring_in(folder / "hf", folder / "ours")
+    assert source.config.precision.compute_dtype == str(dtype).removeprefix("torch.")
+    export(source, folder / "back", dtype)
+    first, second = weights_of(folder / "hf"), weights_of(folder / "back")
+    assert first.keys() == second.keys()
+    assert all(first[n].dtype == second[n].dtype == dtype for n in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    original = config_class.from_pretrained(folder / "hf").to_dict()
+    returned = config_class.from_pretrained(folder / "back").to_dict()
+    assert returned | {"_name_or_path": ""} == original | {"_name_or_path": ""}
+    again = bring_in(folder / "back", folder / "again")
+    assert set(again.reader.names()) == set(source.reader.names())
+    for name in source.reader.names():
+        assert torch.equal(again.reader.read(name), source.reader.read(name))
+    return source
+
+
 @pytest.mark.parametrize("multi_query", [True, False], ids=["multiquery", "multihead"])
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, multi_query, is_tied):
@@ -94,13 +129,7 @@ def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, mul
     )
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
     source = bring_in(tmp_path / "hf", tmp_path / "ours")
-    generator = torch.Generator().manual_seed(4)
-    ids, labels = torch.randint(NUM_ROWS, (2, 2, 12), generator=generator)
-    logits, gradients = world(1).run(our_logits_and_gradients, tmp_path / "ours", ids, labels)[0]
-
-    expected = theirs(ids).logits
-    F.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    gradients = gradients_of_equal_logits(world, tmp_path / "ours", theirs)
     renamed = to_bigcode(gradients, multi_query, 2)
     if not is_tied:
         renamed["lm_head.weight"] = gradients["output_layer.weight"]
@@ -113,21 +142,7 @@ def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, mul
 def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, multi_query, dtype):
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 200)  # three rows of fp32
     make_theirs(tmp_path / "hf", multi_query=multi_query, dtype=dtype, layer_norm_epsilon=1e-4)
-    source = bring_in(tmp_path / "hf", tmp_path / "ours")
-    assert source.config.precision.compute_dtype == str(dtype).removeprefix("torch.")
-    export(source, tmp_path / "back", dtype)
-    first = load_file(tmp_path / "hf" / "model.safetensors")
-    second = load_file(tmp_path / "back" / "model.safetensors")
-    assert first.keys() == second.keys()
-    assert all(first[n].dtype == second[n].dtype == dtype for n in first)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    original = GPTBigCodeConfig.from_pretrained(tmp_path / "hf").to_dict()
-    returned = GPTBigCodeConfig.from_pretrained(tmp_path / "back").to_dict()
-    assert returned | {"_name_or_path": ""} == original | {"_name_or_path": ""}
-    again = bring_in(tmp_path / "back", tmp_path / "again")
-    assert set(again.reader.names()) == set(source.reader.names())
-    for name in source.reader.names():
-        assert torch.equal(again.reader.read(name), source.reader.read(name))
+    assert_round_trip(tmp_path, GPTBigCodeConfig, dtype)
 
 
 @pytest.mark.parametrize("changes", [MULTI_QUERY, MULTI_HEAD, STARCODER2])

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from megatron.checkpoint import safetensors_file
@@ -13,15 +11,14 @@ from megatron.convert.verification import verify_hf
 from megatron.errors import CheckpointError
 from megatron.model.flops import num_parameters
 from tests.convert.test_hf_import import (
+    NUM_ROWS,
+    assert_round_trip,
     bring_in,
     change_config,
-    export,
-    our_logits_and_gradients,
+    gradients_of_equal_logits,
 )
 from tests.model.test_transformers import to_starcoder2
 from tests.model.tiny import assert_all_close
-
-NUM_ROWS = 53
 
 
 def make_theirs(folder, *, dtype=torch.float32, **changes):
@@ -67,20 +64,9 @@ def test_logits_and_all_gradients_are_those_of_transformers(world, tmp_path, cha
     theirs = make_theirs(tmp_path / "hf", **changes)
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
     bring_in(tmp_path / "hf", tmp_path / "ours")
-    generator = torch.Generator().manual_seed(4)
-    ids, labels = torch.randint(NUM_ROWS, (2, 2, 12), generator=generator)
-    logits, gradients = world(1).run(our_logits_and_gradients, tmp_path / "ours", ids, labels)[0]
-
-    expected = theirs(ids).logits
-    F.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    gradients = gradients_of_equal_logits(world, tmp_path / "ours", theirs)
     renamed = to_starcoder2(gradients, theirs.config.num_key_value_heads, 2)
     assert_all_close(renamed, {name: p.grad for name, p in theirs.named_parameters()})
-
-
-def weights_of(folder):
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -89,20 +75,8 @@ def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, changes, dtype):
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 200)  # two rows of fp32
     make_theirs(tmp_path / "hf", dtype=dtype, norm_epsilon=1e-4, residual_dropout=0.3, **changes)
     change_config(tmp_path / "hf", embedding_dropout=0.3)
-    source = bring_in(tmp_path / "hf", tmp_path / "ours")
+    source = assert_round_trip(tmp_path, Starcoder2Config, dtype)
     assert verify_hf(source, tmp_path / "hf", torch.float32) < 1e-4
-    export(source, tmp_path / "back", dtype)
-    first, second = weights_of(tmp_path / "hf"), weights_of(tmp_path / "back")
-    assert first.keys() == second.keys()
-    assert all(first[n].dtype == second[n].dtype == dtype for n in first)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    original = Starcoder2Config.from_pretrained(tmp_path / "hf").to_dict()
-    returned = Starcoder2Config.from_pretrained(tmp_path / "back").to_dict()
-    assert returned | {"_name_or_path": ""} == original | {"_name_or_path": ""}
-    again = bring_in(tmp_path / "back", tmp_path / "again")
-    assert set(again.reader.names()) == set(source.reader.names())
-    for name in source.reader.names():
-        assert torch.equal(again.reader.read(name), source.reader.read(name))
 
 
 @pytest.mark.parametrize(
