@@ -16,7 +16,7 @@ from megatron.errors import ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.options import pad_vocab_size
 from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
-from megatron.training.fingerprint import Contents
+from megatron.training.contents import Contents
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from megatron.logging import get_logger
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.optimizer.schedule import Schedule
-from megatron.training.fingerprint import FINGERPRINT, Contents
+from megatron.training.contents import Contents
+from megatron.training.fingerprint import FINGERPRINT
 from megatron.training.skipped import SkippedSamples, skipped_in
 from megatron.training.spike import SpikeHistory
 from megatron.training.start import Start

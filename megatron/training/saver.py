@@ -21,7 +21,7 @@ from megatron.config import Config, to_json
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.options import CheckpointConfig
-from megatron.training.fingerprint import Contents
+from megatron.training.contents import Contents
 from megatron.training.marks import Marks
 from megatron.training.run_state import Progress, RunTensors, state_of
 from megatron.training.votes import NO_VOTES, Votes

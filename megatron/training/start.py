@@ -14,7 +14,8 @@ from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.optimizer.schedule import Schedule
 from megatron.options import CheckpointConfig
-from megatron.training.fingerprint import Contents, Fingerprint, Rule, read_fingerprint, rules_for
+from megatron.training.contents import Contents
+from megatron.training.fingerprint import Fingerprint, Rule, read_fingerprint, rules_for
 from megatron.training.inputs import Inputs
 
 logger = get_logger(__name__)

@@ -12,7 +12,8 @@ from megatron.convert.hf_export import export_hf
 from megatron.convert.source import Source
 from megatron.errors import CheckpointError, ConfigError
 from megatron.optimizer.schedule import Schedule
-from megatron.training.fingerprint import Contents, Fingerprint
+from megatron.training.contents import Contents
+from megatron.training.fingerprint import Fingerprint
 from megatron.training.start import find_start
 from tests.convert.runs import STARCODER2, make_run
 from tests.convert.test_hf_import import make_theirs

@@ -21,13 +21,8 @@ from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
 from megatron.option_field import flag_of
 from megatron.options import CheckpointConfig
-from megatron.training.fingerprint import (
-    FREE_OF_MODEL,
-    NUMERICS,
-    Contents,
-    Fingerprint,
-    rules_for,
-)
+from megatron.training.contents import Contents
+from megatron.training.fingerprint import FREE_OF_MODEL, NUMERICS, Fingerprint, rules_for
 from megatron.training.history.trace import RunRecord, RunTrace
 from megatron.training.inputs import open_inputs
 from megatron.training.start import Start, plan_start

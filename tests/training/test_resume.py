@@ -12,7 +12,7 @@ import torch
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError
 from megatron.optimizer.schedule import Schedule
-from megatron.training.fingerprint import Contents
+from megatron.training.contents import Contents
 from megatron.training.history.trace import RunRecord, samples_of_step
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run, describe_run

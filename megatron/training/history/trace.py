@@ -32,7 +32,8 @@ from megatron.errors import CheckpointError, ConfigError
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.batch_schedule import BatchSchedule
-from megatron.training.fingerprint import Contents, read_fingerprint
+from megatron.training.contents import Contents
+from megatron.training.fingerprint import read_fingerprint
 from megatron.training.skipped import (
     SkippedSamples,
     first_sample,

@@ -57,7 +57,7 @@ def _wait(code: CodeType, line: int | None) -> str | None:
 
 
 def place(frame: FrameType | None) -> str:
-    """Name the innermost line of ours, `training/step.py:183 in _reduce`, or of anybody if there is none."""
+    """Name the innermost line of ours, `megatron/training/step.py:183 in _reduce`, or of anybody if there is none."""
     if frame is None:
         return "nowhere"
     ours = (f for f in _outwards(frame) if f.f_code.co_filename.startswith(str(PACKAGE)))
