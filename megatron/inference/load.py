@@ -190,6 +190,7 @@ def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) 
         recompute_num_layers=None,
         logits_chunk_size=None,
         attention_backend=backend,
+        deterministic_mode=False,
         kernels=kernels,
     )
 

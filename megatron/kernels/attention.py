@@ -110,7 +110,7 @@ def sdpa_attention(
     elif sq < sk:
         mask = causal_lower_right(sq, sk)  # no tensor of all pairs, where FlashAttention can run
     if mask is not None:
-        key, value = _expand_heads(key, n), _expand_heads(value, n)
+        key, value = expand_heads(key, n), expand_heads(value, n)
     with _seeded(query.device, dropout):
         context = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),  # [sq, b, n, d] -> [b, n, sq, d]
@@ -124,7 +124,7 @@ def sdpa_attention(
     return context.permute(2, 0, 1, 3).reshape(sq, b, n * d)  # [b, n, sq, d] -> [sq, b, n*d]
 
 
-def _expand_heads(x: Tensor, num_heads: int) -> Tensor:
+def expand_heads(x: Tensor, num_heads: int) -> Tensor:
     """Give every query head its key head: [s, b, g, d] -> [s, b, n, d], a view where one serves all.
 
     torch's fused kernels that take a mask share no heads: it would leave them for one that keeps all scores.

@@ -7,6 +7,7 @@ sequences of any lengths one after another, whose cost is that of the pairs seen
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -91,8 +92,11 @@ class FlashLibrary:
     module: str
     oldest_capability: tuple[int, int]
 
-    def attention(self) -> AttentionFunction:
-        """Import the package and give its attention, without dropout. ConfigError if it cannot be imported."""
+    def attention(self, *, in_fixed_order: bool = False) -> AttentionFunction:
+        """Import the package and give its attention, without dropout. ConfigError if it cannot be imported.
+
+        in_fixed_order: gradients have the same bits at every run.
+        """
         try:
             package = importlib.import_module(self.module)
         except ImportError as error:
@@ -100,7 +104,9 @@ class FlashLibrary:
                 f"--attention-backend flash-attn: {self.module} is installed and cannot be imported ({error}); "
                 f"install one built for torch {torch.__version__}, or use --attention-backend auto"
             ) from None
-        whole, packed = package.flash_attn_func, package.flash_attn_varlen_func
+        options = {"causal": True, "deterministic": in_fixed_order}
+        whole = functools.partial(package.flash_attn_func, **options)
+        packed = functools.partial(package.flash_attn_varlen_func, **options)
         # how "no limit" is written: -1, or None since the fourth generation
         unlimited = None if self.generation >= 4 else -1
 
@@ -114,9 +120,7 @@ class FlashLibrary:
             assert dropout is None
             if documents is None:
                 # [s, b, heads, d] -> [b, s, heads, d]; the causal mask is aligned to the last key
-                context = _first(
-                    whole(*(x.transpose(0, 1) for x in (query, key, value)), causal=True)
-                )
+                context = _first(whole(*(x.transpose(0, 1) for x in (query, key, value))))
                 return context.transpose(0, 1).flatten(2)
             before = unlimited if documents.window is None else documents.window - 1
             queries, keys = documents.packed_queries, documents.packed_keys
@@ -128,7 +132,6 @@ class FlashLibrary:
                 cu_seqlens_k=keys.offsets,
                 max_seqlen_q=queries.longest,
                 max_seqlen_k=keys.longest,
-                causal=True,
                 window_size=(before, 0 if documents.window else unlimited),
             )
             return _unpacked(_first(context), query)

@@ -33,6 +33,7 @@ from megatron.kernels.compiled import (
 )
 from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.dropout import Dropout
+from megatron.kernels.fixed_order import keeping_order
 from megatron.kernels.flash_attention import FlashLibrary, cudnn_attention, flash_attention
 from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
@@ -51,9 +52,9 @@ class Situation:
     masks_documents: bool = False  # --reset-attention-mask
     has_window: bool = False  # --window-size, shorter than the sequences
     capability: tuple[int, int] | None = None  # of the GPU, as CUDA counts generations
-    splits_sequences: bool = (
-        False  # --context-parallel-size: queries are a part of the keys' sequence
-    )
+    # --context-parallel-size: queries are a part of the keys' sequence
+    splits_sequences: bool = False
+    keeps_order: bool = False  # --deterministic-mode
     without_library: str | None = None  # why csrc/*.cu cannot be called
     flash_library: FlashLibrary | None = None  # that is installed
     has_fp8: bool = False  # --fp8-format
@@ -139,6 +140,8 @@ def _cudnn_obstacle(situation: Situation) -> str | None:
         return f"cannot do {situation.hides}"
     if situation.splits_sequences:
         return "cannot do --context-parallel-size"
+    if situation.keeps_order:
+        return "adds gradients in no fixed order (--deterministic-mode)"
     if situation.attention_dropout * 16 % 1:
         # torch from 2.13 on refuses others, before that their rate was another one
         return f"drops by sixteenths, and --attention-dropout is {situation.attention_dropout:g}"
@@ -219,7 +222,8 @@ def _select_library(situation: Situation) -> tuple[AttentionImplementation, str]
     library = situation.flash_library
     assert library is not None
     benefit = f"the package FlashAttention {library.generation}"
-    chosen = AttentionImplementation("flash-attn", library.attention(), benefit, _library_obstacle)
+    attend = library.attention(in_fixed_order=situation.keeps_order)
+    chosen = AttentionImplementation("flash-attn", attend, benefit, _library_obstacle)
     return chosen, f"asked for: {benefit}"
 
 
@@ -370,6 +374,9 @@ def choose_kernels(
     chosen = {one.name: _choose(one, *wanted[one.name], situation) for one in OPERATIONS}
     functions = {name: implementation for name, (implementation, _) in chosen.items()}
     softmax, attend = functions.pop("softmax"), attention.function
+    if situation.keeps_order and situation.device_type == "cuda":
+        reason += "; gradients in a fixed order"
+        attend = keeping_order(attend) if attention in (_FLASH, _SDPA) else attend
     if attention.name == "explicit":
         attend = functools.partial(explicit_attention, softmax=softmax)
     elif wanted["softmax"][1]:

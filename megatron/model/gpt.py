@@ -60,6 +60,7 @@ def choose_model_kernels(
         has_window=config.window_within(longest) is not None,
         capability=capability,
         splits_sequences=splits_sequences,
+        keeps_order=config.deterministic_mode,
         has_fp8=has_fp8,
         cpu_kind=cpu_kind() if device.type == "cpu" else "",
         without_library=cuda_library.obstacle(),

@@ -125,6 +125,10 @@ class ModelConfig:
         "attention kernel; auto takes the fastest that can run and logs why. flash is torch's FlashAttention, "
         "flash-attn the newest installed package of it",
     )
+    deterministic_mode: bool = option(
+        False,
+        "on a GPU, let attention add gradients in a fixed order: a run that goes on repeats every bit. Slower: no cuDNN",
+    )
     kernels: tuple[str, ...] = option(
         ("auto",),
         "implementation of the layers' other operations: auto (the fastest measured), fused (csrc/*.cu), compiled "

@@ -48,6 +48,7 @@ def choose_planned_kernels(config: Config, hardware: Hardware) -> Kernels:
         has_window=model.window_within(config.data.seq_length) is not None,
         capability=hardware.capability,
         splits_sequences=parallel.context_parallel_size > 1,
+        keeps_order=model.deterministic_mode,
         has_fp8=config.precision.fp8_format is not None,
     )
     return countable(choose_kernels(model.attention_backend, situation, model.kernels))

@@ -58,6 +58,7 @@ def tiny(config: Config, world_size: int, save: Path) -> Config:
             window_size=None,
             hidden_dropout=0.0,
             attention_dropout=0.0,
+            deterministic_mode=True,  # a GPU's attention gives no other bits when asked twice
         ),
         data=replace(config.data, seq_length=seq_length, num_workers=0, valid_num_workers=0),
         training=replace(

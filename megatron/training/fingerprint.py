@@ -103,6 +103,7 @@ FREE_OF_MODEL = frozenset(
         "recompute_method",
         "recompute_num_layers",
         "attention_backend",
+        "deterministic_mode",
         "kernels",
         "logits_chunk_size",
         "make_vocab_size_divisible_by",
