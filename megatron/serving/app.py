@@ -155,7 +155,7 @@ def _completions(service: Service, reviewer: Reviewer | None) -> Endpoint:
         call = await anyio.to_thread.run_sync(read_call, body, name, model, limiter=readers)
         answer = Answer(name, model.name, call, model.tokenizer)
         reviews = Reviews(reviewer, answer)
-        work = _Work(service, service.submit(name, call), request)
+        work = _Work(service, service.submit(call), request)
         with contextlib.ExitStack() as stack:
             stack.callback(work.end)
             if call.streams:

@@ -31,8 +31,7 @@ class ClientGone(Exception):
 class Ticket:
     """A call in work. `next` gives what has been written since."""
 
-    def __init__(self, name: str, call: CompletionCall) -> None:
-        self.name = name
+    def __init__(self, call: CompletionCall) -> None:
         self.call = call
         self.started = time.monotonic()
         self.written: float | None = None  # when the last token was
@@ -110,7 +109,7 @@ class Service:
 
     # --------------------------------------------------------------------------- calls, in the loop's thread
 
-    def submit(self, name: str, call: CompletionCall) -> Ticket:
+    def submit(self, call: CompletionCall) -> Ticket:
         """Take a call into work, or raise RequestError: 429 if too many wait, 503 if the server ends."""
         if self._is_stopping or self.has_failed:
             raise RequestError("the server is stopping; ask again in a while", status=503)
@@ -124,7 +123,7 @@ class Service:
                 headers={"Retry-After": str(seconds)},
             )
         assert self._loop is not None
-        ticket = Ticket(name, call)
+        ticket = Ticket(call)
         self._num_samples += call.num_choices
         self.counts.prompt_tokens.add(call.num_prompt_tokens)
         for request in call.requests:

@@ -40,6 +40,15 @@ def test_nothing_to_write_ends_by_its_length_also_in_a_stream(tokenizer) -> None
     assert asked.usage()["completion_tokens"] == 0
 
 
+def test_the_chosen_token_is_named_where_no_other_is_asked_for(tokenizer) -> None:
+    (id,) = tokenizer.tokenize("a")
+    end = Completion("a", 0, "a", (id,), "length", 1, (TokenScore(id, -2.0),))
+    asked = answer(tokenizer, 1)
+    asked.add(Update("a", 0, "a", id, end, end.scores[0]))
+    (choice,) = asked.whole()["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -2.0}]
+
+
 def test_parts_of_a_character_and_sentinels_are_spelled_and_have_their_places(tokenizer) -> None:
     ids = [*tokenizer.tokenize("aé="), tokenizer.eod]
     scores = tuple(TokenScore(id, -1.0, ((tokenizer.eod, -0.1),)) for id in ids)

@@ -16,6 +16,7 @@ from tests.serving.conftest import PROMPT
 from tests.serving.process import ROOT, ServerProcess
 
 openai = pytest.importorskip("openai", reason="needs OpenAI's client: requirements-dev.txt")
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 LONG = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True}  # seconds, if nothing ends it
 
 
@@ -133,14 +134,25 @@ def test_a_client_that_leaves_frees_its_rows_at_once(server, streams) -> None:
     before = server.metrics()['megatron_serving_requests_total{outcome="cancelled"}']
     body = json.dumps(LONG | {"n": 3, "stream": streams}).encode()
     with server.connect() as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(_post(body))
         if streams:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         server.wait_for("rows_in_use", lambda number: number == 3)
     server.wait_for('requests_total{outcome="cancelled"}', lambda number: number == before + 1)
     server.wait_for("rows_in_use", lambda number: number == 0)
     assert server.metrics()["megatron_serving_samples"] == 0
+
+
+def test_a_client_that_leaves_the_queue_gives_its_place_back(server, client) -> None:
+    asked = {"model": "run", "prompt": PROMPT, "max_tokens": 4000, "n": 3}
+    with client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as stream:
+        next(iter(stream))
+        with server.connect() as connection:
+            connection.sendall(_post(b'{"prompt": "a"}'))
+            server.wait_for("waiting", lambda number: number == 1)
+        server.wait_for("waiting", lambda number: number == 0)
+        assert server.metrics()["megatron_serving_samples"] == 3
+    server.wait_for("rows_in_use", lambda number: number == 0)
 
 
 def test_what_is_too_much_is_answered_with_429(server, client) -> None:
@@ -162,10 +174,16 @@ def test_a_body_is_bounded_however_it_comes(server) -> None:
     status, error = server.send(json.dumps({"prompt": "a" * 30_000}).encode())
     assert status == 413 and "20000 bytes" in error["error"]["message"]
     with server.connect() as connection:
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        connection.sendall(head + b"4e20\r\n" + b" " * 20_000 + b"\r\n")
+        connection.sendall(
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n4e20\r\n" + b" " * 20_000 + b"\r\n"
+        )
         connection.sendall(b"1\r\n \r\n")
         assert b" 413 " in connection.recv(100)
+
+
+def _post(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"Host: localhost", b"Content-Length: %d" % len(body), *headers]
+    return b"POST /v1/completions HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 def _ask_raw(server: ServerProcess, text: bytes) -> bytes:
@@ -179,6 +197,21 @@ def _ask_raw(server: ServerProcess, text: bytes) -> bytes:
         except ConnectionResetError:
             pass
     return b"".join(parts)
+
+
+def test_requests_behind_one_another_are_answered_in_order(server) -> None:
+    asked = [_post(b'{"prompt": "a", "max_tokens": %d}' % number) for number in (4, 2, 3)]
+    answer = _ask_raw(server, b"".join(asked))
+    numbers = re.findall(rb'"completion_tokens":(\d)', answer)
+    assert answer.count(b"HTTP/1.1 200") == 3 and numbers == [b"4", b"2", b"3"]
+
+
+def test_a_body_may_come_in_chunks_that_split_a_character(server) -> None:
+    body = '{"prompt": "é", "max_tokens": 1, "echo": true}'.encode()
+    head = HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:13], body[13:], b"")]
+    answer = _ask_raw(server, head + b"".join(chunks))
+    assert answer.startswith(b"HTTP/1.1 200") and '"text":"é'.encode() in answer
 
 
 def test_headers_that_do_not_come_end_the_connection(server) -> None:
@@ -200,8 +233,7 @@ def test_an_answer_that_is_not_read_ends_the_connection(server) -> None:
 
 
 def test_a_body_that_does_not_come_is_answered_with_408(server) -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-    assert _ask_raw(server, head + b"{").startswith(b"HTTP/1.1 408 ")
+    assert _ask_raw(server, HEAD + b"Content-Length: 9\r\n\r\n{").startswith(b"HTTP/1.1 408 ")
 
 
 def test_one_connection_too_many_is_answered_with_429(server) -> None:
@@ -232,7 +264,8 @@ def test_a_page_of_another_place_is_kept_out(server, headers, status) -> None:
 
 
 def test_what_is_no_http_is_answered_with_400(server) -> None:
-    assert _ask_raw(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n").startswith(b"HTTP/1.1 400")
+    for text in (b"\x16\x03\x01\x02\x00\x01\x00", HEAD + b"X: y\r\n" * 20_000):
+        assert _ask_raw(server, text + b"\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 
 def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:

@@ -99,7 +99,7 @@ def serve(check: Callable[[Service], Awaitable[None]], **options) -> tuple[Servi
 
 
 async def finish(service: Service, call: CompletionCall) -> str:
-    ticket = service.submit("x", call)
+    ticket = service.submit(call)
     text = ""
     while ticket.left or not text:
         text += "".join(update.text for update in await ticket.next())
@@ -132,7 +132,7 @@ def test_failures_without_end_and_bugs_end_the_server(prompt: int, num_failures:
             await asyncio.sleep(0)
         assert service.health() == (False, service.health()[1] | {"status": "failed"})
         with pytest.raises(RequestError, match="stopping") as refusal:
-            service.submit("x", call("late"))
+            service.submit(call("late"))
         assert refusal.value.status == 503
 
     serve(check)
@@ -153,9 +153,9 @@ def test_a_request_ends_at_its_time_limit_and_its_rows_are_free() -> None:
 def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None:
     async def check(service: Service) -> None:
         for number in range(5):
-            ticket = service.submit("x", call(str(number), max_tokens=10**9))
+            ticket = service.submit(call(str(number), max_tokens=10**9))
             with pytest.raises(RequestError, match="room for 0 more"):
-                service.submit("x", call("more"))
+                service.submit(call("more"))
             service.drop(ticket, ClientGone())
             service.drop(ticket)
             with pytest.raises(ClientGone):
@@ -167,7 +167,7 @@ def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None
 
 def test_a_call_that_has_ended_is_not_late() -> None:
     async def check(service: Service) -> None:
-        ticket = service.submit("x", call("quick"))
+        ticket = service.submit(call("quick"))
         while ticket.left:
             await asyncio.sleep(0)
         service.drop(ticket, RequestError("late", status=408))  # before anyone has read it
