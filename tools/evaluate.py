@@ -201,6 +201,7 @@ def _perplexity(args: argparse.Namespace) -> int:
     """Measure how well text is predicted. In one process."""
     launch = Launch.from_environment()
     require(launch.world_size == 1, "perplexity is measured in one process")
+    command.check_place(args.output, "--output")
     source, tokenizer = _open(args, launch)
     plan = perplexity.plan_of(args, source.model.max_position_embeddings, tokenizer)
     import torch.distributed as dist

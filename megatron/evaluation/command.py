@@ -21,10 +21,10 @@ from megatron.evaluation.infilling import (
     write_set,
 )
 from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
-from megatron.evaluation.report import make_report, to_markdown
+from megatron.evaluation.report import check_counts, make_report, to_markdown
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
 from megatron.evaluation.sandbox import UNSANDBOXED, Sandbox, can_isolate
-from megatron.evaluation.score import Result, score
+from megatron.evaluation.score import Result, check_known, score
 from megatron.evaluation.task import Task, read_rows
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
 from megatron.evaluation.trial import Limits, Verdict
@@ -113,6 +113,15 @@ def run_score(args: argparse.Namespace) -> int:
     tasks, limits = chosen_tasks(args), _limits(args)
     require(args.workers >= 1, f"--workers is {args.workers}; allowed: from 1")
     require(args.falsified >= 0, f"--falsified is {args.falsified}; allowed: from 0")
+    prefix = args.report or (args.samples.with_suffix("") if args.samples else None)
+    check_place(prefix, "--report")
+    samples = _samples(args, tasks)
+    if not samples:
+        raise DataError(f"{args.samples} holds no sample of these tasks")
+    settings = read_settings(args.samples) if args.samples else None
+    _check_benchmark(args, settings, args.samples)
+    check_known(tasks, samples)
+    check_counts(tasks, samples)
     is_isolated = True
     if args.i_accept_unsandboxed:
         is_isolated = can_isolate()
@@ -123,9 +132,6 @@ def run_score(args: argparse.Namespace) -> int:
         )
     tasks = equip(tasks, limits, args.falsified)
     _check_languages(tasks, is_isolated=is_isolated)
-    samples = _samples(args, tasks)
-    if not samples:
-        raise DataError(f"{args.samples} holds no sample of these tasks")
     results = []
     with tqdm(total=len(samples), unit="sample", disable=None) as bar:
         for result in score(
@@ -133,14 +139,34 @@ def run_score(args: argparse.Namespace) -> int:
         ):
             results.append(result)
             bar.update()
-    settings = read_settings(args.samples) if args.samples else None
-    report = make_report(args.benchmark, tasks, results, settings, is_isolated=is_isolated)
-    prefix = args.report or (args.samples.with_suffix("") if args.samples else None)
+    report = make_report(
+        args.benchmark,
+        tasks,
+        results,
+        settings,
+        is_isolated=is_isolated,
+        are_solutions=args.solutions,
+    )
     if prefix is not None:
         _write_results(Path(f"{prefix}.results.jsonl"), tasks, results, report)
         write_report(prefix, report, to_markdown(report))
     print(to_markdown(report))
     return 0
+
+
+def _check_benchmark(args: argparse.Namespace, settings: Settings | None, path: Path) -> None:
+    """Raise ConfigError for samples of another benchmark than the flags name."""
+    if settings is not None and settings.benchmark != args.benchmark:
+        raise ConfigError(
+            f"{path} is of {settings.benchmark}, and --benchmark is {args.benchmark}; give --benchmark "
+            f"{settings.benchmark}, with its --tasks-file"
+        )
+
+
+def check_place(prefix: Path | None, flag: str) -> None:
+    """Raise ConfigError where no report can be written; to be asked before the work."""
+    if prefix is not None and not os.access(prefix.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {prefix}: {prefix.parent} is no folder that can be written to")
 
 
 def _check_languages(tasks: Sequence[Task], *, is_isolated: bool) -> None:
@@ -187,9 +213,8 @@ def _write_results(
 ) -> None:
     order = {task.name: number for number, task in enumerate(tasks)}
     results.sort(key=lambda result: (order[result.sample.task], result.sample.number))
-    rows: list[dict[str, Any]] = [
-        {"is_isolated": report["is_isolated"], "settings": report["settings"]}
-    ]
+    head = ("is_isolated", "settings", "are_solutions")
+    rows: list[dict[str, Any]] = [{name: report[name] for name in head}]
     for result in results:
         row = {"task_id": result.sample.task, "sample": result.sample.number}
         exact = {} if result.is_exact is None else {"is_exact": result.is_exact}
@@ -231,14 +256,22 @@ def run_report(args: argparse.Namespace) -> int:
         settings = Settings(**head["settings"]) if head.get("settings") else None
     except TypeError as error:
         raise DataError(f"{args.results}, line 1: {error}") from None
+    _check_benchmark(args, settings, args.results)
     kept = [result for result in results if result.sample.task in names]
     unknown = {result.sample.task for result in results} - names
     if unknown and args.limit is None and not args.only:
         raise DataError(
             f"{args.results} has results of {min(unknown)}, which is no task of the benchmark"
         )
-    isolated = bool(head.get("is_isolated", False))
-    print(to_markdown(make_report(args.benchmark, tasks, kept, settings, is_isolated=isolated)))
+    report = make_report(
+        args.benchmark,
+        tasks,
+        kept,
+        settings,
+        is_isolated=bool(head.get("is_isolated", False)),
+        are_solutions=bool(head.get("are_solutions", False)),
+    )
+    print(to_markdown(report))
     return 0
 
 

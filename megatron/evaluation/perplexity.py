@@ -267,8 +267,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     """Give a report for people."""
     lengths = [str(length) for length in report["context_lengths"]]
     lines = ["# Perplexity", "", f"{report['model']}, {report['num_texts']} texts.", ""]
-    for what, title in (("perplexity", "a token"), ("bits_per_byte", "bits a byte")):
-        head = [f"context, {title}", "tokens", "bytes", *lengths]
+    for what, title in (("perplexity", "perplexity a token"), ("bits_per_byte", "bits a byte")):
+        head = [f"{title}, by context", "tokens", "bytes", *lengths]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for name, row in [*report["groups"].items(), ("**all**", report["all"])]:
             first = row[lengths[0]]

@@ -10,7 +10,7 @@ from typing import Any
 from megatron.errors import DataError
 from megatron.evaluation.paper import PAPER
 from megatron.evaluation.pass_at_k import estimate
-from megatron.evaluation.sample import Settings
+from megatron.evaluation.sample import Sample, Settings
 from megatron.evaluation.score import Result
 from megatron.evaluation.task import Task
 
@@ -24,11 +24,11 @@ def make_report(
     settings: Settings | None,
     *,
     is_isolated: bool,
+    are_solutions: bool = False,
 ) -> dict[str, Any]:
     """Give what was measured. Raises DataError where tasks have no samples or not equally many."""
-    counts = Counter(result.sample.task for result in results)
+    counts = check_counts(tasks, [result.sample for result in results])
     correct = Counter(result.sample.task for result in results if result.verdict.is_passed)
-    _check_counts(tasks, counts)
     not_here = {r.sample.task: r.verdict.detail for r in results if r.verdict.outcome == "not-here"}
     judged = [task for task in tasks if task.name not in not_here]
     if not judged:
@@ -46,6 +46,7 @@ def make_report(
         "num_samples": counts[judged[0].name],
         "is_isolated": is_isolated,
         "settings": asdict(settings) if settings else None,
+        "are_solutions": are_solutions,
         "pass_at": _estimates([(counts[task.name], correct[task.name]) for task in judged]),
         "exact_match": sum(exact) / len(exact) if exact else None,
         "groups": groups if any(groups) else {},
@@ -58,7 +59,9 @@ def make_report(
     }
 
 
-def _check_counts(tasks: Sequence[Task], counts: Counter[str]) -> None:
+def check_counts(tasks: Sequence[Task], samples: Sequence[Sample]) -> Counter[str]:
+    """Give how many samples a task has. Raises DataError where some have none, or not equally many."""
+    counts = Counter(sample.task for sample in samples)
     missing = [task.name for task in tasks if task.name not in counts]
     if missing:
         raise DataError(
@@ -73,6 +76,7 @@ def _check_counts(tasks: Sequence[Task], counts: Counter[str]) -> None:
         raise DataError(
             f"{few} has {least} samples and {many} {most}; go on with the same command until all are written"
         )
+    return counts
 
 
 def _estimates(pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
@@ -103,7 +107,10 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += [f"{report['num_tasks']} tasks, {report['num_samples']} samples each."]
     settings = report["settings"]
     words = [f"{name} {value!r}" for name, value in (settings or {}).items() if name != "benchmark"]
-    lines += [", ".join(words) + "." if words else "How they were drawn is not recorded.", ""]
+    of_nobody = "How they were drawn is not recorded."
+    if report["are_solutions"]:
+        of_nobody = "They are the benchmark's own solutions."
+    lines += [", ".join(words) + "." if words else of_nobody, ""]
     lines += ["| | % | 95 % interval over tasks |", "|---|---|---|"]
     for k, found in report["pass_at"].items():
         lines.append(f"| pass@{k} | {_percent(found)} |")

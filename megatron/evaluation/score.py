@@ -35,11 +35,8 @@ def score(
     """Yield results as they come. Raises ConfigError where there is no isolation, DataError for an unknown task."""
     by_name = {task.name: task for task in tasks}
     groups: dict[tuple[str, str], list[Sample]] = {}
+    check_known(tasks, samples)
     for sample in samples:
-        if sample.task not in by_name:
-            raise DataError(
-                f"there are samples of {sample.task}, which is no task of the benchmark"
-            )
         groups.setdefault((sample.task, sample.completion), []).append(sample)
     chosen = [by_name[name] for name in dict.fromkeys(name for name, _ in groups)]
     with contextlib.ExitStack() as stack:
@@ -66,6 +63,14 @@ def score(
             is_exact = by_name[name].is_exact(completion)
             for sample in groups[futures[future]]:
                 yield Result(sample, future.result(), is_exact)
+
+
+def check_known(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
+    """Raise DataError where there are samples of no task."""
+    names = {task.name for task in tasks}
+    unknown = next((sample.task for sample in samples if sample.task not in names), None)
+    if unknown is not None:
+        raise DataError(f"there are samples of {unknown}, which is no task of the benchmark")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,11 @@ TASKS = [
     for number in range(3)
 ]
 
+SETTINGS = {
+    "benchmark": "mbpp", "model": "m", "num_samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8,
+    "prefix": "", "seed": 0,
+}  # fmt: skip
+
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -159,9 +164,12 @@ def test_a_language_that_lacks_a_library_is_refused_and_not_scored(
 
 
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
-def test_solutions_score_all(tasks: Path, capsys) -> None:
-    evaluate("score", "--solutions", "--tasks-file", tasks)
-    assert "| pass@1 | 100.0 |" in capsys.readouterr().out
+def test_solutions_score_all(tasks: Path, tmp_path: Path, capsys) -> None:
+    evaluate("score", "--solutions", "--tasks-file", tasks, "--report", tmp_path / "own")
+    printed = capsys.readouterr().out
+    assert "| pass@1 | 100.0 |" in printed and "They are the benchmark's own solutions." in printed
+    evaluate("report", "--results", tmp_path / "own.results.jsonl", "--tasks-file", tasks)
+    assert capsys.readouterr().out == printed
 
 
 def test_a_machine_without_isolation_is_refused_unless_told_in_so_many_words(
@@ -194,6 +202,21 @@ def test_a_machine_without_isolation_is_refused_unless_told_in_so_many_words(
 def test_mistakes_are_named(tasks: Path, args: list, error: type[MegatronError], said: str) -> None:
     with pytest.raises(error, match=said):
         evaluate(*args, *(["--tasks-file", tasks] if len(args) > 1 else []))
+
+
+def test_what_would_be_lost_at_the_end_is_refused_before_anything_runs(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron.evaluation.command.score", lambda *rest, **more: pytest.fail("it ran"))  # fmt: skip
+    few = write_rows(tmp_path / "few.jsonl", [{"task_id": "HumanEval/0", "completion": ""}])
+    with pytest.raises(DataError, match="2 of 3 tasks have no samples"):
+        evaluate("score", "--samples", few, "--tasks-file", tasks)
+    command = ["score", "--solutions", "--tasks-file", tasks]
+    with pytest.raises(ConfigError, match=r"--report .*nowhere is no folder that can be written"):
+        evaluate(*command, "--report", tmp_path / "nowhere" / "py")
+    write_rows(tmp_path / "few.jsonl.settings.json", [SETTINGS])
+    with pytest.raises(ConfigError, match="is of mbpp, and --benchmark is humaneval; give"):
+        evaluate("score", "--samples", few, "--tasks-file", tasks)
 
 
 @pytest.mark.parametrize(
