@@ -318,11 +318,11 @@ def _checkpoint(args: argparse.Namespace) -> int:
 def _open_checkpoint(path: Path) -> TensorSource:
     from megatron.checkpoint.layout import find_checkpoint
     from megatron.checkpoint.reader import CheckpointReader
-    from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+    from megatron.convert.hf_folder import is_hf_folder
     from megatron.convert.hf_import import open_hf
     from megatron.convert.import_source import ImportSource
 
-    if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+    if is_hf_folder(path):
         # Only weights are compared: what they are activated by is no matter.
         return ImportSource(open_hf(path, accepts_exact_gelu=True), path)
     return CheckpointReader.open(find_checkpoint(path))

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.files import read_json_object
+from megatron.checkpoint.layout import METADATA_FILE, TRACKER
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
 from megatron.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Tell a folder that transformers loads from one of ours, a run's or a checkpoint's."""
+    if (path / TRACKER).exists() or (path / METADATA_FILE).exists():
+        return False
+    if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return True
+    config = path / "config.json"
+    return config.is_file() and "model_type" in read_json_object(config)
 
 
 @dataclass(frozen=True)

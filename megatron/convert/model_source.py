@@ -5,16 +5,13 @@ Both are read as whole tensors by rows, under our names. Nothing is loaded here 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from megatron.checkpoint.files import read_json_object
-from megatron.checkpoint.layout import METADATA_FILE, TRACKER
 from megatron.checkpoint.reader import CheckpointReader
+from megatron.convert.hf_folder import is_hf_folder
 from megatron.convert.hf_import import open_hf
 from megatron.convert.import_source import ImportSource
 from megatron.convert.source import Source
@@ -44,7 +41,7 @@ class ModelSource:
 
         Raises CheckpointError for what is neither or damaged, DataError for a broken tokenizer.
         """
-        if not _is_transformers(path):
+        if not is_hf_folder(path):
             source = Source.open(path, iteration)
             dtype = getattr(torch, source.config.precision.compute_dtype)
             return cls(
@@ -68,11 +65,3 @@ class ModelSource:
         """Give the template of the conversations that it was trained on; None if it was trained on none."""
         path = self.tokenizer_folder / chat_template.FILE
         return chat_template.read_template(path, str(path)) if path.is_file() else None
-
-
-def _is_transformers(path: Path) -> bool:
-    if (path / TRACKER).exists() or (path / METADATA_FILE).exists():
-        return False
-    config = path / "config.json"
-    content: Mapping[str, Any] = read_json_object(config) if config.is_file() else {}
-    return "model_type" in content
