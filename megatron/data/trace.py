@@ -61,25 +61,17 @@ class Tracer:
 
     def reads(self, name: str) -> bool:
         """Say whether the set reads a token file, by its path or its last part."""
-        dataset = self._dataset
-        sources = dataset.datasets if isinstance(dataset, BlendedDataset) else (dataset,)
-        return any(
-            isinstance(source, SourceDataset) and _is_called(source.tokens.indexed.prefix, name)
-            for source in sources
-        )
+        return any(_is_called(source.tokens.indexed.prefix, name) for source in self._sources())
 
     def samples_of(self, name: str, document: int, limit: int) -> list[int]:
         """Give the samples below limit that hold a part of a document of a token file, by its prefix or its last part.
 
         Raises DataError for a token file that the set does not read, or reads in whole conversations.
         """
-        sources = self._dataset.datasets if isinstance(self._dataset, BlendedDataset) else ()
         found: list[int] = []
-        known: list[str] = []
-        for number, source in enumerate(sources or (self._dataset,)):
-            assert isinstance(source, SourceDataset)
+        known = [source.tokens.indexed.prefix for source in self._sources()]
+        for number, source in enumerate(self._sources()):
             indexed = source.tokens.indexed
-            known.append(indexed.prefix)
             if not _is_called(indexed.prefix, name):
                 continue
             if not isinstance(source, GPTDataset):
@@ -98,6 +90,15 @@ class Tracer:
         if not any(_is_called(prefix, name) for prefix in known):
             raise DataError(f"the set reads no token file {name!r}, but {', '.join(known)}")
         return sorted(found)
+
+    def _sources(self) -> list[SourceDataset]:
+        """Give what reads each token file of the set."""
+        blend = self._dataset
+        sources = []
+        for source in blend.datasets if isinstance(blend, BlendedDataset) else (blend,):
+            assert isinstance(source, SourceDataset)
+            sources.append(source)
+        return sources
 
     def _spans(self, source: SourceDataset, piece: range, place: int) -> list[DocumentSpan]:
         """Cut consecutive tokens of a file, which stand in the window from `place` on, into documents."""

@@ -1,4 +1,4 @@
-"""Whether processes that hold the same weights hold the same bits: a search for machines that compute wrongly.
+"""Whether processes that hold the same weights hold the same bits: a search for silent data corruption.
 
 Parameters and moments that data or tensor parallel processes, or the two ends of a pipeline, keep a copy of each are
 updated by equal numbers, so their bits stay equal. A copy that differs says that a device has made a mistake which
