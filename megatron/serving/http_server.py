@@ -35,6 +35,7 @@ logger = get_logger(__name__)
 LAST_SECONDS = (
     5.0  # for answers to leave after the requests behind them were ended, and for a step to end
 )
+SAME_SIGNAL_SECONDS = 2.0  # a launcher hands on what systemd or Slurm sends to its processes, too
 RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -88,7 +89,7 @@ class _Serving:
         self._listener = listener
         self._device = device
         self._server = _Server(application, service.options, self._say_where)
-        self._num_signals = 0
+        self._asked_at: float | None = None  # by a signal to end
         self._worker_ended = asyncio.Event()
 
     async def run(self) -> int:
@@ -127,14 +128,16 @@ class _Serving:
 
     def _on_signal(self, number: int) -> None:
         """Let requests in work end at the first signal; end them at the second."""
-        self._num_signals += 1
-        if self._num_signals > 1:
-            self._drop_all()
+        loop = asyncio.get_running_loop()
+        if self._asked_at is not None:
+            if loop.time() - self._asked_at > SAME_SIGNAL_SECONDS:
+                self._drop_all()
             return
+        self._asked_at = loop.time()
         grace = self._service.options.grace
         logger.info("%s: no new requests, %g s for the others", signal.Signals(number).name, grace)
         self._leave()
-        asyncio.get_running_loop().call_later(grace, self._drop_all)
+        loop.call_later(grace, self._drop_all)
 
     def _on_worker_end(self) -> None:
         self._worker_ended.set()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -72,10 +72,10 @@ class ServerProcess:
             self.processes.append(process)
         theirs.close()
         self.log: list[str] = []
-        self._urls: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nobody has waited for
         self._reader = Thread(target=self._read_log, args=(log,), daemon=True)
         self._reader.start()
-        self.url = self._urls.get(timeout=PATIENCE_SECONDS) or self._fail()
+        self.url = self.wait_for_line("serving .* at (http.*)")[1]
         self.port = int(self.url.split(":")[-1].split("/")[0])
 
     def __enter__(self) -> ServerProcess:
@@ -107,12 +107,15 @@ class ServerProcess:
         with open(log.fileno(), closefd=False, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self.log.append(line)
-                if found := re.match("serving .* at (http.*)", line):
-                    self._urls.put(found[1])
+                self._lines.put(line)
         log.close()
-        self._urls.put(None)
+        self._lines.put(None)
 
-    def _fail(self) -> NoReturn:
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
+        """Wait until the log has a line, of those behind the one that was waited for last."""
+        while (line := self._lines.get(timeout=PATIENCE_SECONDS)) is not None:
+            if found := re.search(pattern, line):
+                return found
         for process in self.processes:
             process.kill()
         raise AssertionError("".join(self.log))

@@ -291,6 +291,19 @@ def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
         assert server.wait() == [0]
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(run) -> None:
+    """As from systemd, which signals a launcher and what it started, and from the launcher."""
+    with ServerProcess(run) as server, server.connect() as connection:
+        connection.sendall(_post(b'{"prompt": "a", "max_tokens": 500, "ignore_eos": true}'))
+        server.wait_for("rows_in_use", lambda number: number == 1)
+        server.terminate()
+        server.wait_for_line("SIGTERM: no new requests")
+        server.terminate()
+        parts = iter(lambda: connection.recv(65536), b"")
+        assert b'"completion_tokens":500' in b"".join(parts)
+        assert server.wait() == [0]
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
