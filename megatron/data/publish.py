@@ -64,10 +64,11 @@ def publish(files: Sequence[tuple[Path, Path]], *, stale: Iterable[Path] = ()) -
     """Rename (temporary, final) pairs of one folder, whose contents are on disk already, in the order given.
 
     Whoever looks for the last one first sees an older set, none, or the new set, never a mixture: the older files,
-    and those of `stale` that have no successor, are removed before, the last one first.
+    and those of `stale` that have no successor, are removed before, the last one first. A single file is there at any
+    moment, the older one or the new one.
     """
     with _signals_held():
-        for _, final in reversed(files):
+        for _, final in reversed(files if len(files) > 1 else []):
             final.unlink(missing_ok=True)
         for path in stale:
             path.unlink(missing_ok=True)

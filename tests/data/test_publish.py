@@ -41,6 +41,21 @@ def test_whoever_sees_the_last_file_sees_one_set(tmp_path, monkeypatch, has_olde
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
 
 
+def test_a_single_file_is_there_after_every_step(tmp_path, monkeypatch):
+    new, old = tmp_path / "new", tmp_path / "old"
+    new.write_text("new")
+    old.write_text("old")
+    unlink = Path.unlink
+
+    def look(path, **options):
+        unlink(path, **options)
+        assert old.exists(), "a process that is killed here has lost the file"
+
+    monkeypatch.setattr(Path, "unlink", look)
+    publish([(new, old)])
+    assert old.read_text() == "new"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_all_is_published(tmp_path, monkeypatch, number):
     class Stopped(Exception):
