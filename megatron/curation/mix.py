@@ -59,6 +59,11 @@ class MixConfig:
     cap: tuple[str, ...] = option(
         (), "most tokens of a group, as json=1e9; all=N for those not named", metavar="GROUP=N"
     )
+    min_tokens: int = option(
+        0,
+        "leave smaller groups out of the blend; a sample of training takes --seq-length tokens and one",
+        minimum=0,
+    )
     prefix: str = option(
         "data/{group}_text_document",
         "token files of a group; {group} stands for its name",
@@ -144,14 +149,14 @@ class Mixture:
         return dict(sorted(groups.items(), key=lambda item: (-item[1].tokens, item[0])))
 
     def weights(self) -> dict[str, int]:
-        """Give the weight of each group: its tokens, at most its cap."""
+        """Give the weight of each group that is large enough: its tokens, at most its cap."""
         groups, caps = self.groups(), self.config.caps()
         most = caps.get(ALL)
         limits = {name: caps.get(name, most) for name in groups}
         return {
             name: count.tokens if (limit := limits[name]) is None else min(count.tokens, limit)
             for name, count in groups.items()
-            if count.tokens
+            if count.tokens >= max(self.config.min_tokens, 1)
         }
 
     def describe(self) -> str:
@@ -175,6 +180,8 @@ class Mixture:
         for unused in sorted(self.config.caps().keys() - groups.keys() - {ALL}):
             logger.warning("--cap %s: no such group; there are %s", unused, ", ".join(groups))
         weights = self.weights()
+        if small := groups.keys() - weights.keys():
+            logger.warning("--min-tokens leaves out %s", ", ".join(sorted(small)))
         named = [
             (weight, self.config.prefix.replace("{group}", name))
             for name, weight in weights.items()

@@ -56,6 +56,16 @@ def test_weights_are_tokens_up_to_a_cap(inputs, tmp_path):
     assert capped.describe().splitlines()[1].split() == ["python", "3", "0.0", "15", "6", "60.00%"]
 
 
+def test_groups_too_small_for_a_sample_are_left_out_of_the_blend_and_named(
+    inputs, tmp_path, caplog
+):
+    mixture = mixed(inputs, tmp_path, min_tokens=3, prefix="d/{group}")
+    assert mixture.weights() == {"python": 15, "unknown": 3}
+    assert (tmp_path / "out/data_path.txt").read_text() == "15 d/python 3 d/unknown\n"
+    assert "--min-tokens leaves out cpp" in caplog.text
+    assert mixture.describe().splitlines()[-2].split() == ["cpp", "1", "0.0", "2", "0", "0.00%"]
+
+
 def test_the_blend_is_what_training_reads(inputs, tmp_path):
     mixed(inputs, tmp_path, prefix="d/{group}")
     words = (tmp_path / "out/data_path.txt").read_text().split()
