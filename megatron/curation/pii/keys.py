@@ -51,11 +51,10 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     ("jwt", "eyJ", r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}"),
 )
 GUESSES = ("entropy", "named")  # rules that know no form
-# Tokens that begin like others.
-FORMS = (
-    ("mailchimp", re.compile(r"[0-9a-f]{32}-us\d{1,2}(?![\w-])")),
-    ("discord", re.compile(r"[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,38}(?![\w-])")),
-    ("artifactory", re.compile(r"AKC[A-Za-z0-9]{10,}(?![\w-])")),
+# Tokens that begin like other words.
+FORMS = re.compile(
+    r"(?:(?P<mailchimp>[0-9a-f]{32}-us\d{1,2})|(?P<discord>[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,38})"
+    r"|(?P<artifactory>AKC[A-Za-z0-9]{10,}))(?![\w-])"
 )
 PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*(.{40,20000}?)(?:\\r|\\n|\s)*-----END \1",
@@ -159,13 +158,11 @@ def _random(text: str, begin: int, end: int) -> Found | None:
     """Give a word if it is random enough for where it stands."""
     near = max(begin - 100, 0)
     line = text[max(text.rfind("\n", near, begin) + 1, near) : begin]
-    small_line = line.lower()
     is_quoted = line[-1:] in ("'", '"', "`") and text[end : end + 1] == line[-1:]
-    for form, pattern in FORMS:
-        token = pattern.match(text, begin)
-        if token and _is_random_token(token[0]):
-            return Found(*token.span(), "KEY", form)
-    if NAMED.search(small_line[-NAMED_SIZE:]) and not TYPE_NAME.search(line):
+    token = FORMS.match(text, begin)
+    if token and _is_random_token(token[0]):
+        return Found(*token.span(), "KEY", str(token.lastgroup))
+    if NAMED.search(line[-NAMED_SIZE:].lower()) and not TYPE_NAME.search(line):
         match = VALUE.match(text, begin)
         assert match, "a word is a value"
         value, end = match[0], match.end()
@@ -187,7 +184,7 @@ def _random(text: str, begin: int, end: int) -> Found | None:
         rule = "entropy"
     else:
         return None
-    if is_secret and not HASHES.search(small_line) and not HASHES.match(value.lower()):
+    if is_secret and not HASHES.search(line.lower()) and not HASHES.match(value.lower()):
         return Found(begin, end, "KEY", rule)
     return None
 
