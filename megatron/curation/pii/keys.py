@@ -113,13 +113,15 @@ def has_github_checksum(token: str) -> bool:
 
 def keys(text: str, places: Sequence[Place]) -> Iterator[Found]:
     """Find tokens by their form, private keys, passwords of URLs, and random strings."""
+    token = (0, 0)
     for kind, begin, end in places:
         if kind == PREFIX:
             for rule, pattern in BY_PREFIX[text[begin:end]]:
                 match = pattern.match(text, begin)
                 if match and _is_token(rule, text[begin:end], match[0]):
-                    yield Found(*match.span(), "KEY", rule)
-        elif kind == WORD and (found := _random(text, begin, end)):
+                    token = match.span()
+                    yield Found(*token, "KEY", rule)
+        elif kind == WORD and (begin, end) != token and (found := _random(text, begin, end)):
             yield found
     if "PRIVATE KEY" in text:
         for match in PEM.finditer(text):
