@@ -20,12 +20,12 @@ inline uint64_t load(const char* place, size_t size) {
     return word;
 }
 
-// Two bits of one word of the table for each member, 16 bits of memory or more a member, so that a question is one
-// load, and about one of a hundred others is taken for a member.
+// Two bits of one word of the table for each member, 32 bits of memory or more a member, so that a question is one
+// load, and about one of two hundred others is taken for a member.
 class Bloom {
   public:
     explicit Bloom(size_t members) {
-        while ((size_t{64} << bits_) < members * 16) ++bits_;
+        while ((size_t{64} << bits_) < members * 32) ++bits_;
         words_.resize(size_t{1} << bits_);
     }
     void add(uint64_t hash) { words_[hash >> (64 - bits_)] |= marks(hash); }

@@ -2,8 +2,8 @@
 //
 // normalise(text, hash, slash): the text without white space and comments, in lower case; what stands inside quotes
 //   keeps its comment signs. hash: `#` begins a comment; slash: `//` and `/* */` do.
-// StringSearch(patterns): find(text) gives (pattern, begin, end) in bytes, each pattern once; find_normalised looks in
-//   the normalised text, and gives the places in the text as it was.
+// StringSearch(patterns): find(text) gives (pattern, begin, end) in bytes, each pattern once, whatever the case of ASCII
+//   letters; find_normalised looks in the normalised text, and gives the places in the text as it was.
 // GramSearch(n, patterns, shape): find(text, least) gives (pattern, matched, total, begin, end): how many different runs
 //   of n tokens of a pattern stand within twice its length, if they are at least that part of its runs.
 

@@ -42,7 +42,7 @@ inline char* copy_shown(View stretch, char* out) {
     return out;
 }
 
-// A text without white space and comments, in lower case.
+// A text without white space and comments, its ASCII letters in lower case.
 inline std::string normalised(View text, bool hash, bool slash) {
     std::string result(text.size() + 1, '\0');
     char* end = result.data();
@@ -112,10 +112,13 @@ class Windows {
         return size_ == 16 ? hash_of<16>(place) : hash_of<0>(place);
     }
 
+    // Capitals as small letters; that a few signs become one does not matter to a hash.
+    static uint64_t small(uint64_t bytes) { return bytes | 0x2020202020202020ull; }
+
     template <size_t kSize>
     uint64_t hash_of(const char* place) const {
-        if (kSize == 16) return mix(load(place, 8) * 0x9e3779b97f4a7c15ull ^ load(place + 8, 8));
-        return mix(load(place, kSize ? kSize : size_));
+        if (kSize == 16) return mix(small(load(place, 8)) * 0x9e3779b97f4a7c15ull ^ small(load(place + 8, 8)));
+        return mix(small(load(place, kSize ? kSize : size_)));
     }
 
     // Where the stretch of most different bytes begins, among the first ones: runs of spaces or dashes are everywhere.
@@ -156,7 +159,7 @@ class StringSearch {
         for (const auto& [shape, numbers] : groups) windows_.emplace_back(shape.first, shape.second, patterns_, numbers);
     }
 
-    // Each pattern that a text holds, once, in the order of the text.
+    // Each pattern that a text holds, whatever the case of its ASCII letters, once, in the order of the text.
     std::vector<Place> find(View text) const {
         std::vector<Place> found;
         std::unordered_set<uint32_t> seen;
@@ -165,7 +168,7 @@ class StringSearch {
                 const std::string& pattern = patterns_[window.number];
                 if (place < window.offset || seen.count(window.number)) return;
                 const size_t begin = place - window.offset;
-                if (text.substr(begin, pattern.size()) != pattern) return;
+                if (!equals(text.substr(begin, pattern.size()), pattern)) return;
                 seen.insert(window.number);
                 found.emplace_back(window.number, begin, begin + pattern.size());
             });
@@ -195,6 +198,11 @@ class StringSearch {
     }
 
   private:
+    static bool equals(View text, View pattern) {
+        const auto is_same = [](uint8_t a, uint8_t b) { return lower(a) == lower(b); };
+        return std::equal(text.begin(), text.end(), pattern.begin(), pattern.end(), is_same);
+    }
+
     // The longer the windows and their strides, the less is looked at; both must fit into the string.
     static std::pair<size_t, size_t> size_and_stride(size_t pattern) {
         if (pattern >= 16 + 8 - 1) return {16, 8};

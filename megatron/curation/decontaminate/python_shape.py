@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUILT_IN = frozenset(dir(builtins))
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # of statements
 LEFT_OUT = frozenset(("annotation", "returns", "type_comment", "ctx", "kind", "type_params"))
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsing raises
 
@@ -49,8 +50,11 @@ def spelled(source: str) -> list[tuple[Shape, str]]:
 def _functions(source: str) -> list[Function]:
     with warnings.catch_warnings():  # odd escapes in somebody's code are no news
         warnings.simplefilter("ignore")
-        tree = ast.parse(source)
-    return [node for node in ast.walk(tree) if isinstance(node, Function)]
+        found: list[ast.AST] = [ast.parse(source)]
+    for node in found:  # grows as it is read; expressions hold no functions
+        for field in BLOCKS:
+            found += getattr(node, field, ())
+    return [node for node in found if isinstance(node, Function)]
 
 
 def _shape(function: Function) -> Shape:

@@ -14,7 +14,6 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 from megatron.curation.decontaminate.benchmarks import Pattern, read_patterns
@@ -88,32 +87,28 @@ class _Text:
     """A document as the layers read it."""
 
     def __init__(self, document: Document) -> None:
-        self.document = document
         self.text = document.text
+        self.is_ascii = document.text.isascii()
+        self.data = document.text.encode("utf-8", "surrogatepass")
+        self.language = document.word("language").lower()
 
-    @cached_property
-    def data(self) -> bytes:
-        return self.text.encode("utf-8", "surrogatepass")
-
-    @cached_property
     def lowered(self) -> bytes:
-        """Give the text in lower case, each character in the place of its own."""
-        if self.text.isascii():
-            return self.data.lower()
+        """Give the text in lower case, each character in the place of its own; ASCII as it is: searches know it."""
+        if self.is_ascii:
+            return self.data
         return lower(self.text).encode("utf-8", "surrogatepass")
 
     def place(self, data: bytes, offset: int) -> int:
         """Give the character that a byte of `data` begins."""
-        if self.text.isascii():
+        if self.is_ascii:
             return offset
         return len(data[:offset].decode("utf-8", "surrogatepass"))
 
     @property
     def comments(self) -> tuple[bool, bool]:
         """Tell whether `#` and `//` begin comments; a document of unknown language is taken for Python."""
-        language = self.document.word("language").lower()
-        has_hash = language in HASH_COMMENTS or not language
-        return has_hash, not has_hash or language == "php"
+        has_hash = self.language in HASH_COMMENTS or not self.language
+        return has_hash, not has_hash or self.language == "php"
 
 
 def lower(text: str) -> str:
@@ -133,9 +128,10 @@ def _exact(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     search = StringSearch([lower(one.text).encode("utf-8", "surrogatepass") for one in patterns])
 
     def find(text: _Text) -> list[Hit]:
+        data = text.lowered()
         return [
-            Hit("exact", patterns[n], *(text.place(text.lowered, at) for at in (begin, end)))
-            for n, begin, end in search.find(text.lowered)
+            Hit("exact", patterns[n], text.place(data, begin), text.place(data, end))
+            for n, begin, end in search.find(data)
         ]
 
     return find
@@ -202,7 +198,7 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     search = GramSearch(SHAPE_GRAM, wanted, True)
 
     def find(text: _Text) -> list[Hit]:
-        if text.document.word("language").lower() not in ("python", "jupyter", ""):
+        if text.language not in ("python", "jupyter", ""):
             return []
         begins = {
             text.place(text.data, begin)

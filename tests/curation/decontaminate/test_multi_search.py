@@ -45,8 +45,10 @@ def words(text):
     return [(match[0].lower(), match.start(), match.end()) for match in re.finditer(WORD, text)]
 
 
-@pytest.mark.parametrize("alphabet", [b"a", b"ab", b"abcde", bytes(range(256))], ids=len)
-def test_strings_of_every_size_are_found_at_their_first_place_in_the_order_of_the_text(alphabet):
+@pytest.mark.parametrize("alphabet", [b"a", b"abAB", b"abc@`", bytes(range(256))], ids=len)
+def test_strings_of_every_size_are_found_in_any_case_at_their_first_place_in_the_order_of_the_text(
+    alphabet,
+):
     source = random.Random(len(alphabet))
     for _ in range(300):
         sizes = source.choices([1, 2, 6, 7, 8, 9, 10, 11, 12, 15, 16, 21, 22, 23, 24, 40], k=8)
@@ -54,9 +56,12 @@ def test_strings_of_every_size_are_found_at_their_first_place_in_the_order_of_th
         parts = [bytes(source.choices(alphabet, k=source.randrange(60))) for _ in range(4)]
         text = b"".join(part + source.choice(patterns) for part in parts)
         found = StringSearch(patterns).find(text)
-        expected = sorted((text.find(one), n) for n, one in enumerate(patterns) if one in text)
+        small = [one.lower() for one in patterns]
+        expected = sorted(
+            (text.lower().find(s), n) for n, s in enumerate(small) if s in text.lower()
+        )
         assert [(begin, n) for n, begin, _ in found] == expected
-        assert all(text[begin:end] == patterns[n] for n, begin, end in found)
+        assert all(text[begin:end].lower() == small[n] for n, begin, end in found)
 
 
 @pytest.mark.parametrize("hash", [True, False])
