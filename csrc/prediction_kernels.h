@@ -8,6 +8,7 @@
 
 using Floats [[gnu::vector_size(LANES * 4)]] = float;
 using Ints [[gnu::vector_size(LANES * 4)]] = int32_t;
+using Shorts [[gnu::vector_size(LANES * 2)]] = int16_t;
 
 constexpr size_t kPanel = 2 * LANES;
 constexpr size_t kBlockRows = LANES == 16 ? 8 : 4;  // of x, whose sums stay in registers: a vector for each of 2
@@ -79,19 +80,19 @@ struct Bf16 {
     }
 };
 
-// The bf16 nearest to a number, of two the even one, in the upper half; NaN stays NaN.
-TARGET inline uint32_t round_to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return value != value ? 0x7fc00000u : (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
+// The bf16 nearest to each number, of two the even one; NaN stays NaN.
+TARGET inline Shorts to_bf16(Floats value) {
+    const Ints bits = reinterpret_cast<Ints>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
+    return __builtin_convertvector((value != value ? Ints{} + 0x7fc00000 : nearest) >> 16, Shorts);
 }
 
-// Rows [rows, size], x_stride apart, in pairs of bf16, `stride` pairs apart.
+// Rows [rows, size], x_stride apart, in bf16, `stride` pairs apart, with zeros up to a whole vector.
 TARGET inline void to_pairs(const float* x, size_t x_stride, size_t rows, size_t size, float* pairs, size_t stride) {
-    for (size_t r = 0; r < rows; ++r, x += x_stride, pairs += stride) {
-        for (size_t k = 0; k < size; k += 2) {
-            const uint32_t pair = round_to_bf16(x[k]) >> 16 | (k + 1 < size ? round_to_bf16(x[k + 1]) : 0u);
-            std::memcpy(pairs + k / 2, &pair, sizeof pair);
+    for (size_t r = 0; r < rows; ++r, x += x_stride) {
+        float* to = pairs + r * stride;
+        for (size_t k = 0; k < size; k += LANES, to += LANES / 2) {
+            const Shorts rounded = to_bf16(k + LANES <= size ? load(x + k) : load_part(x + k, size - k));
+            std::memcpy(to, &rounded, sizeof rounded);
         }
     }
 }

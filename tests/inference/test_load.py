@@ -161,24 +161,33 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         ModelSource.open(tmp_path, 3)
 
 
-def test_the_cache_has_the_size_of_its_key_heads_and_keeps_what_it_holds() -> None:
-    shape = CacheShape(range(3, 5), 2, 6, None, max_rows=10, max_positions=1000)
+@pytest.mark.parametrize("panel", [None, 16, 64])
+def test_the_cache_has_the_size_of_its_key_heads_and_keeps_what_it_holds(panel: int | None) -> None:
+    shape = CacheShape(range(3, 5), 2, 6, None, max_rows=10, max_positions=1000, key_panel=panel)
     cache = KVCache(shape, torch.bfloat16, torch.device("cpu"))
+
+    def by_token(keys: torch.Tensor) -> torch.Tensor:
+        """[r, k, positions, d], in panels [r, k, p, d, l] or not"""
+        return keys if panel is None else keys.transpose(3, 4).flatten(2, 3)
+
     cache.reserve(3, 500)
+    num_keys = 500 if panel is None else 512  # in whole panels
     assert (
-        cache.num_bytes == 2 * 2 * 3 * 500 * 2 * 6 * 2
-    )  # (k, v), layers, rows, positions, heads, d, bytes
+        cache.num_bytes == 2 * 3 * (500 + num_keys) * 2 * 6 * 2
+    )  # layers, rows, positions, heads, d, bytes
     for tensors in (cache.keys, cache.values):
         for layer in (3, 4):
             tensors[layer].normal_()
-    before = cache.keys[4].clone()
+    before = by_token(cache.keys[4]).clone()
     cache.reserve(4, 600)
     assert (cache.num_rows, cache.num_positions) == (6, 1000)
-    assert torch.equal(cache.keys[4][:3, :, :500], before)
-    assert not cache.keys[4][3:].any() and not cache.keys[4][:, :, 500:].any()
+    keys = by_token(cache.keys[4])
+    assert torch.equal(keys[:3, :, :500], before[:, :, :500])
+    assert not keys[3:].any() and not keys[:, :, num_keys:].any()
     cache.copy_row(1, 5, 30)
-    assert torch.equal(cache.values[3][5, :, :30], cache.values[3][1, :, :30])
-    assert not cache.values[3][5, :, 30:].any()
+    for copied in (by_token(cache.keys[3]), cache.values[3]):
+        assert torch.equal(copied[5, :, :30], copied[1, :, :30])
+        assert not copied[5, :, 64:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
