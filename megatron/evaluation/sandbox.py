@@ -96,16 +96,24 @@ class Sandbox:
             why = f"{error}; {self._last_words()}"
         if why is None:
             self._control.settimeout(None)
-            self._judge = self._prepare()
-            verdict = self._run(PROBE, START_SECONDS)
-            if not verdict.is_passed:
-                why = f"{verdict.outcome}: {verdict.detail}; {self._last_words()}"
+            why = self._probe()
         if why is not None:
             raise ConfigError(
                 f"this machine does not let programs be isolated ({why}); allow user namespaces "
                 f"(sysctl user.max_user_namespaces, in Docker --security-opt seccomp=unconfined), or give "
                 f"{UNSANDBOXED} to run generated code with your rights"
             )
+
+    def _probe(self) -> str | None:
+        """Run what must pass, and say why it does not."""
+        try:
+            self._judge = self._prepare()
+            verdict = self._run(PROBE, START_SECONDS)
+        except (OSError, RuntimeError) as error:
+            return str(error)
+        if verdict.is_passed:
+            return None
+        return f"{verdict.outcome}: {verdict.detail}; {self._last_words()}"
 
     def _last_words(self) -> str:
         self._process.kill()

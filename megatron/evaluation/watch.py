@@ -32,7 +32,7 @@ class Watch:
         self.seconds = WATCH_SECONDS  # until the next look
 
     def total(self) -> int:
-        """Give the bytes of all processes below this one."""
+        """Give the bytes of all processes below this one, of which there is one. Raises OSError if none is seen."""
         start = time.monotonic()
         own = int(os.readlink("self", dir_fd=self._folder))
         parents: dict[int, int] = {}
@@ -47,7 +47,10 @@ class Watch:
                 sizes[int(name)] = sum(map(int, KILOBYTES.findall(status))) << 10
         sizes.pop(own, None)
         # pid 1 of a namespace sees nothing but what is below it
-        total = sum(n for pid, n in sizes.items() if own == 1 or _is_below(pid, own, parents))
+        below = [n for pid, n in sizes.items() if own == 1 or _is_below(pid, own, parents)]
+        if not below:
+            raise OSError("/proc hides the processes whose memory is to be watched (hidepid)")
+        total = sum(below)
         if self._socket_bytes:
             total += self._read("self/net/unix").count(b"\n") * self._socket_bytes
         self.seconds = max(WATCH_SECONDS, (time.monotonic() - start) / MAX_SHARE)

@@ -157,9 +157,8 @@ def _serve(control: socket.socket, starter: Starter, watch: Watch) -> None:
             trials.append(starter.start(*channels))
             for channel in channels:
                 channel.close()
-            if (
-                len(trials) == 1
-            ):  # the first: what both trials' sides take without a program is none's
+            if len(trials) == 1:
+                # The first: what both trials' sides take without a program comes on top.
                 limit += 2 * watch.total()
         elif request:
             # `w`: one closed its channel; let it say how it ended

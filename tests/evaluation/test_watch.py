@@ -1,64 +1,76 @@
 """What processes take is summed over all of them, and whose they are is told from whose they are not."""
 
-import os
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from megatron.evaluation.watch import Watch, _is_below, socket_bytes
+from megatron.evaluation.watch import SENDERS, _is_below, socket_bytes
 
 MEGABYTES = 48
-HOLD = f"""
-import os, sys
-def hold():
-    held = bytearray({MEGABYTES} << 20)
-    held[::4096] = b"x" * len(held[::4096])
-    print("held", flush=True)
-    sys.stdin.read()
-if os.fork() == 0:
-    hold()
+ROOT = Path(__file__).parents[2]
+# In an interpreter without other children: each look is printed.
+SCRIPT = f"""
+import json, os, socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+from megatron.evaluation import watch
+
+folder = os.open("/proc", os.O_RDONLY)
+looks = {{}}
+try:
+    watch.Watch(folder, 0).total()
+except OSError as error:
+    looks["alone"] = str(error)
+ready, done = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(done[1])
+    if os.fork() == 0:
+        held = bytearray({MEGABYTES} << 20)
+        held[::4096] = b"x" * len(held[::4096])
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.wait()
     os._exit(0)
-os.wait()
+os.read(ready[0], 1)
+looks["with a grandchild"] = watch.Watch(folder, 0).total()
+sockets = [socket.socketpair() for _ in range(50)]
+looks["with sockets"] = watch.Watch(folder, 1 << 20).total()
+watch.MAX_SHARE = 1e-6
+slow = watch.Watch(folder, 0)
+slow.total()
+looks["seconds"] = slow.seconds
+os.close(done[1])
+os.waitpid(child, 0)
+print(json.dumps(looks))
 """
 
 
-@pytest.fixture
-def folder() -> Iterator[int]:
-    descriptor = os.open("/proc", os.O_RDONLY)
-    yield descriptor
-    os.close(descriptor)
+@pytest.fixture(scope="module")
+def looks() -> dict:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_memory_of_a_child_s_child_is_counted_while_it_lives(folder: int) -> None:
-    watch = Watch(folder, 0)
-    before = watch.total()
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stdin is not None
-        assert process.stdout.readline() == b"held\n"
-        during = watch.total()
-        process.stdin.close()
-    assert MEGABYTES << 20 < during - before < 2 * MEGABYTES << 20
-    assert watch.total() <= before + (1 << 20)
+def test_memory_of_a_child_s_child_is_counted(looks: dict) -> None:
+    assert MEGABYTES << 20 < looks["with a grandchild"] < 2 * MEGABYTES << 20
 
 
-def test_sockets_count_by_what_they_can_hold(folder: int) -> None:
-    few, more = Watch(folder, 1 << 20).total(), Watch(folder, 3 << 20).total()
-    assert more > few
-    assert socket_bytes() >= 11 * 4096
+def test_sockets_count_by_what_they_can_hold(looks: dict) -> None:
+    assert looks["with sockets"] - looks["with a grandchild"] >= 100 << 20
+    assert socket_bytes() >= SENDERS * 4096
 
 
-def test_looking_takes_a_tenth_of_the_time_at_most(
-    folder: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch = Watch(folder, 0)
-    times = iter((0.0, 0.05))
-    monkeypatch.setattr("megatron.evaluation.watch.time.monotonic", lambda: next(times))
-    watch.total()
-    assert watch.seconds == pytest.approx(0.5)
+def test_to_see_no_process_is_an_error_and_not_no_memory(looks: dict) -> None:
+    assert "hides the processes" in looks["alone"]
+
+
+def test_what_takes_long_is_done_less_often(looks: dict) -> None:
+    assert looks["seconds"] > 1.0
 
 
 @pytest.mark.parametrize(
