@@ -81,6 +81,19 @@ def test_samples_and_infillings_are_the_engines(client, written) -> None:
     assert texts == [PROMPT + one.text for one in written[2]]
 
 
+def test_the_program_of_the_documentation_runs(server) -> None:
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL
+    )
+    for ours, theirs in (("http://127.0.0.1:8000/v1", server.url), ("starcoder-tiny", "run")):
+        assert ours in program
+        program = program.replace(ours, theirs)
+    names: dict = {}
+    exec(program, names)
+    names["client"].close()
+    assert names["middle"].choices[0].finish_reason in ("length", "stop")
+
+
 def test_a_stop_text_ends_a_stream_before_it_wherever_tokens_end(client) -> None:
     asked = {"model": "run", "prompt": PROMPT, "max_tokens": 200, "seed": 3}
     text = client.completions.create(**asked).choices[0].text

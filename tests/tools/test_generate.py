@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,18 @@ def test_help_gives_defaults_that_are_nought(capsys) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "0 takes the likeliest token (default: 0.0)" in text
     assert "samples of each prompt (default: 1)" in text
+
+
+def test_the_program_of_the_documentation_runs(run: Path, capsys) -> None:
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/generation.md").read_text(), re.DOTALL
+    )
+    assert 'Path("runs/py")' in program
+    try:
+        exec(program.replace("runs/py", str(run)), {})
+    finally:
+        dist.destroy_process_group()
+    assert capsys.readouterr().out.count("finish_reason=") == 4
 
 
 def test_any_text_is_printed_in_any_locale(run: Path) -> None:
