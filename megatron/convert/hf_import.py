@@ -24,7 +24,8 @@ from megatron.convert.mapping import MappedTensor, invert
 from megatron.convert.source import GENERATION_CONFIG
 from megatron.errors import CheckpointError
 from megatron.options import DataConfig, ModelConfig, PrecisionConfig, TokenizerConfig
-from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -43,16 +43,9 @@ def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length
     return list(contents)
 
 
-def end_of_document(tokenizer: Tokenizer) -> str:
-    """Spell the token that ends a document."""
-    return next(
-        name for name, number in tokenizer.special_tokens.items() if number == tokenizer.eod
-    )
-
-
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     """Name each special token once: the one that ends documents has all of StarCoder's roles for it."""
-    eod = end_of_document(tokenizer)
+    eod = tokenizer.eod_token
     others = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
     return {
         "additional_special_tokens": [name for name, _ in others if name != eod],

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from megatron.convert.hf_choice import architecture_of
-from megatron.convert.hf_tokenizer import end_of_document
 from megatron.convert.source import CONVERTED_FROM, Source
 from megatron.options import DataConfig
 from megatron.tokenizer.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, FIM_TOKENS
@@ -163,7 +162,7 @@ def _usage(source: Source) -> str:
         start=FIM_PREFIX,
         suffix=FIM_SUFFIX,
         middle=FIM_MIDDLE,
-        eod=end_of_document(tokenizer),
+        eod=tokenizer.eod_token,
     )
 
 

@@ -14,7 +14,8 @@ from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
 from megatron.errors import CheckpointError, ConfigError
 from megatron.option_field import check_bounds
-from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"  # beside a checkpoint that came with one
 CONVERTED_FROM = "converted_from"  # in state.json of a checkpoint that came from elsewhere

@@ -230,8 +230,7 @@ def read_messages(value: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 def _plain(tokenizer: Tokenizer) -> ChatTemplate:
     """Give a template of plain text, for any tokenizer."""
-    names = tokenizer.special_tokens.items()
-    eod = next(name for name, number in names if number == tokenizer.eod)
+    eod = tokenizer.eod_token
     return ChatTemplate(
         system="{content}\n\n",
         user="Question:\n{content}\n\n",

@@ -26,6 +26,11 @@ class Tokenizer(ABC):
     eod: int  # ends a document
     special_tokens: Mapping[str, int]
 
+    @property
+    def eod_token(self) -> str:
+        """Spell the sentinel that ends a document."""
+        return next(name for name, number in self.special_tokens.items() if number == self.eod)
+
     @abstractmethod
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text; nothing is added at its ends."""

@@ -21,8 +21,6 @@ from megatron.tokenizer.json_tokenizer import (
 from megatron.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron.tokenizer.special_tokens import EOD, FIM_TOKENS
 
-__all__ = ["NullTokenizer", "Tokenizer", "build_tokenizer"]
-
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Build the tokenizer of the flags; raise ConfigError for a missing flag, DataError for a bad file."""

@@ -15,7 +15,8 @@ from megatron.data.build import Datasets, build_datasets
 from megatron.errors import ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.options import pad_vocab_size
-from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.contents import Contents
 
 

@@ -17,7 +17,8 @@ from megatron import cli
 from megatron.data.checksum import checksum_path
 from megatron.data.indexed_dataset import HEADER, bin_path, idx_path
 from megatron.options import TokenizerConfig
-from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.interface import Tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
 from tests.hostile.commands import (
     TEXT,
     Check,

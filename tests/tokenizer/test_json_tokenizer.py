@@ -7,9 +7,10 @@ import tokenizers
 
 from megatron.errors import DataError
 from megatron.options import TokenizerConfig
+from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.json_tokenizer import JsonTokenizer, add_special_tokens
 from megatron.tokenizer.special_tokens import EOD, FIM_TOKENS, STARCODER_SPECIAL_TOKENS
-from megatron.tokenizer.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.tokenizer import build_tokenizer
 from tests.tokenizer.conftest import CODE, hard_texts
 
 
