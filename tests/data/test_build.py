@@ -5,11 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from megatron.config import TokenizerConfig
 from megatron.data.build import build_datasets
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron.errors import ConfigError, DataError
-from megatron.options import DataConfig
+from megatron.options import DataConfig, TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EOD = 1000

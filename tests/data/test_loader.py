@@ -16,7 +16,8 @@ from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
-from megatron.data.loader import BatchLoader, DocumentResets, sample_numbers
+from megatron.data.loader import BatchLoader, DocumentResets
+from megatron.data.sample_order import sample_numbers
 from megatron.errors import DataError
 from tests.data.numbers_dataset import DAMAGED, DEADLY, LargeNumbers, Numbers
 

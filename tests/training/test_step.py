@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
-from megatron.data.loader import Batch, sample_numbers
+from megatron.data.loader import Batch
+from megatron.data.sample_order import sample_numbers
 from megatron.optimizer.loss_scale import LossScale
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
