@@ -158,6 +158,33 @@ def test_tools_import_the_library_and_not_each_other(path: Path) -> None:
         )
 
 
+def passed_on(path: Path) -> set[str]:
+    """The names that a module only imports: whoever wants them goes to where they are defined."""
+    imported, defined = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imported |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+    return imported - defined
+
+
+def test_names_are_imported_from_where_they_are_defined() -> None:
+    by_module = {
+        relative(path).removesuffix(".py").replace("/", "."): passed_on(path)
+        for path in MEGATRON
+        if path.name != "__init__.py"
+    }
+    for path in MEGATRON + TOOLS:
+        for line, name in imports(path):
+            module, _, last = name.rpartition(".")
+            assert last not in by_module.get(module, ()), (
+                f"{relative(path)}:{line} takes {last} from {module}, which only imports it"
+            )
+
+
 @pytest.mark.parametrize("path", MEGATRON, ids=relative)
 def test_library_reads_no_environment(path: Path) -> None:
     if relative(path) not in READS_ENVIRONMENT:
