@@ -13,6 +13,7 @@ from tests.serving.process import ServerProcess
 
 NUM_POSITIONS = 4096  # long enough to be interrupted
 PROMPT = "def add("
+LITTLE_PATIENCE = ["--header-seconds", "0.5", "--body-seconds", "0.5", "--stall-seconds", "0.5"]
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(run: Path) -> Iterator[ServerProcess]:
     """A server with room for three, one waiting, and little patience."""
     limits = "--batch-size 3 --queue-size 1 --max-body-bytes 20000 --max-connections 20"
-    patience = "--header-seconds 0.5 --body-seconds 0.5 --stall-seconds 0.5"
-    with ServerProcess(run, *limits.split(), *patience.split()) as process:
+    with ServerProcess(run, *limits.split(), *LITTLE_PATIENCE) as process:
         yield process
 
 

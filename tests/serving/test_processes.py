@@ -10,10 +10,12 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
 from megatron.cli import EXIT_FAILURE, EXIT_LOST_PEER
 from megatron.parallel.launch import Launch
 from megatron.serving.channel import Channel, LostPeer, Orders
-from tests.serving.conftest import PROMPT
+from tests.serving import attack
+from tests.serving.conftest import LITTLE_PATIENCE, PROMPT
 from tests.serving.process import ServerProcess
 
 LONG = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+SEED = 3
 BY_LAYER = ("--tensor-model-parallel-size", "2")
 BY_STACK = ("--pipeline-model-parallel-size", "2")
 
@@ -33,7 +35,7 @@ def stream(server: ServerProcess):
 
 @pytest.mark.parametrize("flags", [BY_LAYER, BY_STACK], ids=["tp", "pp"])
 def test_two_processes_write_what_one_does_and_end_when_asked(run, written, flags) -> None:
-    with ServerProcess(run, *flags, num_processes=2) as server:
+    with ServerProcess(run, *flags, *LITTLE_PATIENCE, num_processes=2) as server:
         status, answer = server.ask(prompt=PROMPT, max_tokens=12, temperature=0)
         assert status == 200 and answer["choices"][0]["text"] == written[0][0].text
         assert server.ask(prompt=PROMPT, max_tokens=99999)[0] == 400
@@ -45,7 +47,10 @@ def test_two_processes_write_what_one_does_and_end_when_asked(run, written, flag
         events.close()
         connection.close()
         server.wait_for('requests_total{outcome="cancelled"}', lambda number: number == 1)
-        server.wait_for("rows_in_use", lambda number: number == 0)
+        text = attack.text_of(server)
+        attacks = [attack.make_attack(SEED, number) for number in range(len(attack.KINDS))]
+        attack.run(server, attacks, num_threads=len(attacks))
+        attack.check_unharmed(server, text)
         server.terminate()
         assert server.wait() == [0, 0]
 

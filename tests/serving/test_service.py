@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request, Update
 from megatron.parallel.launch import Launch
 from megatron.serving import http_server
+from megatron.serving import service as service_module
 from megatron.serving.channel import Channel, Orders
 from megatron.serving.completion_call import CompletionCall, ServedModel
 from megatron.serving.error import RequestError
@@ -30,6 +31,7 @@ class FakeEngine:
     """Writes a token a step to each request, at the pace of whoever lets it; fails when a prompt says so."""
 
     num_waiting = 0
+    gate = Event()  # which prompt 15 waits for
 
     def __init__(self) -> None:
         self.requests: dict[str, list] = {}
@@ -56,6 +58,8 @@ class FakeEngine:
                 raise torch.OutOfMemoryError("no memory left")
             if request.prompt == (14,):
                 raise KeyError("a bug")
+            if request.prompt == (15,):
+                assert self.gate.wait(60)
             work[1] += 1
             completion = None
             if work[1] == request.options.max_new_tokens:
@@ -134,6 +138,23 @@ def test_failures_without_end_and_bugs_end_the_server(prompt: int, num_failures:
         with pytest.raises(RequestError, match="stopping") as refusal:
             service.submit(call("late"))
         assert refusal.value.status == 503
+
+    serve(check)
+
+
+def test_a_step_that_takes_too_long_shows_in_the_health(monkeypatch) -> None:
+    monkeypatch.setattr(service_module, "STALLED_SECONDS", 0.05)
+
+    async def check(service: Service) -> None:
+        assert service.health() == (True, service.health()[1] | {"status": "ok"})
+        ticket = service.submit(call("slow", 15, max_tokens=1))
+        while service.health()[0]:
+            await asyncio.sleep(0)
+        assert service.health()[1]["status"] == "stalled"
+        FakeEngine.gate.set()
+        assert [update.text for update in await ticket.next()] == ["a"]
+        while not service.health()[0]:
+            await asyncio.sleep(0)
 
     serve(check)
 
