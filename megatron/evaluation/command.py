@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from megatron.evaluation.infilling import (
     infilling_of_human_eval,
     write_set,
 )
+from megatron.evaluation.journal import Journal
 from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
 from megatron.evaluation.report import check_counts, make_report, to_markdown
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
@@ -130,26 +133,31 @@ def run_score(args: argparse.Namespace) -> int:
             f"{UNSANDBOXED}: generated code runs with your rights and may forge results",
             file=sys.stderr,
         )
+    of = {"benchmark": args.benchmark, "limits": asdict(limits), "falsified": args.falsified}
+    of |= {"is_isolated": is_isolated, "tasks": hashlib.sha256(repr(tasks).encode()).hexdigest()}
     tasks = equip(tasks, limits, args.falsified)
     _check_languages(tasks, is_isolated=is_isolated)
-    results = []
-    with tqdm(total=len(samples), unit="sample", disable=None) as bar:
-        for result in score(
-            tasks, samples, limits, num_workers=args.workers, is_isolated=is_isolated
-        ):
-            results.append(result)
-            bar.update()
-    report = make_report(
-        args.benchmark,
-        tasks,
-        results,
-        settings,
-        is_isolated=is_isolated,
-        are_solutions=args.solutions,
-    )
-    if prefix is not None:
-        _write_results(Path(f"{prefix}.results.jsonl"), tasks, results, report)
-        write_report(prefix, report, to_markdown(report))
+    with Journal(Path(f"{prefix}.journal.jsonl"), of) if prefix else nullcontext() as journal:
+        found = score(
+            tasks,
+            samples,
+            limits,
+            num_workers=args.workers,
+            is_isolated=is_isolated,
+            journal=journal,
+        )
+        results = list(tqdm(found, total=len(samples), unit="sample", disable=None))
+        report = make_report(
+            args.benchmark,
+            tasks,
+            results,
+            settings,
+            is_isolated=is_isolated,
+            are_solutions=args.solutions,
+        )
+        if prefix is not None:
+            _write_results(Path(f"{prefix}.results.jsonl"), tasks, results, report)
+            write_report(prefix, report, to_markdown(report))
     print(to_markdown(report))
     return 0
 

@@ -110,7 +110,7 @@ class SampleFile:
             )
         try:
             if path.exists():
-                _cut_torn_line(path)
+                cut_torn_line(path)
                 self.done = {(sample.task, sample.number) for sample in read_samples(path)}
             settings_path(path).write_text(json.dumps(asdict(settings), indent=2) + "\n")
             self._file: TextIO = path.open("a", encoding="utf-8")
@@ -142,7 +142,7 @@ class SampleFile:
         self._file.close()
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Drop what follows the last line's end. Raises OSError."""
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):

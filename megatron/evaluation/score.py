@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from megatron.errors import DataError
+from megatron.evaluation.journal import Journal
 from megatron.evaluation.sample import Sample
 from megatron.evaluation.sandbox import Sandbox
 from megatron.evaluation.task import Run, Task
@@ -31,16 +32,24 @@ def score(
     *,
     num_workers: int,
     is_isolated: bool = True,
+    journal: Journal | None = None,
 ) -> Iterator[Result]:
-    """Yield results as they come. Raises ConfigError where there is no isolation, DataError for an unknown task."""
+    """Yield results as they come, those of the journal first. Raises ConfigError where there is no isolation, DataError for an unknown task."""
     by_name = {task.name: task for task in tasks}
     groups: dict[tuple[str, str], list[Sample]] = {}
     check_known(tasks, samples)
     for sample in samples:
         groups.setdefault((sample.task, sample.completion), []).append(sample)
-    chosen = [by_name[name] for name in dict.fromkeys(name for name, _ in groups)]
+    rest = []
+    for name, completion in groups:
+        verdict = journal.find(name, completion) if journal else None
+        if verdict is None:
+            rest.append((name, completion))
+        else:
+            yield from _results(by_name[name], groups[name, completion], verdict)
+    chosen = [by_name[name] for name in dict.fromkeys(name for name, _ in rest)]
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(_workers(chosen, limits, min(num_workers, len(groups)), is_isolated))  # fmt: skip
+        run = stack.enter_context(_workers(chosen, limits, min(num_workers, len(rest)), is_isolated))  # fmt: skip
         executor = stack.enter_context(ThreadPoolExecutor(num_workers))
         stack.callback(executor.shutdown, cancel_futures=True)
         ready = dict(
@@ -57,12 +66,19 @@ def score(
                 return Verdict("not-here", task, 0.0)
             return task.judge(completion, run)
 
-        futures = {executor.submit(judge, *key): key for key in groups}
+        futures = {executor.submit(judge, *key): key for key in rest}
         for future in as_completed(futures):
-            name, completion = futures[future]
-            is_exact = by_name[name].is_exact(completion)
-            for sample in groups[futures[future]]:
-                yield Result(sample, future.result(), is_exact)
+            key, verdict = futures[future], future.result()
+            if journal and verdict.outcome != "not-here":
+                journal.add(*key, verdict)
+            yield from _results(by_name[key[0]], groups[key], verdict)
+
+
+def _results(task: Task, samples: Sequence[Sample], verdict: Verdict) -> Iterator[Result]:
+    """Yield the results of samples that have the same text."""
+    is_exact = task.is_exact(samples[0].completion)
+    for sample in samples:
+        yield Result(sample, verdict, is_exact)
 
 
 def check_known(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:

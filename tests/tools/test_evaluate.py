@@ -8,8 +8,10 @@ import pytest
 import torch.distributed as dist
 
 from megatron.errors import ConfigError, DataError, MegatronError
+from megatron.evaluation.python_task import PythonTask
 from megatron.evaluation.sandbox import Sandbox, can_isolate
 from megatron.evaluation.toolchain import TOOLCHAINS
+from megatron.evaluation.trial import Verdict
 from tests.convert.runs import make_run
 from tools import evaluate as tool
 
@@ -91,6 +93,43 @@ def test_report_counts_what_passed_and_why_not(tasks: Path, tmp_path: Path, caps
     assert (tmp_path / "samples.report.md").read_text() == printed.rstrip("\n") + "\n"
     evaluate("report", "--results", tmp_path / "samples.results.jsonl", "--tasks-file", tasks)
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_a_score_that_was_stopped_goes_on_and_runs_nothing_twice(
+    tasks: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"task_id": row["task_id"], "completion": row["canonical_solution"]} for row in TASKS]
+    rows += [{"task_id": row["task_id"], "completion": "    return 0\n"} for row in TASKS]
+    samples = write_rows(tmp_path / "samples.jsonl", rows)
+    command = ["score", "--samples", samples, "--tasks-file", tasks, "--workers", 1]
+    ran: list[str] = []
+    run = PythonTask.judge
+
+    def judge(task: PythonTask, completion: str, *rest) -> Verdict:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append(f"{task.name}{completion}")
+        return run(task, completion, *rest)
+
+    monkeypatch.setattr(PythonTask, "judge", judge)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*command)
+    journal = tmp_path / "samples.journal.jsonl"
+    lines = journal.read_text().splitlines()
+    assert 1 < len(lines) <= 5
+    journal.write_text("\n".join(lines)[:-9])  # killed in the midst of a line
+    known = len(lines) - 2
+    before, ran[:] = ran[:known], ran[:0]
+    monkeypatch.setattr(PythonTask, "judge", lambda *rest: (ran.append(f"{rest[0].name}{rest[1]}"), run(*rest))[1])  # fmt: skip
+    evaluate(*command, "--wall-seconds", 7)  # of other settings: all anew
+    assert len(ran) == 6 and not journal.exists()
+    journal.write_text("\n".join(lines)[:-9])
+    ran.clear()
+    capsys.readouterr()
+    evaluate(*command)
+    assert len(ran) == 6 - known and not set(ran) & set(before) and not journal.exists()
+    assert "| passed | 3 |" in capsys.readouterr().out
 
 
 def test_infilling_goes_from_a_folder_to_a_report(tmp_path: Path, capsys) -> None:

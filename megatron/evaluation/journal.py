@@ -1,0 +1,85 @@
+"""Verdicts as they come, in a file beside the results to be, so that a score that was stopped goes on where it was.
+
+A verdict counts for the same text of the same task under the same settings; a file of other settings is begun anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from megatron.errors import ConfigError, DataError
+from megatron.evaluation.sample import cut_torn_line
+from megatron.evaluation.task import read_rows
+from megatron.evaluation.trial import Verdict
+
+
+class Journal:
+    """Use as a context manager; what ends without an exception needs it no more, and takes it away."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Open, and read what is there already. Raises ConfigError where it cannot be written."""
+        self._path = path
+        self._known: dict[str, Verdict] = {}
+        head = json.dumps(settings, sort_keys=True)
+        try:
+            if path.exists():
+                cut_torn_line(path)
+                self._known = _read(path, head)
+            self._file: TextIO = path.open("a" if self._known else "w", encoding="utf-8")
+            if not self._known:
+                self._write({"settings": head})
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+    def find(self, task: str, completion: str) -> Verdict | None:
+        """Give the verdict of a text, if there was one."""
+        return self._known.get(_key(task, completion))
+
+    def add(self, task: str, completion: str, verdict: Verdict) -> None:
+        """Note a verdict. Raises ConfigError."""
+        try:
+            self._write({"key": _key(task, completion), **asdict(verdict)})
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}") from None
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is None:
+            self._path.unlink(missing_ok=True)
+
+
+def _key(task: str, completion: str) -> str:
+    return hashlib.sha256(f"{task}\0{completion}".encode(errors="surrogatepass")).hexdigest()
+
+
+def _read(path: Path, head: str) -> dict[str, Verdict]:
+    """Give what a file of these settings holds; nothing for another one, and for what nobody here wrote."""
+    known = {}
+    try:
+        rows = (row for _, row in read_rows(path))
+        if next(rows, {}).get("settings") != head:
+            return {}
+        for row in rows:
+            key = str(row.pop("key"))
+            known[key] = Verdict(**row)
+    except (DataError, KeyError, TypeError):
+        return {}
+    return known
