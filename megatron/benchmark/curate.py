@@ -43,7 +43,7 @@ EXAMPLES = """\
   personal data: speed, and what is found of that which was planted:
     python tools/bench.py curate --only pii pii-model
   near-duplicates, on your repositories:
-    python tools/bench.py curate --only minhash dedup --root ~/repositories
+    python tools/bench.py curate --only minhash whole --root ~/repositories
 
 peers are timed if they are installed: pip install datasketch rensa ahocorasick_rs beautifulsoup4 detect-secrets"""
 SYSTEM_FOLDERS = ("/usr/include", "/usr/share/perl", "/usr/share/nodejs", "/usr/share/gocode")
