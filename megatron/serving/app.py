@@ -219,8 +219,11 @@ class _Stream(Response):
         except RequestError as error:
             outcome = _outcome(error)
             await _send_part(send, _event(error.to_json()), more_body=False)
-        except (ClientGone, asyncio.CancelledError):
+        except ClientGone:
             outcome = "cancelled"
+        except asyncio.CancelledError:  # uvicorn waits no longer
+            outcome = "cancelled"
+            raise
         finally:
             self._work.end()
             self._work.service.counts.requests.add(value=outcome)
