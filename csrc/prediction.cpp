@@ -32,7 +32,10 @@
 #endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86
+#if defined(__clang__) || __GNUC__ >= 11  // an older one may not know the name of it
+#define HAS_X86_BF16
 #include <immintrin.h>
+#endif
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions of one width only
@@ -91,7 +94,7 @@ struct Kernels {
     }
 };
 
-#ifdef HAS_X86
+#ifdef HAS_X86_BF16
 namespace avx512_bf16 {
 #define LANES 16
 #define HAS_DOT
@@ -101,6 +104,8 @@ namespace avx512_bf16 {
 #undef HAS_DOT
 #undef TARGET
 }  // namespace avx512_bf16
+#endif
+#ifdef HAS_X86
 namespace avx512 {
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
@@ -128,7 +133,9 @@ std::vector<std::pair<std::string, const Kernels*>> supported() {
 #ifdef HAS_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
+#ifdef HAS_X86_BF16
         if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512_bf16", &avx512_bf16::kKernels);
+#endif
         found.emplace_back("avx512", &avx512::kKernels);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.emplace_back("avx2", &avx2::kKernels);
