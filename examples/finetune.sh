@@ -12,12 +12,14 @@ set -euo pipefail
 valid_groups=()
 forgetting_flags=() # a script may add some
 
-is_hugging_face() { [[ -f $1/config.json && ! -f $1/latest_checkpointed_iteration.txt ]]; }
+has_checkpoint() { [[ -f $1/latest_checkpointed_iteration.txt || -f $1/metadata.json ]]; } # a run's, or one of them
+is_hugging_face() { [[ -f $1/config.json ]] && ! has_checkpoint "$1"; }
 
 find_tokenizer() {
-    local file
+    local file folder=$load
     [[ -z $tokenizer_file ]] || return 0
-    for file in "$load"/tokenizer.json "$load"/tokenizer/tokenizer.json; do
+    [[ ! -f $load/metadata.json ]] || folder=$load/.. # a run keeps it beside its checkpoints
+    for file in "$folder"/tokenizer.json "$folder"/tokenizer/tokenizer.json; do
         [[ ! -f $file ]] || tokenizer_file=$file
     done
 }
@@ -114,7 +116,7 @@ finetune() { # finetune FLAGS...
     choose_data "$@"
     if is_hugging_face "$load"; then
         convert_load
-    elif [[ ! -f $load/latest_checkpointed_iteration.txt ]]; then
+    elif ! has_checkpoint "$load"; then
         die "LOAD is '$load', which holds no run's checkpoints (latest_checkpointed_iteration.txt) and no config.json"
     fi
     recipe+=(--load "$load" --save "$save")

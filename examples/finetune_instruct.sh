@@ -6,7 +6,7 @@
 #       cores, and its answer to a question. Needs what examples/pretrain_starcoder.sh made.
 #   MODEL=15b LOAD=bigcode/starcoderbase CHATS=chats.jsonl bash examples/finetune_instruct.sh
 #       Lines of CHATS: {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.
-#       LOAD is a run's folder of checkpoints, or a Hugging Face folder on disk, which is converted first.
+#       LOAD is a run's folder of checkpoints, one of them, or a Hugging Face folder on disk, which is converted first.
 #   MODEL=15b bash examples/finetune_instruct.sh --dry-run
 #       Check it on any machine: starts nothing and needs no data.
 #

@@ -6,7 +6,7 @@
 #       forgot by language: of C++ enough to end with exit code 3. Needs what examples/pretrain_starcoder.sh made.
 #   MODEL=15b LOAD=bigcode/starcoderbase DATA_PATH=data/python_text_document \
 #   VALID_PATHS="data/python_valid_text_document data/ruby_valid_text_document" bash examples/finetune_python.sh
-#       LOAD is a run's folder of checkpoints, or a Hugging Face folder on disk, which is converted first.
+#       LOAD is a run's folder of checkpoints, one of them, or a Hugging Face folder on disk, which is converted first.
 #   MODEL=15b bash examples/finetune_python.sh --dry-run
 #       Check it on any machine: starts nothing and needs no data.
 #

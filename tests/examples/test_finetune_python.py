@@ -73,3 +73,20 @@ def test_what_was_forgotten_ends_a_run_with_code_3_unless_it_may(
     assert ("| cpp | 5.040 | 5.280 |" in result.stdout) == (code != 2)
     assert (tmp_path / "forgetting.json").exists() == (code != 2)
     assert ("THE MODEL FORGOT" in result.stderr) == (code == 3)
+
+
+def test_one_checkpoint_of_a_run_is_no_hugging_face_folder(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000002").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    for name in (
+        "iter_0000002/config.json",
+        "iter_0000002/metadata.json",
+        "tokenizer/tokenizer.json",
+    ):
+        (tmp_path / name).touch()
+    script = (
+        f"root={SCRIPT.parents[1]} load={tmp_path}/iter_0000002 tokenizer_file=; source $root/examples/finetune.sh; "
+        'is_hugging_face "$load" && echo theirs || echo ours; find_tokenizer; echo "$tokenizer_file"'
+    )
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert result.stdout.split() == ["ours", f"{tmp_path}/iter_0000002/../tokenizer/tokenizer.json"]
