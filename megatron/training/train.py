@@ -46,10 +46,10 @@ def train(run: Run) -> Outcome:
                 continue
             account.read_all()
             should_leave = is_exit or account.should_stop
-            if _is_multiple(progress.iteration, run.config.logging.log_interval) or run.is_complete:
+            if _is_due(run, run.config.logging.log_interval):
                 _log(run, account)
             account.clock.pause()
-            if _is_multiple(progress.iteration, training.eval_interval) or run.is_complete:
+            if _is_due(run, training.eval_interval):
                 _log_sources(run)
                 _validate(run, run.validation, vote)
             should_leave = should_leave or vote.is_agreed
@@ -72,6 +72,11 @@ def _is_multiple(iteration: int, interval: int | None) -> bool:
     return interval is not None and iteration % interval == 0
 
 
+def _is_due(run: Run, interval: int | None) -> bool:
+    """Say whether what comes at an interval of steps, and at the end, comes after this one."""
+    return run.is_complete or _is_multiple(run.progress.iteration, interval)
+
+
 def _needs_result(run: Run) -> bool:
     """Say whether the step just queued is logged, validated, checked or saved, or the last one."""
     config = run.config
@@ -81,7 +86,7 @@ def _needs_result(run: Run) -> bool:
         config.checkpoint.save_interval,
         config.training.check_weight_hash_across_dp_replicas_interval,
     )
-    return run.is_complete or any(_is_multiple(run.progress.iteration, n) for n in intervals)
+    return any(_is_due(run, interval) for interval in intervals)
 
 
 def _left(run: Run) -> Outcome:
