@@ -6,6 +6,7 @@ that a run which was interrupted goes on, and other caps need no counting. Knows
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -241,14 +242,14 @@ class _ShardCounter:
         self._output = output
 
     def __call__(self, task: _Task) -> _Counts:
-        with disk_errors(self._output):
-            counts, num_bad = self._run(task)
+        with disk_errors(self._output), contextlib.ExitStack() as stack:
+            counts, num_bad = self._run(task, stack)
             rows = [[*key, *vars(count).values()] for key, count in sorted(counts.items())]
             content = {"fingerprint": task.fingerprint, "bad": num_bad, "counts": rows}
             write_json(_counts_path(self._output, task.number), content)
         return counts, num_bad
 
-    def _run(self, task: _Task) -> _Counts:
+    def _run(self, task: _Task, stack: contextlib.ExitStack) -> _Counts:
         number, source, name = task.number, task.source, task.name
         counts: dict[Key, Count] = defaultdict(Count)
         writers: dict[str, tuple[RecordWriter, Path, Path]] = {}
@@ -260,7 +261,8 @@ class _ShardCounter:
                 continue
             key = (document.word("language").lower() or NO_LANGUAGE, name)
             if self._config.split_records:
-                self._write(writers, number, key, document)
+                writer = self._writer(writers, number, key, stack)
+                writer.write(document)
             batch.append((key, document))
             size += len(document.text)
             if size >= BATCH_BYTES:
@@ -288,21 +290,22 @@ class _ShardCounter:
         for (key, _), text, num_tokens in zip(batch, texts, sizes.tolist(), strict=True):
             counts[key].add(Count(1, len(text), num_tokens + 1))  # and the end of document
 
-    def _write(
+    def _writer(
         self,
         writers: dict[str, tuple[RecordWriter, Path, Path]],
         number: int,
         key: Key,
-        document: Document,
-    ) -> None:
+        stack: contextlib.ExitStack,
+    ) -> RecordWriter:
         group = self._config.group_of(key)
         if group not in writers:
             folder = self._output / group
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{number:05d}.jsonl.zst"
             temporary = aside(path)
-            writers[group] = (RecordWriter(temporary, "jsonl.zst"), temporary, path)
-        writers[group][0].write(document)
+            writer = stack.enter_context(RecordWriter(temporary, "jsonl.zst"))
+            writers[group] = (writer, temporary, path)
+        return writers[group][0]
 
 
 def mix(

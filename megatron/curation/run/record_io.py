@@ -6,11 +6,13 @@ used is given with its place, its reason and its text, to be set aside. Knows no
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
@@ -207,7 +209,7 @@ def plan_sources(
 
 
 class RecordWriter:
-    """Writes documents to a file: `{"text", "id", …}` a line, or a row. The caller publishes it by rename."""
+    """Writes documents to a file: `{"text", "id", …}` a line, or a row. The caller closes it and publishes it by rename."""
 
     def __init__(self, path: Path, kind: Format) -> None:
         """Create the file."""
@@ -226,6 +228,21 @@ class RecordWriter:
         elif kind == "jsonl.gz":
             # No name and no time in the header: equal documents give equal files.
             self._stream = gzip.GzipFile("", "wb", 6, self._file, mtime=0)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if (
+            error is not None
+        ):  # or Arrow closes its stream later, and reports on stderr that it cannot
+            with contextlib.suppress(OSError, ValueError):  # a file that is closed already
+                self._stream.close()
 
     def write(self, document: Document) -> None:
         """Append one document."""

@@ -118,7 +118,6 @@ class _ShardWorker:
         finals.insert(2, layout.records_path(number))
         temporary = [aside(path) for path in finals]
         entries = ledger.LedgerWriter(temporary[0])
-        records = RecordWriter(temporary[2], layout.format)
         named: list[str] = []
 
         def note(entry: ledger.Entry) -> None:
@@ -127,7 +126,10 @@ class _ShardWorker:
                 entries.add(entry)
 
         stages = self._stages_of(number)
-        with temporary[1].open("wb") as quarantine:
+        with (
+            temporary[1].open("wb") as quarantine,
+            RecordWriter(temporary[2], layout.format) as records,
+        ):
             for documents in _batches(source.read(), stages):
                 bad = [one for one in documents if isinstance(one, BadRecord)]
                 for record in bad:
@@ -140,8 +142,8 @@ class _ShardWorker:
                     if left is not None:
                         records.write(left)
             sync(quarantine)
+            records.close()
         entries.close()
-        records.close()
         totals.bytes_written = temporary[2].stat().st_size
         with temporary[3].open("wb") as file:
             file.write(orjson.dumps({"fingerprint": fingerprint, **totals.to_json()}))

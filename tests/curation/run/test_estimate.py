@@ -26,7 +26,7 @@ def source(tmp_path):
     for shard in range(12):
         num_words = (50, 400, 4000)[shard % 3]
         rows = []
-        for number in range(350_000 // num_words):
+        for number in range(240_000 // num_words):
             text = draw.randbytes(3 * num_words).hex(" ", 3)
             copies = range(1 + (number % 3 == 0))
             rows += [{"text": text, "id": f"{shard}-{number}-{copy}"} for copy in copies]
@@ -42,7 +42,7 @@ def test_documents_rules_and_disk_are_those_of_the_run_though_shards_differ(tmp_
     assert not (tmp_path / "out").exists()
     totals = run_steps(steps, given)
     dropped = {rule: count for rule, count, _ in totals.by_rule()}
-    assert guess.sampled_bytes < guess.input_bytes / 2
+    assert guess.sampled_bytes < 0.75 * guess.input_bytes
     assert guess.whole.num_read == pytest.approx(totals.num_read, rel=0.1)
     assert guess.whole.bytes_read == pytest.approx(totals.bytes_read, rel=0.1)
     assert guess.whole.by_rule()[0][1] == pytest.approx(dropped["long: long"], rel=0.1)

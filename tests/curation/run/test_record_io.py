@@ -67,7 +67,7 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_with_room(tmp_p
     command = [sys.executable, "-B", ROOT / "tools/curate.py", "dedup", "--near", "none", "--shard-mb", "0.1"]  # fmt: skip
     command += ["--input", path, "--output", tmp_path / "out", "--index", tmp_path / "index"]
 
-    def run(limit):
+    def run(limit, command=command):
         return subprocess.run(
             list(map(str, command)),
             capture_output=True,
@@ -76,6 +76,9 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_with_room(tmp_p
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
 
+    command = [sys.executable, "-B", ROOT / "tools/curate.py", "filter", "--output", tmp_path / "plain", "--input", path]  # fmt: skip
+    stopped = run(20_000, command)
+    assert stopped.returncode == 2 and len(stopped.stderr.splitlines()) == 1, stopped.stderr
     for most in (20_000, 120_000):  # bytes of a file: less than a shard's, than dedup's decisions
         stopped = run(most)
         assert stopped.returncode == 2 and "Traceback" not in stopped.stderr, stopped.stderr
