@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from megatron import cli
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import CheckpointError, ConfigError, MegatronError
+from megatron.logging import get_logger
 from megatron.option_field import require
 from megatron.options import ModelConfig, ParallelConfig
 from megatron.parallel.launch import Launch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from megatron.model.gpt import GPTModel
     from megatron.parallel.context import ParallelContext
     from megatron.tokenizer.interface import Tokenizer
+
+logger = get_logger(__name__)
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 
@@ -135,7 +138,12 @@ def load(args: argparse.Namespace, launch: Launch, source: StoredModel) -> Loade
 
     context = _join_processes(args, launch)
     dtype = choose_dtype(args.dtype, source.dtype, context.device)
-    return LoadedModel(load_model(source.model, source.tensors, context, dtype), context)
+    try:
+        return LoadedModel(load_model(source.model, source.tensors, context, dtype), context)
+    except CheckpointError as error:
+        if launch.rank > 0:  # the first does not read this part, and would not tell
+            logger.warning("%s", error)
+        raise
 
 
 def _join_processes(args: argparse.Namespace, launch: Launch) -> ParallelContext:

@@ -87,7 +87,7 @@ class Parameters:
     def neutral(self, name: str, neutral: Sequence[Any], instead: str) -> None:
         """Refuse what is not honoured here, but for the values that ask for nothing."""
         value = self.take(name)
-        if value is not None and value not in neutral:
+        if isinstance(value, bool) or (value is not None and value not in neutral):
             refuse(self._prefix + name, value, f"null, which is the default; {instead}")
 
     def end(self) -> None:

@@ -115,6 +115,8 @@ def test_nothing_to_write_is_one_token_that_is_not_told(model: ServedModel) -> N
         ({"suffix": "a", "echo": True, "logprobs": 1}, "echo with logprobs"),
         ({"fim_order": "pms"}, "fim_order is 'pms'; allowed: psm, spm"),
         ({"best_of": 2}, "best_of is 2; .* equal to n is allowed too"),
+        ({"best_of": True}, "best_of is True"),
+        ({"presence_penalty": False}, "presence_penalty is False"),
         ({"logit_bias": {"5": 1}}, "logit_bias is .* use stop, top_k or top_p"),
         ({"presence_penalty": 0.5}, "presence_penalty is 0.5; .* use repetition_penalty"),
         ({"frequency_penalty": -1}, "frequency_penalty is -1"),
