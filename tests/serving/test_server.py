@@ -169,17 +169,21 @@ def test_a_client_that_leaves_the_queue_gives_its_place_back(server, client) -> 
 
 
 def test_what_is_too_much_is_answered_with_429(server, client) -> None:
-    with client.completions.create(
-        model="run", prompt=PROMPT, max_tokens=500, n=3, stream=True,
-        extra_body={"ignore_eos": True, "top_k": 5, "repetition_penalty": 1.1},
-    ) as stream:  # fmt: skip
+    asked = {"model": "run", "prompt": PROMPT, "n": 3, "extra_body": {"ignore_eos": True}}
+    with client.completions.create(**asked, max_tokens=4000, stream=True) as stream:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="room for 1 more") as refusal:
             client.completions.create(model="run", prompt="a", n=2)
         assert 1 <= int(refusal.value.response.headers["retry-after"]) <= 60
+    server.wait_for("rows_in_use", lambda number: number == 0)
+
+
+def test_a_stream_that_waits_tells_nothing_before_a_row_is_free(server, client) -> None:
+    asked = {"model": "run", "prompt": PROMPT, "n": 3, "extra_body": {"ignore_eos": True}}
+    with client.completions.create(**asked, max_tokens=300, stream=True) as stream:
+        next(iter(stream))
         with client.completions.create(model="run", prompt="a", stream=True):
-            # nothing is told before a row is free
-            server.wait_for("waiting", lambda number: number == 0)
+            assert server.metrics()["megatron_serving_waiting"] == 0
     server.wait_for("rows_in_use", lambda number: number == 0)
 
 
@@ -307,13 +311,13 @@ def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
 def test_a_signal_that_comes_twice_at_once_is_one(run) -> None:
     """As from systemd, which signals a launcher and what it started, and from the launcher."""
     with ServerProcess(run) as server, server.connect() as connection:
-        connection.sendall(_post(b'{"prompt": "a", "max_tokens": 500, "ignore_eos": true}'))
+        connection.sendall(_post(b'{"prompt": "a", "max_tokens": 2000, "ignore_eos": true}'))
         server.wait_for("rows_in_use", lambda number: number == 1)
         server.terminate()
         server.wait_for_line("SIGTERM: no new requests")
         server.terminate()
         parts = iter(lambda: connection.recv(65536), b"")
-        assert b'"completion_tokens":500' in b"".join(parts)
+        assert b'"completion_tokens":2000' in b"".join(parts)
         assert server.wait() == [0]
 
 
