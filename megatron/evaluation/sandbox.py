@@ -25,6 +25,7 @@ from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Trial, Verdic
 
 NOBODY = 65534
 START_SECONDS = 30.0
+END_SECONDS = 5.0
 DEFAULT_LIMITS = Limits()
 NO_EQUIPMENT = Equipment()
 COMMAND = (
@@ -116,7 +117,7 @@ class Sandbox:
         return f"{verdict.outcome}: {verdict.detail}; {self._last_words()}"
 
     def _last_words(self) -> str:
-        self._process.kill()
+        self._end()
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the worker said nothing"
@@ -193,14 +194,17 @@ class Sandbox:
         """End the worker and all it started."""
         if self._judge is not None:
             self._judge.close()
-        self._control.close()
+        self._end()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def _end(self) -> None:
+        self._control.close()  # at which it ends what it started
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
     def __enter__(self) -> Sandbox:
         return self

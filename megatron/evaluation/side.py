@@ -59,11 +59,11 @@ class Sides:
         """Kill them and all that they started."""
         # None is reaped yet, so a number is still its own.
         for pid in (self.guest, self.judge, self.init):
-            with contextlib.suppress(ProcessLookupError):
-                if self.init is None and pid is not None:
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            if pid is not None and self.init is None:  # no namespace to end with it: its session
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-                elif pid is not None:
-                    os.kill(pid, signal.SIGKILL)
 
     def end(self, seconds: float) -> tuple[int, int]:
         """Give the guest and the judge so long to end by themselves, kill all, and give the exit codes of the two.

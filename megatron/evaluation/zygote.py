@@ -166,6 +166,8 @@ def _serve(control: socket.socket, starter: Starter, watch: Watch) -> None:
             control.sendall(STATUS.pack(*codes, is_over))
             is_over = False
         else:
+            for sides in trials:  # where there is no namespace, nothing else ends them
+                sides.end(0.0)
             return
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def members(sandbox: Sandbox) -> list[int]:
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
     return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("path", ATTACKS, ids=lambda path: path.stem)
@@ -225,6 +233,24 @@ def test_a_machine_on_which_what_is_right_does_not_pass_is_refused(
         ConfigError, match=r"isolated \(error: ZeroDivisionError: .*allow user namespaces"
     ):
         Sandbox(Limits())
+
+
+@pytest.mark.parametrize("is_isolated", [True, False])
+def test_a_trial_that_runs_ends_with_the_parent(is_isolated: bool) -> None:
+    if is_isolated:
+        make_sandbox(Limits()).close()
+    sandbox = Sandbox(Limits(wall_seconds=60, cpu_seconds=60), is_isolated=is_isolated)
+    program = "import os\ndef solve(number):\n    os.fork()\n    while True: pass\n"
+    with ThreadPoolExecutor(1) as executor:
+        trial = executor.submit(run, sandbox, program)
+        wanted = NUM_IDLE + (4 if is_isolated else 1)  # no init where there are no namespaces
+        while len(running := members(sandbox)) < wanted and not trial.done():
+            pass
+        sandbox._control.shutdown(socket.SHUT_RDWR)  # as the kernel does if the parent dies
+        assert trial.exception() is not None
+    sandbox.close()
+    assert len(running) == wanted
+    assert not [pid for pid in running if is_alive(pid)]
 
 
 def test_worker_ends_with_its_parent_side() -> None:
