@@ -56,8 +56,9 @@ FORMS = re.compile(
     r"(?:(?P<mailchimp>[0-9a-f]{32}-us\d{1,2})|(?P<discord>[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,38})"
     r"|(?P<artifactory>AKC[A-Za-z0-9]{10,}))(?![\w-])"
 )
-PEM = re.compile(
-    r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*(.{40,20000}?)(?:\\r|\\n|\s)*-----END \1",
+PEM = re.compile(  # up to the next key at most, so that marks without an end are not read from each one on
+    r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)(?: BLOCK)?-----(?:\\r|\\n|\s)*((?:(?!-----BEGIN).){40,20000}?)"
+    r"(?:\\r|\\n|\s)*-----END \1",
     re.S,
 )
 URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")

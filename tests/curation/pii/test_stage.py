@@ -5,6 +5,7 @@ import ipaddress
 import json
 import random
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_private_keys_are_replaced_between_their_marks():  # defect 7
         expected = f"-----BEGIN {kind}PRIVATE KEY-----\n<KEY>\n-----END {kind}PRIVATE KEY-----\n"
         assert redacted(text) == expected
         assert redacted(expected) == expected
+
+
+def test_a_private_key_is_found_behind_marks_that_have_no_end():
+    mark, body = "-----BEGIN PRIVATE KEY-----\n", "aB3dE6gH9k" * 8
+    text = mark * 20_000 + body + "\n-----END PRIVATE KEY-----\n"
+    begin = time.process_time()
+    assert redacted(text) == text.replace(body, "<KEY>")
+    assert time.process_time() - begin < 8  # ten times that where each mark looks for an end
 
 
 def test_no_space_is_added_at_the_start_or_between_neighbours():  # defect 8
