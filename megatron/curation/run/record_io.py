@@ -238,11 +238,11 @@ class RecordWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if (
-            error is not None
-        ):  # or Arrow closes its stream later, and reports on stderr that it cannot
-            with contextlib.suppress(OSError, ValueError):  # a file that is closed already
-                self._stream.close()
+        if error is None:
+            return
+        # Or Arrow does it later, and reports on stderr that it cannot. ValueError: it is closed already.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.close()
 
     def write(self, document: Document) -> None:
         """Append one document."""

@@ -1,16 +1,21 @@
 """Records from anywhere: what cannot be written again is set aside, and each one has a name of its own."""
 
+import contextlib
+import gc
 import json
+import random
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron.curation.run import ledger
 from megatron.curation.run.document import Document
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
-from megatron.curation.run.record_io import BadRecord, distinct_names, plan_sources
+from megatron.curation.run.record_io import BadRecord, RecordWriter, distinct_names, plan_sources
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,13 +66,34 @@ def test_records_of_one_id_have_a_line_each_and_why_shows_both(tmp_path):
     assert answers == ["kept", "dropped"]
 
 
+def test_a_stream_that_cannot_be_written_says_so_once(tmp_path, capfd):
+    draw = random.Random(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with (
+            contextlib.suppress(OSError),
+            RecordWriter(tmp_path / "a.jsonl.zst", "jsonl.zst") as writer,
+        ):
+            for number in range(2000):
+                writer.write(Document(str(number), draw.randbytes(500).hex(), {}))
+            pytest.fail("all was written")
+        del writer
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_with_room(tmp_path):
     path = tmp_path / "in.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i:08}", "id": str(i)}) + "\n" for i in range(20_000)))  # fmt: skip
+    rows = [{"text": f"{number:08}", "id": str(number)} for number in range(20_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-B", ROOT / "tools/curate.py", "dedup", "--near", "none", "--shard-mb", "0.1"]  # fmt: skip
     command += ["--input", path, "--output", tmp_path / "out", "--index", tmp_path / "index"]
 
-    def run(limit, command=command):
+    def run(limit):
         return subprocess.run(
             list(map(str, command)),
             capture_output=True,
@@ -76,9 +102,6 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_with_room(tmp_p
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
 
-    command = [sys.executable, "-B", ROOT / "tools/curate.py", "filter", "--output", tmp_path / "plain", "--input", path]  # fmt: skip
-    stopped = run(20_000, command)
-    assert stopped.returncode == 2 and len(stopped.stderr.splitlines()) == 1, stopped.stderr
     for most in (20_000, 120_000):  # bytes of a file: less than a shard's, than dedup's decisions
         stopped = run(most)
         assert stopped.returncode == 2 and "Traceback" not in stopped.stderr, stopped.stderr
