@@ -219,6 +219,11 @@ class Pipeline:
 class _Stage(PipelineStage):
     """torch's stage, mended where its schedules with two stages on a rank that follow each other need it."""
 
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        """Meet the ranks of the stages before and after, not this one: gloo cannot, and torch 2.11 asks it to."""
+        operations = super()._get_init_p2p_neighbors_ops()
+        return [one for one in operations if one.group_peer != self.group_rank]
+
     def get_local_bwd_output(self, mb_index: int) -> Any:
         """Give the gradients for the stage before, on this rank; none in an evaluation, where torch fails."""
         return super().get_local_bwd_output(mb_index) if self.has_backward else ()

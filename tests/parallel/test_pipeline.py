@@ -85,3 +85,17 @@ def count_hidden_states(rank, flags):
 def test_a_step_of_another_size_leaves_nothing_behind(world, corpus, tmp_path, flags):
     for first, _, again in world(2).run(count_hidden_states, flags_of(corpus, tmp_path, flags)):
         assert again == first > 0
+
+
+def ranks_met(rank, flags):
+    """The ranks that this one's stages send to or hear from before the first step, with torch 2.11 or later."""
+    inputs = open_inputs(parse(flags), 2)
+    run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
+    stages = run.parts.pipeline._schedule_of(4)._stages
+    run.close()
+    return [one.group_peer for stage in stages for one in stage._get_init_p2p_neighbors_ops()]
+
+
+def test_no_rank_meets_itself_where_two_of_its_stages_follow_each_other(world, corpus, tmp_path):
+    met = world(2).run(ranks_met, flags_of(corpus, tmp_path, f"{PP2} --pipeline-schedule zbv"))
+    assert met == [[1] * 4, [0] * 4]
