@@ -92,8 +92,12 @@ def read_validations(path: Path) -> dict[str, dict[int, float]]:
     """Give {set: {iteration: loss}} of a metrics.jsonl; a loss that was not finite is NaN. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; give a run's metrics.jsonl") from None
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; give a run's metrics.jsonl"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not text; give a run's metrics.jsonl") from None
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         try:
