@@ -257,11 +257,19 @@ def _finish(config: DedupConfig, corpus: Corpus) -> None:
     """Add to the index what was kept; it appears whole."""
     if config.index is None:
         return
+    index = Path(config.index)
+    with disk_errors(index):
+        name = _add(config, corpus, index)
+    logger.info("--index %s holds what was kept as %s", index, name)
+
+
+def _add(config: DedupConfig, corpus: Corpus, index: Path) -> str:
+    """Write what was kept as a release, in place of that of the same texts, and give its name."""
     twins = np.load(corpus.work / "twins.npy", mmap_mode="r")
     shards = _shards(corpus)
     name = _generation(config, corpus)
-    final, temporary = Path(config.index, name), Path(config.index, f".{name}.tmp")
-    for leftover in (temporary, final):
+    final, temporary = index / name, index / f".{name}.tmp"
+    for leftover in (final, *index.glob(".release-*.tmp")):
         if leftover.exists():
             shutil.rmtree(leftover)
     temporary.mkdir()
@@ -274,4 +282,4 @@ def _finish(config: DedupConfig, corpus: Corpus) -> None:
         with path.open("rb+") as file:
             sync(file)
     temporary.rename(final)
-    logger.info("--index %s holds what was kept as %s", config.index, name)
+    return name
