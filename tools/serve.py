@@ -101,8 +101,10 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
     if listener is None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the first process gets it too, and says when
+        engine = make_engine()
+        channel.meet()
         try:
-            follow(make_engine(), channel)
+            follow(engine, channel)
             code = 0
         except LostPeer:  # whoever started the processes says which one
             code = cli.EXIT_LOST_PEER
@@ -114,10 +116,13 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
         worker = Worker(make_engine, channel)
         service = Service(worker, served, options)
         application = app(service, keys, playground, reviewer)
+        channel.meet()
         code = serve(application, service, worker, listener, loaded.context.device)
-    if code == cli.EXIT_LOST_PEER:
-        leave_at_once(code)  # a group may wait for the process that it lost
-    dist.destroy_process_group()
+    if code != cli.EXIT_LOST_PEER:  # a group may wait for a process that it lost
+        dist.destroy_process_group()
+    if launch.world_size > 1:
+        # what torch leaves running of a group can abort an interpreter that ends
+        leave_at_once(code)
     return code
 
 

@@ -78,6 +78,11 @@ class Channel:
         """How long the others may be left without a word; None: there are none."""
         return HEARTBEAT_SECONDS if self._launch.world_size > 1 else None
 
+    def meet(self) -> None:
+        """Wait until all are ready to be told: who is served earlier would wait for them. Collective over the world."""
+        if self._launch.world_size > 1:
+            dist.all_reduce(torch.zeros(1))
+
     def tell(self, orders: Orders) -> None:
         """Send orders; the first process calls it. Collective over the world.
 

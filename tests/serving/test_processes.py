@@ -90,7 +90,7 @@ def test_a_launcher_ends_both_with_the_answer_in_work(run) -> None:
         next(events)
         server.terminate()
         assert b"the server is stopping" in list(events)[-1]
-        assert server.wait() == [0]
+        assert server.wait() == [0], server.log
 
 
 def test_a_first_process_without_its_launcher_ends_all() -> None:

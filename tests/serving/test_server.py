@@ -305,7 +305,7 @@ def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
             server.terminate()
             with pytest.raises(openai.APIError, match="the server is stopping"):
                 list(chunks)
-        assert server.wait() == [0]
+        assert server.wait() == [0], server.log
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(run) -> None:
@@ -318,7 +318,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(run) -> None:
         server.terminate()
         parts = iter(lambda: connection.recv(65536), b"")
         assert b'"completion_tokens":2000' in b"".join(parts)
-        assert server.wait() == [0]
+        assert server.wait() == [0], server.log
 
 
 @pytest.mark.parametrize(
