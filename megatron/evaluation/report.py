@@ -104,7 +104,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             "**Not isolated: generated code ran with the user's own rights and could forge its files.**",
             "",
         ]
-    lines += [f"{report['num_tasks']} tasks, {report['num_samples']} samples each."]
+    lines += [f"Tasks: {report['num_tasks']}. Samples of each: {report['num_samples']}."]
     settings = report["settings"]
     words = [f"{name} {value!r}" for name, value in (settings or {}).items() if name != "benchmark"]
     of_nobody = "How they were drawn is not recorded."
@@ -139,19 +139,19 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
     if report["num_timeouts"]:
         lines += [
             "",
-            f"{report['num_timeouts']} samples ran out of time, which a faster machine may change.",
+            f"Out of time, which a faster machine may change: {report['num_timeouts']}.",
         ]
     if report["num_unproven"]:
         lines += [
             "",
-            f"{report['num_unproven']} samples passed by their own word: their tests ran beside them, or none of "
-            "those could be falsified.",
+            f"Passed by their own word, for their tests ran beside them or none could be falsified: "
+            f"{report['num_unproven']}.",
         ]
     if report["not_here"]:
         name, why = next(iter(report["not_here"].items()))
         lines += [
             "",
-            f"{len(report['not_here'])} tasks are left out, for they cannot be judged on this machine; {name}: {why}",
+            f"Tasks left out, for they cannot be judged on this machine: {len(report['not_here'])}; {name}: {why}",
         ]
     return lines
 
