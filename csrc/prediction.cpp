@@ -11,41 +11,15 @@
 // Memory is passed as addresses: megatron/kernels/prediction.py holds the tensors and checks them. The loops are in
 // prediction_kernels.h, compiled for AVX-512 with and without bf16, for AVX2 and for any processor.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <memory>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
-#include <utility>
-#include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#if defined(__x86_64__) && defined(__GNUC__)
-#define HAS_X86
-#if defined(__clang__) || __GNUC__ >= 11  // an older one may not know the name of it
-#define HAS_X86_BF16
-#include <immintrin.h>
-#endif
-#endif
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions of one width only
-#endif
+#include "platform.h"
 
 namespace py = pybind11;
 
 namespace {
-
-using Address = uintptr_t;
 
 constexpr size_t kGroupRows = 64;   // whose inputs stay in a cache while a weight goes by
 constexpr size_t kWidest = 32;      // panel
@@ -94,97 +68,8 @@ struct Kernels {
     }
 };
 
-#ifdef HAS_X86_BF16
-namespace avx512_bf16 {
-#define LANES 16
-#define HAS_DOT
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
-#include "prediction_kernels.h"
-#undef LANES
-#undef HAS_DOT
-#undef TARGET
-}  // namespace avx512_bf16
-#endif
-#ifdef HAS_X86
-namespace avx512 {
-#define LANES 16
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#include "prediction_kernels.h"
-#undef LANES
-#undef TARGET
-}  // namespace avx512
-namespace avx2 {
-#define LANES 8
-#define TARGET __attribute__((target("avx2,fma")))
-#include "prediction_kernels.h"
-#undef LANES
-#undef TARGET
-}  // namespace avx2
-#endif
-namespace any {
-#define LANES 4
-#define TARGET
-#include "prediction_kernels.h"
-}  // namespace any
-
-// What this processor can run, by name, the fastest first.
-std::vector<std::pair<std::string, const Kernels*>> supported() {
-    std::vector<std::pair<std::string, const Kernels*>> found;
-#ifdef HAS_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-#ifdef HAS_X86_BF16
-        if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512_bf16", &avx512_bf16::kKernels);
-#endif
-        found.emplace_back("avx512", &avx512::kKernels);
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.emplace_back("avx2", &avx2::kKernels);
-#endif
-    found.emplace_back("any", &any::kKernels);
-    return found;
-}
-
-const Kernels& kernels_of(const std::string& kind) {
-    static const auto found = supported();
-    if (kind.empty()) return *found.front().second;
-    for (const auto& [name, kernels] : found) {
-        if (name == kind) return *kernels;
-    }
-    throw std::invalid_argument("prediction: the processor does not run " + kind);
-}
-
-std::vector<std::string> kinds() {
-    std::vector<std::string> names;
-    for (const auto& [name, kernels] : supported()) names.push_back(name);
-    return names;
-}
-
-template <class T = const float>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-size_t thread_number() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-// This thread's part of a loop.
-std::pair<size_t, size_t> share(size_t count) {
-#ifdef _OPENMP
-    const size_t threads = omp_get_num_threads();
-#else
-    const size_t threads = 1;
-#endif
-    return {count * thread_number() / threads, count * (thread_number() + 1) / threads};
-}
-
-void wait_for_others() {
-#pragma omp barrier
-}
+#define KERNELS "prediction_kernels.h"
+#include "processors.h"
 
 // This thread's part of the outputs from a panel on.
 void multiply_share(const Kernels& kernels, const Product& p, bool is_bf16, float* scratch, size_t first_panel = 0) {

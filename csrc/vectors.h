@@ -1,0 +1,65 @@
+// Vectors of LANES floats, in functions with the attribute TARGET that allows those. Included once for each kind of
+// processor by processors.h, inside a namespace of its own; hence no include guard.
+
+using Floats [[gnu::vector_size(LANES * 4)]] = float;
+using Ints [[gnu::vector_size(LANES * 4)]] = int32_t;
+using Shorts [[gnu::vector_size(LANES * 2)]] = int16_t;
+
+TARGET inline Floats load(const float* from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+TARGET inline Floats load_part(const float* from, size_t count) {
+    Floats value = {};
+    std::memcpy(&value, from, count * sizeof(float));
+    return value;
+}
+
+TARGET inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+TARGET inline float sum(Floats value) {
+    float parts[LANES];
+    store(parts, value);
+    for (size_t size = LANES / 2; size > 0; size /= 2) {
+        for (size_t i = 0; i < size; ++i) parts[i] += parts[i + size];
+    }
+    return parts[0];
+}
+
+// e^x within 2 units in the last place; x is brought to [-87, 88].
+TARGET inline Floats exponential(Floats x) {
+    const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f, shift = Floats{} + 12582912.0f;  // 1.5 * 2^23
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const Floats shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
+    const Floats power = shifted - shift;
+    const Floats r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
+    Floats value = Floats{} + 1.9875691500e-4f;
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+        value = value * r + next;
+    }
+    value = value * r * r + r + 1.0f;
+    const Ints exponent = (reinterpret_cast<Ints>(shifted) - 0x4b400000 + 127) << 23;
+    return value * reinterpret_cast<Floats>(exponent);
+}
+
+// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u))
+TARGET inline Floats gelu(Floats x) {
+    const Floats u = x * (x * x * 0.044715f + 1.0f) * 0.7978845608f;
+    return x / (exponential(u * -2.0f) + 1.0f);
+}
+
+// The bf16 nearest to each number, of two the even one; NaN stays NaN.
+TARGET inline Shorts to_bf16(Floats value) {
+    const Ints bits = reinterpret_cast<Ints>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
+    return __builtin_convertvector((value != value ? Ints{} + 0x7fc00000 : nearest) >> 16, Shorts);
+}
+
+// 4 bytes in every lane. By their bits: to add a number to zeros would be an addition, for the sign of zero.
+TARGET inline Ints repeat(const float* from) {
+    int32_t bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return Ints{} + bits;
+}
