@@ -24,7 +24,7 @@ from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, token_keys
 from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.linear_product import Product, linear_product
-from megatron.kernels.registry import IMPLEMENTATIONS, OPERATIONS
+from megatron.kernels.operation_choice import IMPLEMENTATIONS, OPERATIONS
 from megatron.model.flops import attended_pairs
 from megatron.model.gpt import choose_model_kernels
 from megatron.options import ModelConfig

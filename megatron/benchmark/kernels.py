@@ -110,7 +110,7 @@ def cases(args: argparse.Namespace, size: Size) -> Iterator[Case]:
     """Give the cases of the sections that are asked for."""
     from megatron.benchmark import kernel_cases as known
     from megatron.benchmark.optimizer_cases import optimizer_cases
-    from megatron.kernels.registry import IMPLEMENTATIONS
+    from megatron.kernels.operation_choice import IMPLEMENTATIONS
 
     implementations = [
         name for name in IMPLEMENTATIONS if not (args.no_compiled and name == "compiled")

@@ -18,11 +18,12 @@ from megatron.kernels.bias_dropout_residual import (
     fused_bias_dropout_residual_layer_norm,
 )
 from megatron.kernels.bias_gelu import fused_bias_gelu
+from megatron.kernels.choice import Situation
 from megatron.kernels.fp8_product import fp8_product
 from megatron.kernels.layer_norm import fused_layer_norm
 from megatron.kernels.linear_product import linear_product
 from megatron.kernels.onednn_product import onednn_product
-from megatron.kernels.registry import Kernels, Situation, choose_kernels
+from megatron.kernels.registry import Kernels, choose_kernels
 from megatron.planning.attention import fused_attention
 from megatron.planning.eight_bit import eight_bit_product
 from megatron.planning.hardware import Hardware

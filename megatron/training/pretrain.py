@@ -18,7 +18,8 @@ from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.errors import ConfigError, TrainingError
-from megatron.kernels.registry import Choice, Kernels
+from megatron.kernels.choice import Choice
+from megatron.kernels.registry import Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token

@@ -10,7 +10,7 @@ from megatron.benchmark import kernels
 from megatron.benchmark.kernel_cases import Size
 from megatron.benchmark.kernel_timer import Case, Result, Work, table, time_cases
 from megatron.benchmark.optimizer_cases import weight_shapes
-from megatron.kernels.registry import OPERATIONS
+from megatron.kernels.operation_choice import OPERATIONS
 from megatron.model.flops import num_parameters
 
 CPU = torch.device("cpu")

@@ -16,8 +16,9 @@ from megatron.inference.kv_cache import CacheShape, KVCache
 from megatron.inference.load import predicting_config
 from megatron.inference.model_flags import choose_dtype
 from megatron.kernels import cuda_library, packed_product, prediction
+from megatron.kernels.choice import Situation
 from megatron.kernels.packed_product import PackedProduct, PackedProductGelu
-from megatron.kernels.registry import Situation, choose_kernels
+from megatron.kernels.registry import choose_kernels
 from megatron.options import ModelConfig
 from tests.grid import grid
 from tests.inference.models import (

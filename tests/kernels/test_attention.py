@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from megatron.errors import ConfigError
 from megatron.kernels.attention import (
     AttentionDropout,
     explicit_attention,
@@ -12,7 +11,6 @@ from megatron.kernels.attention import (
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.registry import Situation, choose_kernels, select_attention
 
 FUNCTIONS = [explicit_attention, sdpa_attention, flash_attention, blocked_attention]
 TOLERANCE = {
@@ -121,53 +119,3 @@ def test_fused_dropout_follows_its_seed_and_leaves_the_generator_alone():
     torch.rand(5)
     assert torch.equal(sdpa_attention(query, key, value, keyed(0, 6)), first)
     assert not torch.equal(sdpa_attention(query, key, value, keyed(0, 6, seed=4)), first)
-
-
-def situation(device_type="cpu", dtype=torch.float32, head_dim=64, dropout=0.0):
-    return Situation(device_type, dtype, head_dim, dropout)
-
-
-@pytest.mark.parametrize(
-    "backend, where, name",
-    [
-        ("auto", situation(dropout=0.1), "blocked"),
-        ("auto", situation("cuda"), "sdpa"),
-        ("auto", situation("cuda", torch.bfloat16), "cudnn"),
-        ("auto", situation("cuda", torch.bfloat16, dropout=0.125), "cudnn"),
-        ("auto", situation("cuda", torch.bfloat16, dropout=0.1), "flash"),
-        ("auto", situation("cuda", torch.bfloat16, head_dim=160), "flash"),
-        ("sdpa", situation(dropout=0.1), "sdpa"),
-        ("flash", situation(), "flash"),
-        ("flash", situation("cuda", torch.float16), "flash"),
-        ("explicit", situation("cuda"), "explicit"),
-    ],
-)
-def test_choice_of_attention_and_its_reason(backend, where, name):
-    chosen, reason = select_attention(backend, where)
-    assert chosen.name == name
-    assert reason
-    kernels = choose_kernels(backend, where)
-    assert getattr(kernels.attention, "func", kernels.attention) is chosen.function
-    assert kernels.stores_attention_probabilities == (name == "explicit")
-    assert kernels.choices[0].name == name and kernels.choices[0].reason == reason
-
-
-@pytest.mark.parametrize(
-    "where, obstacle",
-    [
-        (situation(dropout=0.1), "dropout"),
-        (situation("cuda"), "--bf16 or --fp16"),
-        (situation("cuda", torch.bfloat16, head_dim=320), "256"),
-    ],
-)
-def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
-    with pytest.raises(ConfigError, match=obstacle) as caught:
-        select_attention("flash", where)
-    assert "--attention-backend auto" in str(caught.value)
-
-
-def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(
-        ConfigError, match="auto, flash-attn, cudnn, flash, sdpa, blocked, explicit"
-    ):
-        select_attention("flsh", situation())

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from megatron.errors import ConfigError
 from megatron.kernels.attention import (
     AttentionDropout,
     explicit_attention,
@@ -13,7 +12,6 @@ from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.registry import Situation, select_attention
 
 CPU = torch.device("cpu")
 SAMPLES = {  # lengths of the documents of each sample
@@ -158,69 +156,6 @@ def test_samples_of_one_document_within_the_window_need_no_mask():
     assert create(starts_of([[7], [6, 1]])) is not None
     without = Documents.create(None, CPU, shape=(2, 7), window=6)
     assert without is not None and torch.equal(without.mask, create(whole, window=6).mask)
-
-
-def masked(
-    device_type="cuda",
-    dtype=torch.bfloat16,
-    dropout=0.0,
-    *,
-    head_dim=64,
-    capability=(8, 0),
-    has_window=False,
-):
-    return Situation(
-        device_type,
-        dtype,
-        head_dim,
-        dropout,
-        masks_documents=not has_window,
-        has_window=has_window,
-        capability=capability,
-    )
-
-
-@pytest.mark.parametrize(
-    ("backend", "situation", "name", "reason"),
-    [
-        ("auto", masked(), "flash", "what a token sees"),
-        ("auto", masked(dropout=0.1), "sdpa", "--attention-dropout"),
-        ("auto", masked(dtype=torch.float32), "sdpa", "--bf16"),
-        ("auto", masked(head_dim=20), "sdpa", "multiple of 8"),
-        ("auto", masked(capability=(7, 5)), "sdpa", "this GPU has 7.5"),
-        ("auto", masked(capability=(9, 0)), "flash", "what a token sees"),
-        (
-            "auto",
-            masked("cpu", torch.float32, 0.1),
-            "blocked",
-            "hidden by --reset-attention-mask not touched",
-        ),
-        ("auto", masked(has_window=True), "flash", "--window-size"),
-        ("auto", masked(dtype=torch.float32, has_window=True), "sdpa", "--window-size by a mask"),
-        ("auto", masked("cpu", torch.float32, has_window=True), "blocked", "--window-size"),
-        ("flash", masked(), "flash", "asked for"),
-        ("sdpa", masked(), "sdpa", "asked for"),
-        ("explicit", masked("cpu"), "explicit", "asked for"),
-    ],
-)
-def test_choice_with_document_masks_and_its_reason(backend, situation, name, reason):
-    chosen, said = select_attention(backend, situation)
-    assert chosen.name == name
-    assert reason in said
-
-
-@pytest.mark.parametrize(
-    ("situation", "named"),
-    [
-        (masked("cpu"), "--reset-attention-mask on a CPU"),
-        (masked(dropout=0.1), "--attention-dropout with --reset-attention-mask"),
-        (masked("cpu", has_window=True), "--window-size on a CPU"),
-    ],
-)
-def test_flash_that_cannot_hide_tokens_is_an_error_that_names_the_options(situation, named):
-    with pytest.raises(ConfigError, match="--attention-backend flash") as caught:
-        select_attention("flash", situation)
-    assert named in str(caught.value)
 
 
 def packed_attention(query, key, value, offsets, offsets_k, longest, longest_k, **options):

@@ -5,10 +5,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron.kernels.attention import sdpa_attention
+from megatron.kernels.choice import Situation
 from megatron.kernels.documents import Documents
 from megatron.kernels.fixed_order import in_fixed_order, keeping_order, sdpa_in_fixed_order
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.registry import Situation, choose_kernels
+from megatron.kernels.registry import choose_kernels
 
 SHAPE = (4, 2, 3, 8)
 

@@ -4,10 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.errors import ConfigError
-from megatron.kernels.linear_product import linear_product
-from megatron.kernels.onednn_product import FASTER_THAN_MKL, cpu_kind, obstacle, onednn_product
-from megatron.kernels.registry import Situation, choose_kernels
+from megatron.kernels.onednn_product import cpu_kind, obstacle, onednn_product
 
 pytestmark = pytest.mark.skipif(
     obstacle("cpu", torch.float32) is not None, reason="torch is built without oneDNN"
@@ -19,10 +16,6 @@ def leaves(shape, out=48):
     generator = torch.Generator().manual_seed(3)
     shapes = (shape, (out, shape[-1]), (out,))
     return [torch.randn(one, generator=generator).requires_grad_() for one in shapes]
-
-
-def on_cpu(kind="", dtype=torch.float32, **changes):
-    return Situation("cpu", dtype, 128, 0.0, cpu_kind=kind, **changes)
 
 
 @pytest.mark.parametrize("shape", [(6, 32), (5, 3, 33), (1, 1, 7), (5, 1, 32)])
@@ -91,32 +84,3 @@ def test_the_kind_of_a_cpu_is_read_from_what_linux_says(tmp_path):
     told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t\t: 2\n")
     assert cpu_kind(told) == f"AuthenticAMD {torch.backends.cpu.get_cpu_capability()}"
     assert cpu_kind(tmp_path / "nothing") == ""
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is built without MKL")
-def test_it_is_chosen_where_it_was_measured_to_be_faster_and_nowhere_else():
-    kernels = choose_kernels("auto", on_cpu(FASTER_THAN_MKL))
-    assert kernels.product is kernels.output_product is onednn_product
-    assert "twice MKL" in kernels.choices[1].reason
-    others = [on_cpu("GenuineIntel AVX512"), on_cpu(), on_cpu(FASTER_THAN_MKL, torch.bfloat16)]
-    for other in others:
-        assert choose_kernels("auto", other).product is linear_product
-
-
-def test_what_is_asked_for_by_its_name_is_taken():
-    library = choose_kernels("auto", on_cpu(FASTER_THAN_MKL), ["auto", "product=library"])
-    assert library.product is linear_product
-    assert choose_kernels("auto", on_cpu(), ["product=onednn"]).product is onednn_product
-
-
-@pytest.mark.parametrize(
-    ("where", "words"),
-    [
-        (Situation("cuda", torch.float32, 128, 0.0), "is for CPUs"),
-        (on_cpu(dtype=torch.bfloat16), "is for fp32"),
-        (on_cpu(has_fp8=True), "one of them"),
-    ],
-)
-def test_where_it_cannot_be_it_is_refused(where, words):
-    with pytest.raises(ConfigError, match=words):
-        choose_kernels("auto", where, ["product=onednn"])
