@@ -14,7 +14,17 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from the rows above its own and from itself, never from a sibling in its row.
 LAYERS = (
-    {"config", "options", "option_field", "layer_split", "cli", "errors", "logging", "transfer"},
+    {
+        "config",
+        "options",
+        "option_field",
+        "layer_split",
+        "cli",
+        "errors",
+        "logging",
+        "transfer",
+        "checksum",
+    },
     {"kernels", "tokenizer"},
     {"parallel", "data", "launching"},
     {"model"},

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron.data.checksum import PIECE, HashedFile
+from megatron.checksum import PIECE
+from megatron.data.checksum import HashedFile
 from megatron.data.content import FileContent, content_of
 from megatron.data.indexed_dataset import bin_path, idx_path
 from megatron.data.opened_file import PositionedReader, map_file

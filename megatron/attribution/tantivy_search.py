@@ -5,7 +5,6 @@ Its folder takes the place of the SQLite file; the words are the same. Knows not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from megatron.attribution.search import WORD, Candidate
+from megatron.checksum import hash_file
 from megatron.errors import ConfigError, DataError
 
 VERSION = 1
@@ -42,7 +42,9 @@ def build_tantivy(folder: Path, texts: Iterable[tuple[int, str]], facts: Mapping
         writer.commit()
         writer.wait_merging_threads()
         sums = {
-            path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.suffix != ".lock"
+            path.name: hash_file(path)
+            for path in sorted(folder.iterdir())
+            if path.suffix != ".lock"
         }
         values = {**facts, "version": VERSION, "sha256": sums}
         (folder / FACTS).write_text(json.dumps(values), encoding="utf-8")
@@ -87,17 +89,9 @@ class TantivyIndex:
         """Read all of it; raise DataError if a file is missing or another than was written."""
         for name, wanted in self.facts["sha256"].items():
             path = self.path / name
-            if not path.is_file() or _sha256(path) != wanted:
+            if not path.is_file() or hash_file(path) != wanted:
                 raise DataError(f"{path} is missing or damaged; build the index again")
             on_bytes(path.stat().st_size)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _tantivy() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The SHA-256 of every file of a checkpoint, written beside them as `sha256sum -c SHA256SUMS` reads it. No torch.
+"""The SHA-256 of every file of a checkpoint, in a list of megatron/checksum.py beside them. No torch.
 
 A flipped bit in SHA256SUMS itself makes it name another hash or file, or no longer be such a list: all are noticed.
 """
@@ -14,11 +14,16 @@ from typing import Any
 
 from megatron.checkpoint.files import damaged, parse_json_object, read_bytes, unreadable
 from megatron.checkpoint.layout import CONFIG_FILE, METADATA_FILE, STATE_FILE
+from megatron.checksum import (
+    ChecksumListError,
+    format_checksums,
+    hash_file,
+    parse_checksums,
+)
 
 SUMS_FILE = "SHA256SUMS"
 
-_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)\n")
-_BLOCK_BYTES = 4 << 20  # fits a core's caches: what was read is still there to be hashed
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a file that a checkpoint is written with
 
 
 def sha256_of(data: bytes) -> str:
@@ -28,17 +33,18 @@ def sha256_of(data: bytes) -> str:
 
 def encode_sums(sums: Mapping[str, str]) -> bytes:
     """Give the content of SHA256SUMS: {name: hash}."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+    return format_checksums(dict(sorted(sums.items()))).encode()
 
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Read SHA256SUMS: {name: hash}. Raises CheckpointError when it is missing or no such list."""
     path = folder / SUMS_FILE
-    text = read_bytes(path).decode("latin-1")
-    lines = [_LINE.fullmatch(line) for line in text.splitlines(keepends=True)]
-    sums = {line[2]: line[1] for line in lines if line}
+    try:
+        sums = parse_checksums(read_bytes(path).decode("latin-1"))
+    except ChecksumListError:
+        sums = {}
     needed = {METADATA_FILE, STATE_FILE, CONFIG_FILE}
-    if len(sums) != len(lines) or not needed <= set(sums):
+    if not (needed <= set(sums) and all(map(_NAME.fullmatch, sums))):
         raise damaged(path, "it is not the list of hashes that was written")
     return sums
 
@@ -52,21 +58,11 @@ def read_checked(folder: Path, name: str) -> bytes:
 
 def check_content(path: Path, digest: str, on_bytes: Callable[[int], object] | None = None) -> None:
     """Read a file and raise CheckpointError unless its hash is digest. on_bytes is told of the bytes as they are read."""
-    _require_same(path, hash_file(path, on_bytes), digest)
-
-
-def hash_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
-    """Give a file's hash, reading it in blocks. Raises CheckpointError where it cannot be read."""
-    sha256, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(block):
-                sha256.update(block[:count])
-                if on_bytes is not None:
-                    on_bytes(count)
+        found = hash_file(path, on_bytes)
     except OSError as error:
         raise unreadable(path, error) from None
-    return sha256.hexdigest()
+    _require_same(path, found, digest)
 
 
 def forget_cached(path: Path) -> None:

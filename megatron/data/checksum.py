@@ -1,7 +1,6 @@
 """SHA-256 of the files of a dataset: taken while they are written, kept in `PREFIX.sha256`, compared later.
 
-The file is what `sha256sum` writes, so `sha256sum -c` checks it where this code is not at hand. Knows nothing of what
-the files hold.
+The file is a list of megatron/checksum.py. Knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
-import re
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron.checksum import PIECE, ChecksumListError, parse_checksums
 from megatron.errors import DataError
 
-PIECE = 4 << 20  # read at a time
 AHEAD = 4  # pieces that may wait to be hashed
-LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
 def checksum_path(prefix: str | Path) -> Path:
@@ -117,35 +113,18 @@ class Checksums:
             )
 
 
-def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> str:
-    """Give the SHA-256 of a file in hex; on_bytes is told of each piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            on_bytes(len(piece))
-    return digest.hexdigest()
-
-
-def format_checksums(digests: Mapping[str, str]) -> str:
-    """Give the lines of a checksum file from {name: hex}."""
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-
-
 def read_checksums(path: Path) -> dict[Path, str]:
     """Give {path of the file: hex} of a checksum file; raise DataError if it is none."""
-    digests: dict[Path, str] = {}
     try:
-        text = path.read_bytes().decode()
+        digests = parse_checksums(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if not text.endswith("\n"):
+    except ChecksumListError as error:
+        if error.line is None:
+            raise DataError(
+                f"{path} is cut short; it should name the files of the dataset, a line each"
+            ) from None
         raise DataError(
-            f"{path} is cut short; it should name the files of the dataset, a line each"
-        )
-    for number, line in enumerate(text[:-1].split("\n"), 1):
-        match = LINE.fullmatch(line)
-        if match is None or "/" in match[2]:
-            raise DataError(f"{path}:{number} is not a checksum and the name of a file beside it")
-        digests[path.parent / match[2]] = match[1]
-    return digests
+            f"{path}:{error.line} is not a checksum and the name of a file beside it"
+        ) from None
+    return {path.parent / name: digest for name, digest in digests.items()}

@@ -16,7 +16,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megatron.data.checksum import HashedFile, checksum_path, format_checksums, hash_file
+from megatron.checksum import format_checksums, hash_file
+from megatron.data.checksum import HashedFile, checksum_path
 from megatron.data.indexed_dataset import (
     CHUNK,
     HEADER,

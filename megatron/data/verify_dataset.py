@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.data.checksum import PIECE, checksum_path, hash_file, read_checksums
+from megatron.checksum import PIECE, hash_file
+from megatron.data.checksum import checksum_path, read_checksums
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
 from megatron.data.origin import origin_path
 from megatron.data.provenance import Provenance, provenance_path

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, hash_file
+from megatron.checkpoint.checksums import SUMS_FILE, encode_sums
 from megatron.checkpoint.layout import METADATA_FILE
+from megatron.checksum import hash_file
 
 
 def seal(folder: Path) -> None:

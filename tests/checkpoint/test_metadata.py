@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
-from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, hash_file, read_sums
+from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, read_sums
 from megatron.checkpoint.layout import METADATA_FILE
 from megatron.checkpoint.load import load_checkpoint
 from megatron.checkpoint.metadata import Chunk, TensorEntry, find_uncovered
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.checkpoint.save import save_checkpoint
+from megatron.checksum import hash_file
 from megatron.errors import CheckpointError
 from tests.checkpoint.toy import make_context, make_tensors
 

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from megatron.data.checksum import checksum_path, format_checksums, hash_file
+from megatron.checksum import format_checksums, hash_file
+from megatron.data.checksum import checksum_path
 from megatron.data.content import BLOCK, NUM_BLOCKS, WHOLE, content_of
 from megatron.data.indexed_dataset import HEADER, bin_path, idx_path
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, hash_file, read_sums
+from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, read_sums
+from megatron.checksum import hash_file
 from megatron.cli import _value_type
 from megatron.config import Config, from_json, to_json
 from megatron.data.content import FileContent, SourceContent

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.data.checksum import Checksums, hash_file
+from megatron.checksum import hash_file
+from megatron.data.checksum import Checksums
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
 from megatron.data.origin import join_origins
 from megatron.data.preprocessing.dataset_writer import DatasetWriter
