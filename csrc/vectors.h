@@ -19,6 +19,8 @@ TARGET inline Floats load_part(const float* from, size_t count) {
 
 TARGET inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
+TARGET inline void store_part(float* to, Floats value, size_t count) { std::memcpy(to, &value, count * sizeof(float)); }
+
 TARGET inline float sum(Floats value) {
     float parts[LANES];
     store(parts, value);
@@ -55,6 +57,33 @@ TARGET inline Floats gelu(Floats x) {
 TARGET inline Shorts to_bf16(Floats value) {
     const Ints bits = reinterpret_cast<Ints>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
     return __builtin_convertvector((value != value ? Ints{} + 0x7fc00000 : nearest) >> 16, Shorts);
+}
+
+// Numbers in bf16, by their bits: widened when they are read, and rounded when they are written.
+TARGET inline Floats widen(Shorts bits) {
+    return reinterpret_cast<Floats>(__builtin_convertvector(bits, Ints) << 16);
+}
+
+TARGET inline Floats load(const uint16_t* from) {
+    Shorts bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return widen(bits);
+}
+
+TARGET inline Floats load_part(const uint16_t* from, size_t count) {
+    Shorts bits = {};
+    std::memcpy(&bits, from, count * sizeof(uint16_t));
+    return widen(bits);
+}
+
+TARGET inline void store(uint16_t* to, Floats value) {
+    const Shorts bits = to_bf16(value);
+    std::memcpy(to, &bits, sizeof bits);
+}
+
+TARGET inline void store_part(uint16_t* to, Floats value, size_t count) {
+    const Shorts bits = to_bf16(value);
+    std::memcpy(to, &bits, count * sizeof(uint16_t));
 }
 
 // 4 bytes in every lane. By their bits: to add a number to zeros would be an addition, for the sign of zero.
