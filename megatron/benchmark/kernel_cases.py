@@ -17,8 +17,9 @@ from torch import Tensor
 
 from megatron.benchmark.kernel_timer import Case, Work
 from megatron.errors import ConfigError
-from megatron.kernels import cuda_library
+from megatron.kernels import cpu_library, cuda_library
 from megatron.kernels.attention import AttentionFunction
+from megatron.kernels.choice import Situation
 from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, token_keys
@@ -162,16 +163,26 @@ def impossible(what: str, implementation: str, obstacle: str) -> Case:
 
 def operation_cases(size: Size, implementations: Sequence[str] = IMPLEMENTATIONS) -> Iterator[Case]:
     """Every operation of the registry that is known here, by each implementation that it has."""
-    obstacle = cuda_library.obstacle()
+    situation = Situation(
+        size.device.type,
+        size.dtype,
+        size.model.head_dim,
+        attention_dropout=0.0,
+        without_library=cuda_library.obstacle(),
+        without_cpu_operations=cpu_library.obstacle("_cpu_operations"),
+    )
     for operation in OPERATIONS:
+        if operation.name not in _OPERATIONS:
+            continue
         for dropout in _DROPOUTS.get(operation.name, (0.0,)):
             what = operation.name + (f", dropout {dropout:g}" if dropout else "")
             for name in reversed(implementations):
-                function = operation.by(name)
-                if function is None or operation.name not in _OPERATIONS:
-                    continue
-                if name == "fused" and obstacle is not None:
+                function = operation.by(name, size.device.type)
+                obstacle = operation.fused_obstacle(situation) if name == "fused" else None
+                if obstacle is not None:
                     yield impossible(what, name, obstacle)
+                    continue
+                if function is None:
                     continue
                 yield _OPERATIONS[operation.name](size, what, name, function, dropout)
 

@@ -24,6 +24,8 @@ class Situation:
     splits_sequences: bool = False
     keeps_order: bool = False  # --deterministic-mode
     without_library: str | None = None  # why csrc/*.cu cannot be called
+    without_cpu_operations: str | None = None  # why csrc/cpu_operations.cpp cannot be
+    without_cpu_attention: str | None = None  # why csrc/cpu_attention.cpp cannot be
     flash_library: FlashLibrary | None = None  # that is installed
     has_fp8: bool = False  # --fp8-format
     cpu_kind: str = ""  # as `onednn_product.cpu_kind` names it

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from megatron.errors import ConfigError
 from megatron.kernels import cross_entropy
@@ -26,6 +28,7 @@ from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
 from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
 
 IMPLEMENTATIONS = ("fused", "compiled", "reference")
+CPU_DTYPES = (torch.float32, torch.bfloat16)  # that csrc/cpu_operations.cpp computes with
 _PRODUCTS = ("product=auto", "product=library", "product=onednn")
 
 
@@ -36,13 +39,25 @@ class Operation:
     name: str
     reference: Any
     compiled: Any = None
-    fused: Any = None
+    fused: Any = None  # csrc/*.cu
+    fused_on_cpu: Any = None  # csrc/cpu_operations.cpp
 
-    def by(self, implementation: str) -> Any:
+    def by(self, implementation: str, device_type: str) -> Any:
         """Give an implementation by its name, None where there is none."""
-        return {"fused": self.fused, "compiled": self.compiled, "reference": self.reference}[
+        fused = self.fused_on_cpu if device_type == "cpu" else self.fused
+        return {"fused": fused, "compiled": self.compiled, "reference": self.reference}[
             implementation
         ]
+
+    def fused_obstacle(self, situation: Situation) -> str | None:
+        """Say why the fused implementation cannot run there, None where it can."""
+        if self.by("fused", situation.device_type) is None:
+            return "there is none" if self.fused is None else "needs a GPU"
+        if situation.device_type != "cpu":
+            return situation.without_library
+        if situation.without_cpu_operations is None and situation.dtype not in CPU_DTYPES:
+            return f"C++ for CPUs computes in fp32 and bf16, and the dtype is {situation.dtype}"
+        return situation.without_cpu_operations
 
 
 OPERATIONS = (
@@ -85,31 +100,48 @@ def requested(kernels: Sequence[str]) -> dict[str, tuple[str, bool]]:
     return wanted
 
 
-def choose_operation(
+def choose_operations(
+    wanted: Mapping[str, tuple[str, bool]],
+    situation: Situation,
+    operations: Sequence[Operation] = OPERATIONS,
+) -> dict[str, tuple[Any, Choice]]:
+    """Choose an implementation of each operation, by `requested`. ConfigError if one asked for cannot run.
+
+    `fused` or `compiled` for all leaves those that have none to the reference; one at least has to be fused.
+    """
+    chosen = {one.name: _choose(one, *wanted[one.name], situation) for one in operations}
+    names = {choice.name for _, choice in chosen.values()}
+    if "fused" not in names and ("fused", False) in wanted.values():
+        raise ConfigError("--kernels fused: needs a GPU; use --kernels auto")
+    return chosen
+
+
+def _choose(
     operation: Operation, wanted: str, is_named: bool, situation: Situation
 ) -> tuple[Any, Choice]:
-    """Choose one operation's implementation. ConfigError if the one asked for cannot run."""
-    obstacle = "needs a GPU" if situation.device_type == "cpu" else situation.without_library
     if wanted == "auto":
-        wanted, reason = _fastest(operation, obstacle, situation)
-    elif operation.by(wanted) is None:
-        if is_named:
-            raise ConfigError(
-                f"--kernels {operation.name}={wanted}: there is none; leave it to auto"
-            )
-        wanted, reason = "reference", f"there is no {wanted} one"
-    elif wanted == "fused" and obstacle is not None:
-        given = f"{operation.name}=fused" if is_named else "fused"
-        raise ConfigError(f"--kernels {given}: {obstacle}; use --kernels auto")
-    else:
-        reason = "asked for"
-    return operation.by(wanted), Choice(operation.name, wanted, reason)
+        wanted, reason = _fastest(operation, situation)
+        return operation.by(wanted, situation.device_type), Choice(operation.name, wanted, reason)
+    function = operation.by(wanted, situation.device_type)
+    if function is None and not is_named:
+        reason = f"there is no {wanted} one on {situation.device_type}"
+        return operation.reference, Choice(operation.name, "reference", reason)
+    obstacle = "there is none" if function is None else None
+    if wanted == "fused":
+        obstacle = operation.fused_obstacle(situation)
+    if obstacle is not None:
+        given = f"{operation.name}={wanted}" if is_named else wanted
+        instead = "leave it to auto" if is_named else "use --kernels auto"
+        raise ConfigError(f"--kernels {given}: {obstacle}; {instead}")
+    return function, Choice(operation.name, wanted, "asked for")
 
 
-def _fastest(operation: Operation, obstacle: str | None, situation: Situation) -> tuple[str, str]:
-    if situation.device_type == "cpu":
-        return "reference", "fastest on cpu"
-    if obstacle is None and operation.fused is not None:
+def _fastest(operation: Operation, situation: Situation) -> tuple[str, str]:
+    obstacle = operation.fused_obstacle(situation)
+    if obstacle is None:
         return "fused", "one pass over memory each way (docs/kernels.md)"
-    reason = f"fused cannot: {obstacle}" if operation.fused is not None else "there is no fused one"
+    has_fused = operation.by("fused", situation.device_type) is not None
+    if situation.device_type == "cpu":
+        return "reference", f"fused cannot: {obstacle}" if has_fused else "fastest on cpu"
+    reason = f"fused cannot: {obstacle}" if has_fused else "there is no fused one"
     return ("reference" if operation.compiled is None else "compiled"), reason

@@ -20,7 +20,7 @@ from megatron.kernels.cross_entropy import CrossEntropy
 from megatron.kernels.dropout import Dropout
 from megatron.kernels.fixed_order import keeping_order
 from megatron.kernels.linear_product import Product
-from megatron.kernels.operation_choice import OPERATIONS, choose_operation, requested
+from megatron.kernels.operation_choice import choose_operations, requested
 from megatron.kernels.product_choice import choose_product
 
 
@@ -51,7 +51,7 @@ def choose_kernels(
     attention, reason = select_attention(attention_backend, situation)
     wanted = requested(kernels)
     product, output_product, product_choice = choose_product(wanted["product"][0], situation)
-    chosen = {one.name: choose_operation(one, *wanted[one.name], situation) for one in OPERATIONS}
+    chosen = choose_operations(wanted, situation)
     functions = {name: implementation for name, (implementation, _) in chosen.items()}
     softmax, attend = functions.pop("softmax"), attention.function
     if situation.keeps_order and situation.device_type == "cuda":

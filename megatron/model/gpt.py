@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron.kernels import cuda_library
+from megatron.kernels import cpu_library, cuda_library
 from megatron.kernels.choice import Situation
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
@@ -65,6 +65,8 @@ def choose_model_kernels(
         has_fp8=has_fp8,
         cpu_kind=cpu_kind() if device.type == "cpu" else "",
         without_library=cuda_library.obstacle(),
+        without_cpu_operations=cpu_library.obstacle("_cpu_operations"),
+        without_cpu_attention=cpu_library.obstacle("_cpu_attention"),
         flash_library=None if capability is None else find_flash_library(capability),
     )
     return choose_kernels(config.attention_backend, situation, config.kernels)

@@ -131,7 +131,7 @@ class ModelConfig:
     )
     kernels: tuple[str, ...] = option(
         ("auto",),
-        "implementation of the layers' other operations: auto (the fastest measured), fused (csrc/*.cu), compiled "
+        "implementation of the layers' other operations: auto (the fastest measured), fused (of csrc/), compiled "
         "(torch.compile) or reference; OPERATION=IMPLEMENTATION after it for one of them, such as "
         "layer_norm=compiled; product=library (torch's own) or product=onednn (in fp32 on a CPU) for those with "
         "weights",

@@ -1,8 +1,9 @@
 """The kernels that a run on some hardware would choose, as they can be counted on the meta device.
 
 Our CUDA kernels are operators with shapes of their own: each is one operation there, which reads its inputs and
-writes its outputs once. What torch compiles has no such form and moves and keeps the same, so ours stand in for it;
-attention and products in 8 bits that only a GPU has are `attention.fused_attention` and `eight_bit.eight_bit_product`.
+writes its outputs once. What torch compiles, and what is fused for CPUs, has no such form and moves and keeps the same:
+ours stand in for it. For attention and products in 8 bits that only a GPU has, `attention.fused_attention` and
+`eight_bit.eight_bit_product` do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from megatron.config import Config
+from megatron.kernels import cross_entropy
 from megatron.kernels.bias_dropout_residual import (
     fused_bias_dropout_residual,
     fused_bias_dropout_residual_layer_norm,
@@ -29,11 +31,12 @@ from megatron.planning.eight_bit import eight_bit_product
 from megatron.planning.hardware import Hardware
 
 KEEPS_SCORES = ("explicit", "blocked")  # in memory or in the cache: they run on the meta device
-FOR_COMPILED = {
+IN_ONE_PASS = {
     "layer_norm": fused_layer_norm,
     "bias_gelu": fused_bias_gelu,
     "bias_dropout_residual": fused_bias_dropout_residual,
     "bias_dropout_residual_layer_norm": fused_bias_dropout_residual_layer_norm,
+    "cross_entropy": cross_entropy.FUSED,
 }
 
 
@@ -58,9 +61,9 @@ def choose_planned_kernels(config: Config, hardware: Hardware) -> Kernels:
 def countable(kernels: Kernels) -> Kernels:
     """Put what runs on the meta device in the place of what does not."""
     changes: dict[str, Any] = {
-        choice.operation: FOR_COMPILED[choice.operation]
+        choice.operation: IN_ONE_PASS[choice.operation]
         for choice in kernels.choices
-        if choice.name == "compiled"
+        if choice.name in ("compiled", "fused") and choice.operation in IN_ONE_PASS
     }
     if attention_of(kernels) not in KEEPS_SCORES:
         changes["attention"] = fused_attention

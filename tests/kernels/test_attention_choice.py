@@ -1,10 +1,13 @@
 """Which attention is chosen, what is said of it, and what is refused."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from megatron.errors import ConfigError
-from megatron.kernels.attention_choice import select_attention
+from megatron.kernels import attention_choice
+from megatron.kernels.attention_choice import AttentionImplementation, select_attention
 from megatron.kernels.choice import Situation
 from megatron.kernels.flash_attention import find_flash_library
 from megatron.kernels.registry import choose_kernels
@@ -181,3 +184,15 @@ def test_a_package_is_found_without_importing_what_it_lies_in(tmp_path, monkeypa
     assert choose_kernels("auto", gpu(flash_library=library)).choices[0].name == "cudnn"
     with pytest.raises(ConfigError, match="undefined symbol"):
         choose_kernels("flash-attn", gpu(flash_library=library))
+
+
+def test_a_cpu_takes_the_first_attention_that_can_run_and_says_why_not_another(monkeypatch):
+    fast = AttentionImplementation(
+        "fast", mock.Mock(), "in C++", lambda where: where.without_cpu_attention
+    )
+    order = (fast, *attention_choice.CPU_ATTENTION_ORDER)
+    monkeypatch.setattr(attention_choice, "CPU_ATTENTION_ORDER", order)
+    assert select_attention("auto", situation()) == (fast, "fastest on cpu: in C++")
+    without = Situation("cpu", torch.float32, 64, 0.0, without_cpu_attention="needs a compiler")
+    chosen, reason = select_attention("auto", without)
+    assert chosen.name == "blocked" and reason.endswith("; fast needs a compiler")

@@ -1,11 +1,13 @@
 """Which implementation of each operation is chosen, what is said of it, and what is refused."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from megatron.errors import ConfigError
 from megatron.kernels.choice import Situation
-from megatron.kernels.operation_choice import OPERATIONS
+from megatron.kernels.operation_choice import OPERATIONS, Operation, choose_operations, requested
 from megatron.kernels.registry import choose_kernels
 
 NAMES = [one.name for one in OPERATIONS]
@@ -23,8 +25,56 @@ def chosen(kernels, where):
     return {one.operation: one.name for one in choices}
 
 
+# as they will be: one operation with C++ for CPUs, one without
+FAKES = (
+    Operation("bias_gelu", "by reference", "by compiling", "by CUDA", "by C++"),
+    Operation("layer_norm", "by reference", "by compiling", "by CUDA"),
+)
+
+
+def choose_fakes(kernels, where):
+    """Give {operation: (what computes it, why)}."""
+    fakes = choose_operations(requested(kernels), where, FAKES)
+    assert all(one.name in what for what, one in fakes.values() if one.name != "fused")
+    return {name: (what, one.reason) for name, (what, one) in fakes.items()}
+
+
 def test_a_cpu_takes_the_references():
     assert set(chosen(["auto"], situation("cpu")).values()) == {"reference"}
+
+
+@pytest.mark.parametrize("kernels", [["auto"], ["fused"], ["reference", "bias_gelu=fused"]])
+def test_a_cpu_takes_what_is_compiled_for_it_and_else_the_reference(kernels):
+    found = choose_fakes(kernels, situation("cpu"))
+    assert [what for what, _ in found.values()] == ["by C++", "by reference"]
+    found = choose_fakes(["fused"], situation("cuda", without_cpu_operations="no compiler"))
+    assert [what for what, _ in found.values()] == ["by CUDA", "by CUDA"]
+
+
+@pytest.mark.parametrize(
+    "where, words",
+    [
+        (situation("cpu", without_cpu_operations="no compiler"), "no compiler"),
+        (
+            Situation("cpu", torch.float16, 128, 0.0),
+            "fp32 and bf16, and the dtype is torch.float16",
+        ),
+    ],
+)
+def test_what_a_cpu_cannot_run_is_the_reference_with_the_reason_or_an_error(where, words):
+    assert choose_fakes(["auto"], where) == {
+        "bias_gelu": ("by reference", mock.ANY),
+        "layer_norm": ("by reference", "fastest on cpu"),
+    }
+    assert words in choose_fakes(["auto"], where)["bias_gelu"][1]
+    for kernels, given in ((["fused"], "fused"), (["bias_gelu=fused"], "bias_gelu=fused")):
+        with pytest.raises(ConfigError, match=f"--kernels {given}: .*{words}"):
+            choose_fakes(kernels, where)
+
+
+def test_the_reference_can_be_asked_for_where_there_is_something_faster():
+    found = choose_fakes(["auto", "bias_gelu=reference"], situation("cpu"))
+    assert found["bias_gelu"] == ("by reference", "asked for")
 
 
 def test_a_gpu_takes_what_is_fused_and_else_what_is_compiled_and_says_why():
@@ -53,7 +103,13 @@ def test_all_compiled_leaves_what_cannot_be_to_the_reference():
         (["norm=fused"], situation(), "operations are layer_norm"),
         (["layer_norm=fast"], situation(), "layer_norm=fast"),
         (["fused"], situation("cpu"), "needs a GPU"),
+        (["layer_norm=fused"], situation("cpu"), "layer_norm=fused: needs a GPU; leave it to auto"),
         (["bias_gelu=fused"], situation(without_library="no nvcc"), "bias_gelu=fused: no nvcc"),
+        (
+            ["fused"],
+            situation(without_library="no nvcc"),
+            "--kernels fused: no nvcc; use --kernels",
+        ),
         (["cross_entropy=compiled"], situation(), "leave it to auto"),
     ],
 )
