@@ -16,7 +16,7 @@ from megatron.data.document_reader import Chunk, Part
 from megatron.data.formatted import encode_formatted
 from megatron.data.indexed_dataset import IdArray, id_dtype
 from megatron.data.preprocessing.documents import Documents
-from megatron.data.records import BadRecord, parse_chunk
+from megatron.data.records import BadRecord, Records, parse_chunk
 from megatron.tokenizer.interface import Tokenizer
 
 NUM_NAMED = 5  # bad records that are named one by one; the others are counted
@@ -39,6 +39,25 @@ class EncodedChunk:
     num_empty: dict[str, int]  # records whose text gives no ids
     num_formatted: int  # records that say where their sentinels are
 
+    @classmethod
+    def of(
+        cls, chunk: Chunk, records: Records, documents: dict[str, Documents], num_text_bytes: int
+    ) -> EncodedChunk:
+        """Count what became of the records of a chunk, of which these documents were made."""
+        num_good = records.num_read - records.num_blank - len(records.bad)
+        return cls(
+            part=chunk.part,
+            num_input_bytes=chunk.num_bytes,
+            num_read=records.num_read,
+            num_blank=records.num_blank,
+            num_text_bytes=num_text_bytes,
+            bad=Counter(record.reason for record in records.bad),
+            named=records.bad[:NUM_NAMED],
+            documents=documents,
+            num_empty={key: num_good - len(found) for key, found in documents.items()},
+            num_formatted=records.num_formatted,
+        )
+
 
 @dataclass(frozen=True)
 class ChunkEncoder:
@@ -53,25 +72,13 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         records = parse_chunk(chunk, self.keys, self.fields, formatted=self.formatted)
-        num_text_bytes, documents, num_empty = 0, {}, {}
+        num_text_bytes, documents = 0, {}
         for key in self.keys:
             # Freed key by key: a text may be large. What is not ASCII is encoded once here, not twice in the encoder.
             texts = [t if t.isascii() else t.encode() for t in records.texts.pop(key)]
             num_text_bytes += sum(map(len, texts))
             documents[key] = self._encode(texts, records.places, records.fields)
-            num_empty[key] = len(texts) - len(documents[key])
-        return EncodedChunk(
-            part=chunk.part,
-            num_input_bytes=chunk.num_bytes,
-            num_read=records.num_read,
-            num_blank=records.num_blank,
-            num_text_bytes=num_text_bytes,
-            bad=Counter(record.reason for record in records.bad),
-            named=records.bad[:NUM_NAMED],
-            documents=documents,
-            num_empty=num_empty,
-            num_formatted=records.num_formatted,
-        )
+        return EncodedChunk.of(chunk, records, documents, num_text_bytes)
 
     def _encode(
         self,

@@ -7,14 +7,13 @@ what is learned travels with the ids through merging, shuffling, shards and opt-
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron.data.document_reader import Chunk
 from megatron.data.indexed_dataset import id_dtype
-from megatron.data.preprocessing.chunk_encoder import NUM_NAMED, EncodedChunk, provenance_columns
+from megatron.data.preprocessing.chunk_encoder import EncodedChunk, provenance_columns
 from megatron.data.preprocessing.documents import Documents
 from megatron.data.records import parse_chunk
 from megatron.tokenizer.chat_template import ChatEncoder, Pieces, read_messages, why_unusable
@@ -46,15 +45,4 @@ class ConversationEncoder:
             np.array(num_items, np.int64),
             columns,
         )
-        return EncodedChunk(
-            part=chunk.part,
-            num_input_bytes=chunk.num_bytes,
-            num_read=records.num_read,
-            num_blank=records.num_blank,
-            num_text_bytes=num_text_bytes,
-            bad=Counter(record.reason for record in records.bad),
-            named=records.bad[:NUM_NAMED],
-            documents={self.key: documents},
-            num_empty={self.key: 0},
-            num_formatted=0,
-        )
+        return EncodedChunk.of(chunk, records, {self.key: documents}, num_text_bytes)

@@ -112,7 +112,7 @@ def preprocess(
             ahead = stack.enter_context(contextlib.closing(in_thread(chunks, CHUNKS_AHEAD)))
             sinks: dict[str, Sink] = {key: (shufflers or writers)[key].add for key in config.keys}
             encoded = workers.map(ahead)
-            if not config.formatted:
+            if config.messages_key is None and not config.formatted:
                 encoded = _warn_if_formatted(encoded)
             summary = _write(encoded, sinks, strict=config.strict, on_read=on_read)
             _check_summary(summary, config)
