@@ -24,6 +24,7 @@ LAYERS = (
         "logging",
         "transfer",
         "checksum",
+        "metrics_file",
     },
     {"kernels", "tokenizer"},
     {"parallel", "data", "launching"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,13 +122,13 @@ def _training(source: Source) -> list[tuple[str, str]]:
         rows.append(("data", ", ".join(names)))
     if config.data.fim_rate > 0:
         rows.append(("fill-in-the-middle rate", f"{config.data.fim_rate:g}"))
-    lines = source.metrics()
-    training = [line for line in lines if "validation" not in line and line.get("lm_loss")]
+    losses = source.losses()
+    # A line is null if all its steps were skipped.
+    training = [one.loss for one in losses if one.validation is None and math.isfinite(one.loss)]
     if training:
-        rows.append(("last training loss", f"{training[-1]['lm_loss']:.4f}"))
-    validation = {line["validation"]: line for line in lines if line.get("validation")}
-    for name, line in validation.items():
-        rows.append((f"last validation loss, {name}", f"{line['lm_loss']:.4f}"))
+        rows.append(("last training loss", f"{training[-1]:.4f}"))
+    validation = {one.validation: one.loss for one in losses if one.validation is not None}
+    rows += [(f"last validation loss, {name}", f"{loss:.4f}") for name, loss in validation.items()]
     return rows
 
 

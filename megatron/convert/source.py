@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,14 @@ from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
-from megatron.errors import CheckpointError, ConfigError
+from megatron.errors import CheckpointError, ConfigError, DataError
+from megatron.logging import get_logger
+from megatron.metrics_file import METRICS_FILE, LossLine, read_losses
 from megatron.option_field import check_bounds
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
+
+logger = get_logger(__name__)
 
 GENERATION_CONFIG = "generation_config.json"  # beside a checkpoint that came with one
 CONVERTED_FROM = "converted_from"  # in state.json of a checkpoint that came from elsewhere
@@ -49,20 +52,17 @@ class Source:
         path = self.reader.folder.parent / GENERATION_CONFIG
         return read_json_object(path) if path.is_file() else {}
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Give the lines of metrics.jsonl up to this checkpoint, none where the file is missing."""
-        path = self.reader.folder.parent / "metrics.jsonl"
+    def losses(self) -> list[LossLine]:
+        """Give the losses of the run up to this checkpoint, none where its metrics.jsonl is missing or damaged."""
+        path = self.reader.folder.parent / METRICS_FILE
         if not path.is_file():
             return []
-        lines = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # the torn last line of a killed run
-            if isinstance(line, dict) and line.get("iteration", 0) <= self.reader.iteration:
-                lines.append(line)
-        return lines
+        try:
+            lines = list(read_losses(path))
+        except DataError as error:
+            logger.warning("%s; the export says nothing of losses", error)
+            return []
+        return [line for line in lines if line.iteration <= self.reader.iteration]
 
 
 def _config_of(reader: CheckpointReader) -> Config:

@@ -20,6 +20,7 @@ import numpy as np
 from megatron.data.build import FIM_SUFFIX
 from megatron.errors import DataError
 from megatron.evaluation.pass_at_k import NUM_RESAMPLES
+from megatron.metrics_file import read_losses
 
 Verdict = Literal["kept", "forgotten", "waived"]
 
@@ -64,7 +65,7 @@ def compare_losses(metrics: Sequence[Path], limits: Limits) -> list[Change]:
 
     Raises DataError for files that do not hold both.
     """
-    runs = [read_validations(path) for path in metrics]
+    runs = [_validations(path) for path in metrics]
     choose = min if len(runs) == 1 else max
     before = {name: choose(losses) for name, losses in runs[0].items()}
     if len(runs) == 1 and all(len(losses) < 2 for losses in runs[0].values()):
@@ -88,26 +89,12 @@ def compare_losses(metrics: Sequence[Path], limits: Limits) -> list[Change]:
     return changes
 
 
-def read_validations(path: Path) -> dict[str, dict[int, float]]:
+def _validations(path: Path) -> dict[str, dict[int, float]]:
     """Give {set: {iteration: loss}} of a metrics.jsonl; a loss that was not finite is NaN. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}; give a run's metrics.jsonl"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not text; give a run's metrics.jsonl") from None
     found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            if "validation" in record:
-                loss = record["lm_loss"]
-                losses = found.setdefault(str(record["validation"]), {})
-                losses[int(record["iteration"])] = math.nan if loss is None else float(loss)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # the torn last line of a killed run
+    for line in read_losses(path):
+        if line.validation is not None:
+            found.setdefault(line.validation, {})[line.iteration] = line.loss
     if not found:
         raise DataError(
             f"{path} holds no validation; give a run's metrics.jsonl, of one with validation sets and --eval-iters"

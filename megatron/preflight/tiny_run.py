@@ -19,6 +19,7 @@ from megatron.checkpoint.layout import checkpoint_folder
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json, to_json
 from megatron.errors import ConfigError
+from megatron.metrics_file import METRICS_FILE, read_losses
 from megatron.options import LoggingConfig, ParallelConfig, TrainingConfig
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
@@ -121,8 +122,8 @@ def train_here(config: Config, context: ParallelContext, *, last: int | None = N
 
 def losses(save: Path) -> list[float]:
     """Give the losses of a run by step."""
-    lines = map(json.loads, (save / "metrics.jsonl").read_text().splitlines())
-    by_step = {line["iteration"]: line["lm_loss"] for line in lines if "grad_norm" in line}
+    lines = read_losses(save / METRICS_FILE)
+    by_step = {line.iteration: line.loss for line in lines if line.validation is None}
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -19,10 +19,9 @@ from megatron.config import Config
 from megatron.data.consumption import Consumption
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
+from megatron.metrics_file import METRICS_FILE
 
 logger = get_logger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def _json_ready(values: Mapping[str, Any]) -> dict[str, Any]:

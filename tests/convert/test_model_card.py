@@ -37,6 +37,24 @@ def test_it_names_no_folder_of_the_machine_and_no_later_step(tmp_path):
     assert "1.0000" not in card
 
 
+def test_a_loss_that_was_not_finite_is_shown_as_it_was(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"iteration": 10, "lm_loss": 5.0}\n{"iteration": 20, "lm_loss": null}\n'
+        '{"iteration": 20, "validation": "python", "lm_loss": null}\n'
+    )
+    card = model_card(Source.open(tmp_path), 1, torch.bfloat16)
+    assert "| last training loss | 5.0000 |" in card
+    assert "| last validation loss, python | nan |" in card
+
+
+def test_losses_of_a_damaged_file_are_left_out_and_that_is_said(tmp_path, caplog):
+    make_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('no line\n{"iteration": 10, "lm_loss": 5.0}\n')
+    assert "loss" not in model_card(Source.open(tmp_path), 1, torch.bfloat16)
+    assert "line 1 is no record of a run" in caplog.text
+
+
 def test_its_front_matter_is_yaml_with_a_licence_to_fill_in(tmp_path):
     front = yaml.safe_load(card_of(tmp_path).split("---\n")[1])
     assert front["license"] == "other"

@@ -17,10 +17,10 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
 from starlette.requests import Request
 
 from megatron.convert.model_source import ModelSource
+from megatron.metrics_file import METRICS_FILE
 from megatron.serving.error import RequestError
 from megatron.serving.options import ServingOptions
 from megatron.serving.playground import MAX_WAITING, PAGE, joined, playground_routes
-from megatron.training.metrics import METRICS_FILE
 from tests.attribution.conftest import index, write
 from tests.serving.conftest import NUM_POSITIONS
 from tests.serving.process import ServerProcess

@@ -19,6 +19,7 @@ from megatron.checkpoint.layout import (
 )
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError
+from megatron.metrics_file import METRICS_FILE
 
 # What metrics.jsonl says of a step or a validation, but for times and speeds.
 EXACT_FIELDS = (
@@ -133,7 +134,7 @@ def check_complete(save: Path, reference: Reference) -> list[str]:
     if ours != theirs:
         pairs = zip([*ours, None], [*theirs, None], strict=False)
         first = next((one, other) for one, other in pairs if one != other)
-        problems.append(f"metrics.jsonl: {first[0]} in place of {first[1]}")
+        problems.append(f"{METRICS_FILE}: {first[0]} in place of {first[1]}")
     known = {path.name for path in save.glob("iter_*") if path.name.isascii()}
     strays = [name for name in sorted(known) if not name.removeprefix("iter_").isdigit()]
     strays += [path.name for path in save.rglob("*.tmp")]
@@ -144,5 +145,5 @@ def check_complete(save: Path, reference: Reference) -> list[str]:
 
 def read_numbers(save: Path) -> list[tuple[object, ...]]:
     """Give what metrics.jsonl says of steps and validations, times left out."""
-    lines = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (save / METRICS_FILE).read_text().splitlines()]
     return [tuple(line.get(name) for name in EXACT_FIELDS) for line in lines]

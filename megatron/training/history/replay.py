@@ -6,7 +6,6 @@ another replay did, a device has computed wrongly, or a kernel adds in an order 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ import torch.distributed as dist
 from megatron.checkpoint.agreement import gather_everywhere
 from megatron.checkpoint.load import load_checkpoint
 from megatron.errors import ConfigError, first_of
+from megatron.metrics_file import METRICS_FILE, read_losses
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.training.account import Account
 from megatron.training.history.replay_plan import ReplayPlan
-from megatron.training.metrics import METRICS_FILE
 from megatron.training.pretrain import build_run
 from megatron.training.replicas import checksums_of
 from megatron.training.run import Run
@@ -50,20 +49,16 @@ class Replayed:
 
 
 def read_steps(root: Path) -> dict[int, StepNumbers]:
-    """Read the training lines of a run's metrics.jsonl by step, of several for a step the last."""
+    """Read the training lines of a run's metrics.jsonl by step, of several for a step the last. Raises DataError."""
     path = root / METRICS_FILE
     if not path.is_file():
         return {}
     steps = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the torn last line of a killed run
-        if isinstance(values, dict) and {"iteration", "lm_loss", "grad_norm"} <= set(values):
-            numbers = (values[name] for name in ("lm_loss", "grad_norm"))
-            steps[values["iteration"]] = StepNumbers(
-                *(math.nan if number is None else float(number) for number in numbers)
+    for line in read_losses(path):
+        if "grad_norm" in line.values:
+            norm = line.values["grad_norm"]
+            steps[line.iteration] = StepNumbers(
+                line.loss, math.nan if norm is None else float(norm)
             )
     return steps
 
@@ -81,7 +76,7 @@ def replay_times(
 ) -> Verdict:
     """Replay some times and compare with the run, and with each other. Every process of the launch calls it.
 
-    Raises ConfigError if there is nothing to compare with.
+    Raises ConfigError if there is nothing to compare with, DataError for a damaged metrics.jsonl.
     """
     recorded = read_steps(plan.root)
     is_recorded = any(plan.first_step <= step <= plan.last_step for step in recorded)
