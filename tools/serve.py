@@ -136,7 +136,7 @@ def _served(
         options.served_model_name or name_of_run(args.load),
         tokenizer,
         num_positions,
-        max_samples=options.batch_size + options.queue_size,
+        max_samples=options.client_size,
         max_tokens=options.max_request_tokens,
         order=options.order,
         reads_sentinels=options.sentinels,

@@ -2,8 +2,8 @@
 
 A step reads one chunk of prompts, if any wait, and then adds a token to every sequence whose prompt has been read. So a
 long prompt does not hold up those that are being written, and a request costs no row of the cache before its turn or
-after its end. Samples of one prompt read it once. Rows of the cache: first the sequences being written, then those
-whose prompts are being read.
+after its end. Clients take turns at rows that are free. Samples of one prompt read it once. Rows of the cache: first the
+sequences being written, then those whose prompts are being read.
 
 Every process of a layout makes the same calls with the same requests: all that is decided here follows from them and
 from the tokens, which one process chooses and tells the others.
@@ -11,7 +11,6 @@ from the tokens, which one process chooses and tells the others.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -24,6 +23,7 @@ from megatron.inference.request import Completion, FinishReason, Request, TokenS
 from megatron.inference.runner import Runner
 from megatron.inference.sampling import Draw, sample_key
 from megatron.inference.text_stream import TextStream
+from megatron.inference.waiting_line import WaitingLine
 from megatron.tokenizer.interface import Tokenizer
 
 PREFILL_TOKENS = 512  # of prompts in one step, with what fills shorter ones up
@@ -63,12 +63,13 @@ class Engine:
         self._prefill_tokens = prefill_tokens
         self._max_rows = runner.cache.shape.max_rows
         self._num_positions = runner.cache.shape.max_positions
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting = WaitingLine[_Sequence](lambda one: one.request.client)
         self._written: list[_Sequence] = []  # by row
         self._read: list[_Sequence] = []  # in the rows after those
         self._num_read = 0  # tokens of each prompt
         self._names: dict[str, int] = {}  # requests in work, and how many samples are
         self._after_prompt: dict[str, Tensor | None] = {}  # logits, while samples of a request wait
+        self._begun: list[str] = []
 
     @property
     def is_idle(self) -> bool:
@@ -85,6 +86,11 @@ class Engine:
         """Samples that are being written or whose prompts are being read."""
         return len(self._written) + len(self._read)
 
+    def take_begun(self) -> list[str]:
+        """Name the requests that got their first row since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
+
     def add(self, request: Request) -> None:
         """Take a request. Raises ConfigError for one that cannot be served; others go on."""
         request.check(self._tokenizer.vocab_size, self._num_positions)
@@ -98,17 +104,14 @@ class Engine:
 
     def cancel(self, name: str) -> list[Update]:
         """End a request, if it is in work; gives what its samples have. Every process calls it at the same step."""
-        ended = [one for one in self._waiting if one.request.name == name]
-        self._waiting = deque(one for one in self._waiting if one.request.name != name)
+        ended = self._waiting.remove(lambda one: one.request.name == name)
         for row in reversed(range(len(self._written))):
             if self._written[row].request.name == name:
                 ended.append(self._release(row))
         if any(one.request.name == name for one in self._read):
             # their rows are the last ones: prompts of others among them are read again
             ended += [one for one in self._read if one.request.name == name]
-            self._waiting.extendleft(
-                one for one in reversed(self._read) if one.request.name != name
-            )
+            self._waiting.put_back([one for one in self._read if one.request.name != name])
             self._read = []
         self._forget_prompts()
         return [self._finish(one, "cancelled") for one in ended]
@@ -162,7 +165,7 @@ class Engine:
         updates: list[Update] = []
         longest = self._num_read = 0
         while self._waiting and len(self._written) + len(self._read) < self._max_rows:
-            first = self._waiting[0]
+            first = self._waiting.first
             name, size = first.request.name, len(first.request.prompt)
             source = self._row_of(name)
             if source is not None and not self._read:
@@ -177,7 +180,8 @@ class Engine:
             is_alone = first.request.options.prompt_logprobs or size > self._prefill_tokens
             if self._read and (is_alone or longest * (len(self._read) + 1) > self._prefill_tokens):
                 break
-            self._read.append(self._waiting.popleft())
+            self._read.append(self._waiting.pop())
+            self._begun.append(name)
             if is_alone:
                 break
         return updates
@@ -196,12 +200,12 @@ class Engine:
         size = len(leader.request.prompt)
         while (
             self._waiting
-            and self._waiting[0].request is leader.request
+            and self._waiting.first.request is leader.request
             and len(self._written) < self._max_rows
         ):
             self._runner.cache.reserve(len(self._written) + 1, size)
             self._runner.cache.copy_row(source, len(self._written), size)
-            sequence = self._waiting.popleft()
+            sequence = self._waiting.pop()
             sequence.prompt_scores = leader.prompt_scores
             self._start_writing(sequence)
         return len(self._written) - num_before
@@ -212,10 +216,10 @@ class Engine:
         sequences, self._read = self._read, []
         for sequence in sequences:
             self._start_writing(sequence)
-        # only the last one can have others behind it: they end a group
         num_followers = self._take_followers(len(self._written) - 1)
-        last = None if logits is None else logits[-1:]
-        self._after_prompt[sequences[-1].request.name] = last
+        for row, sequence in enumerate(sequences):
+            after = None if logits is None else logits[row : row + 1]
+            self._after_prompt[sequence.request.name] = after
         self._forget_prompts()
         if logits is not None and num_followers:
             logits = torch.cat([logits, logits[-1:].expand(num_followers, -1)])

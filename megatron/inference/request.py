@@ -20,6 +20,7 @@ class Request:
     options: SamplingOptions = field(default_factory=SamplingOptions)
     num_samples: int = 1
     end_ids: frozenset[int] = frozenset()  # tokens that end a completion besides the end of text
+    client: str = ""  # who asks: clients take turns
 
     def check(self, vocab_size: int, num_positions: int) -> None:
         """Raise ConfigError for what a model with so many ids and positions cannot serve."""

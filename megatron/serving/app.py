@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 import uuid
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -17,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from megatron.attribution.review import Reviewer
 from megatron.inference.request import Update
@@ -28,6 +30,7 @@ from megatron.serving.guard import BrowserGuard, KeyGuard, error_response, read_
 from megatron.serving.playground import Playground, page, playground_routes
 from megatron.serving.review import Reviews
 from megatron.serving.service import ClientGone, Outcome, Service, Ticket
+from megatron.serving.trace import GONE, Trace, Tracing, trace_of
 
 HINTS = {
     404: "there is nothing at this address; POST /v1/completions writes text, GET /v1/models names the model, "
@@ -35,7 +38,6 @@ HINTS = {
     405: "this address knows another method; POST /v1/completions, GET all else",
 }
 NUM_READERS = 2  # bodies that are parsed and encoded at once, beside the event loop
-GONE = 499  # what nobody reads any more
 
 
 def app(
@@ -43,7 +45,7 @@ def app(
     keys: Sequence[bytes] = (),
     playground: Playground | None = None,
     reviewer: Reviewer | None = None,
-) -> Starlette:
+) -> ASGIApp:
     """Assemble the server's application.
 
     keys: of clients; none: everybody may ask. reviewer: looks up what is written in the training data.
@@ -103,7 +105,7 @@ def app(
         },
     )
     application.router.redirect_slashes = False
-    return application
+    return Tracing(application, tells=not service.options.quiet)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -148,14 +150,20 @@ def _models(service: Service) -> Endpoint:
 def _completions(service: Service, reviewer: Reviewer | None) -> Endpoint:
     options, model = service.options, service.model
     readers = anyio.CapacityLimiter(NUM_READERS)
+    turns = weakref.WeakValueDictionary[str, asyncio.Lock]()  # a client has one body read at once
 
     async def completions(request: Request) -> Response:
+        trace = trace_of(request.scope)
+        trace.is_told = True
         body = await read_body(request, options.max_body_bytes, options.body_seconds)
-        name = f"cmpl-{uuid.uuid4().hex}"
-        call = await anyio.to_thread.run_sync(read_call, body, name, model, limiter=readers)
-        answer = Answer(name, model.name, call, model.tokenizer)
+        # no two in work have one name, whatever clients say
+        read = functools.partial(read_call, body, uuid.uuid4().hex, trace.client, model)
+        turn = turns.setdefault(trace.client, asyncio.Lock())
+        async with turn:
+            call = await anyio.to_thread.run_sync(read, limiter=readers)
+        answer = Answer(f"cmpl-{trace.id}", model.name, call, model.tokenizer)
         reviews = Reviews(reviewer, answer)
-        work = _Work(service, service.submit(call), request)
+        work = _Work(service, service.submit(call), answer, trace, request)
         with contextlib.ExitStack() as stack:
             stack.callback(work.end)
             if call.streams:
@@ -176,10 +184,15 @@ def _completions(service: Service, reviewer: Reviewer | None) -> Endpoint:
 class _Work:
     """A call in work for a client, until one of the two ends it."""
 
-    def __init__(self, service: Service, ticket: Ticket, request: Request) -> None:
+    def __init__(
+        self, service: Service, ticket: Ticket, answer: Answer, trace: Trace, request: Request
+    ) -> None:
         self.service = service
+        self.trace = trace
         self._ticket = ticket
+        self._answer = answer
         self.next = ticket.next
+        trace.num_read = ticket.call.num_prompt_tokens
         self._watch = asyncio.create_task(self._wait_for_client(request))
 
     async def _wait_for_client(self, request: Request) -> None:
@@ -192,6 +205,8 @@ class _Work:
         """Leave nothing behind, wherever the call is."""
         self._watch.cancel()
         self.service.drop(self._ticket)
+        self.trace.seconds_waited = self._ticket.seconds_waited
+        self.trace.num_written = self._answer.num_tokens
 
 
 class _Stream(Response):
@@ -218,6 +233,7 @@ class _Stream(Response):
             outcome = "ok"
         except RequestError as error:
             outcome = _outcome(error)
+            self._work.trace.status = error.status
             await _send_part(send, _event(error.to_json()), more_body=False)
         except ClientGone:
             outcome = "cancelled"
@@ -227,6 +243,8 @@ class _Stream(Response):
         finally:
             self._work.end()
             self._work.service.counts.requests.add(value=outcome)
+            if outcome == "cancelled":
+                self._work.trace.status = GONE
 
     async def _send_chunks(self, send: Send) -> None:
         answer, updates = self._answer, self._updates

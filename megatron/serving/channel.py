@@ -114,6 +114,7 @@ def _to_json(request: Request) -> Mapping[str, Any]:
         "options": dataclasses.asdict(request.options),
         "num_samples": request.num_samples,
         "end_ids": sorted(request.end_ids),
+        "client": request.client,
     }
 
 
@@ -125,4 +126,5 @@ def _from_json(values: Mapping[str, Any]) -> Request:
         options,
         values["num_samples"],
         frozenset(values["end_ids"]),
+        values["client"],
     )

@@ -64,6 +64,10 @@ class CompletionCall:
     gives_usage: bool  # at the end of a stream
 
     @property
+    def client(self) -> str:
+        return self.requests[0].client
+
+    @property
     def num_choices(self) -> int:
         return len(self.requests) * self.num_samples
 
@@ -81,8 +85,8 @@ class _Filling:
     reads_sentinels: bool
 
 
-def read_call(body: bytes, name: str, model: ServedModel) -> CompletionCall:
-    """Parse and check a body; the engine's requests are called by name and number. Raises RequestError."""
+def read_call(body: bytes, name: str, client: str, model: ServedModel) -> CompletionCall:
+    """Parse and check a client's body; the engine's requests are called by name and number. Raises RequestError."""
     given = Parameters(read_object(body))
     _check_model(given.take("model"), model)
     prompt = given.take("prompt")
@@ -110,7 +114,7 @@ def read_call(body: bytes, name: str, model: ServedModel) -> CompletionCall:
     ends = frozenset() if filling.suffix is None else infilling_ends(model.tokenizer)
     _check_sizes(prompts, num_samples, max_tokens, model)
     requests = tuple(
-        Request(f"{name}-{number}", tuple(ids), options, num_samples, ends)
+        Request(f"{name}-{number}", tuple(ids), options, num_samples, ends, client)
         for number, (ids, _) in enumerate(prompts)
     )
     for request in requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron.errors import ConfigError
 from megatron.option_field import require
 from megatron.serving.error import RequestError
 from megatron.serving.service import ClientGone
+from megatron.serving.trace import trace_of
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 16
@@ -77,7 +79,7 @@ class BrowserGuard:
 
 
 class KeyGuard:
-    """Asks for a key in `Authorization: Bearer`."""
+    """Asks for a key in `Authorization: Bearer`, and knows clients by it; where none is asked for, by what they send."""
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[bytes]) -> None:
         """keys: none: everybody may ask."""
@@ -85,21 +87,25 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._keys and not self._is_known(Headers(scope=scope).get("authorization", "")):
+        secret = _bearer(Headers(scope=scope).get("authorization", ""))
+        if self._keys:
+            trace_of(scope).client = f"key {self._number(secret)}"
+        elif secret:
+            trace_of(scope).client = f"key {hashlib.sha256(secret).hexdigest()[:8]}"
+        await self._app(scope, receive, send)
+
+    def _number(self, secret: bytes) -> int:
+        """Say the how-manieth key it is. Raises RequestError for one that is none."""
+        # all of them: how long it takes says nothing about any
+        matches = [hmac.compare_digest(secret, key) for key in self._keys]
+        if not any(matches):
             raise RequestError(
                 "the key is missing or wrong; send the header Authorization: Bearer KEY",
                 status=401,
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer", **CLOSE},
             )
-        await self._app(scope, receive, send)
-
-    def _is_known(self, header: str) -> bool:
-        kind, _, given = header.partition(" ")
-        secret = given.strip().encode()
-        # all of them: how long it takes says nothing about any
-        matches = [hmac.compare_digest(secret, key) for key in self._keys]
-        return kind.lower() == "bearer" and any(matches)
+        return matches.index(True) + 1
 
 
 async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
@@ -132,6 +138,11 @@ async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
 def error_response(error: RequestError) -> JSONResponse:
     """Give the answer that tells of an error."""
     return JSONResponse(error.to_json(), error.status, error.headers)
+
+
+def _bearer(header: str) -> bytes:
+    kind, _, secret = header.partition(" ")
+    return secret.strip().encode() if kind.lower() == "bearer" else b""
 
 
 def _host_name(url: str) -> str | None:

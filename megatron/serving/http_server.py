@@ -189,6 +189,7 @@ def _config(application: ASGIApp, options: ServingOptions) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        forwarded_allow_ips="127.0.0.1",  # a proxy on this machine says for whom it asks
         server_header=False,
         timeout_keep_alive=max(int(options.header_seconds), 1),
         timeout_graceful_shutdown=int(options.grace + LAST_SECONDS) + 1,

@@ -27,7 +27,10 @@ class ServingOptions:
     )
     batch_size: int = option(16, "samples that are written at once", minimum=1, maximum=4096)
     queue_size: int = option(
-        64, "samples that may wait beside them; what is more is answered with 429", minimum=0
+        256, "samples that may wait beside them; what is more is answered with 429", minimum=0
+    )
+    client_queue_size: int = option(
+        64, "of them, of one client: a key, or an address; likewise", minimum=0
     )
     max_request_tokens: int = option(
         131_072, "of a request: its prompts, and all that it may have written", minimum=1
@@ -43,6 +46,7 @@ class ServingOptions:
     grace: float = option(
         20.0, "seconds for requests in work to end after SIGTERM", minimum=0.0, metavar="SECONDS"
     )
+    quiet: bool = option(False, "do not write a line for each request into the log")
 
     def check(self) -> None:
         """Raise ConfigError for a number outside its bounds, or an address that needs keys and has none."""
@@ -52,6 +56,11 @@ class ServingOptions:
             f"--host {self.host} lets other machines ask; give --api-key-file FILE with a key a line, or leave "
             f"--host out to serve this machine alone",
         )
+
+    @property
+    def client_size(self) -> int:
+        """Samples of one client, those that are written included."""
+        return self.batch_size + min(self.client_queue_size, self.queue_size)
 
     @property
     def is_local(self) -> bool:

@@ -6,6 +6,7 @@ All of it belongs to the thread of the event loop; the worker's calls are handed
 from __future__ import annotations
 
 import asyncio
+import collections
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,15 @@ class Ticket:
         self.call = call
         self.started = time.monotonic()
         self.written: float | None = None  # when the last token was
+        self.begun: float | None = None  # when it got its first row
         self.left = {request.name: request.num_samples for request in call.requests}
         self.timer: asyncio.TimerHandle | None = None
         self._queue: asyncio.Queue[list[Update] | Exception] = asyncio.Queue()
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long it has waited for a row."""
+        return (time.monotonic() if self.begun is None else self.begun) - self.started
 
     def give(self, what: list[Update] | Exception) -> None:
         self._queue.put_nowait(what)
@@ -67,6 +74,9 @@ class Counts:
         self.prompt_tokens = Counter(f"{name}prompt_tokens_total", "Tokens of accepted prompts.")
         self.tokens = Counter(f"{name}completion_tokens_total", "Tokens that were written.")
         self.failures = Counter(f"{name}engine_failures_total", "Steps of the engine that failed.")
+        self.wait = Histogram(
+            f"{name}wait_seconds", "From a request to its first row of the cache.", SECONDS
+        )
         self.first_token = Histogram(
             f"{name}time_to_first_token_seconds", "From a request to its first token.", SECONDS
         )
@@ -98,7 +108,9 @@ class Service:
         self._worker = worker
         self._load = Load()
         self._tickets: dict[str, Ticket] = {}  # by the names of their requests
-        self._num_samples = 0  # accepted and not finished
+        self._num_samples: collections.Counter[str] = (
+            collections.Counter()
+        )  # accepted and not finished, by client
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None
@@ -113,18 +125,10 @@ class Service:
         """Take a call into work, or raise RequestError: 429 if too many wait, 503 if the server ends."""
         if self._is_stopping or self.has_failed:
             raise RequestError("the server is stopping; ask again in a while", status=503)
-        room = self.options.batch_size + self.options.queue_size - self._num_samples
-        if call.num_choices > room:
-            seconds = self._seconds_of_a_request()
-            raise RequestError(
-                f"{self._num_samples} samples are in work and there is room for {max(room, 0)} more; ask again in "
-                f"{seconds} s",
-                status=429,
-                headers={"Retry-After": str(seconds)},
-            )
+        self._check_room(call)
         assert self._loop is not None
         ticket = Ticket(call)
-        self._num_samples += call.num_choices
+        self._num_samples[call.client] += call.num_choices
         self.counts.prompt_tokens.add(call.num_prompt_tokens)
         for request in call.requests:
             self._tickets[request.name] = ticket
@@ -137,6 +141,32 @@ class Service:
         ticket.timer = self._loop.call_later(self.options.request_seconds, self.drop, ticket, late)
         return ticket
 
+    def _check_room(self, call: CompletionCall) -> None:
+        """Raise RequestError if too many samples wait, of this client or of all."""
+        options, theirs = self.options, self._num_samples[call.client]
+        in_all = self._num_samples.total()
+        room = options.batch_size + options.queue_size - in_all
+        room_for_client = options.client_size - theirs
+        if call.num_choices <= min(room, room_for_client):
+            return
+        if room_for_client <= room:
+            what = f"{theirs} samples of yours are in work, of the {options.client_size} of one client,"
+        else:
+            what = f"{in_all} samples are in work"
+        seconds = self._seconds_of_a_request()
+        raise RequestError(
+            f"{what} and there is room for {max(min(room, room_for_client), 0)} more; ask again in {seconds} s",
+            status=429,
+            headers={"Retry-After": str(seconds)},
+        )
+
+    def _finish(self, ticket: Ticket, num_samples: int) -> None:
+        """Give the places of samples back; nothing is kept of a client without any."""
+        client = ticket.call.client
+        self._num_samples[client] -= num_samples
+        if not self._num_samples[client]:
+            del self._num_samples[client]
+
     def drop(self, ticket: Ticket, why: Exception | None = None) -> None:
         """End a call, which frees its rows at once; whoever waits for it gets why. Nothing, if it has ended."""
         if ticket.timer is not None:
@@ -146,7 +176,7 @@ class Service:
         for name, num_samples in ticket.left.items():
             if self._tickets.pop(name, None) is not None:
                 self._worker.cancel(name)
-                self._num_samples -= num_samples
+                self._finish(ticket, num_samples)
         ticket.left = {}
 
     def stop(self) -> None:
@@ -182,7 +212,8 @@ class Service:
             ("rows_in_use", "Rows of the cache in use.", self._load.num_rows),
             ("rows", "Rows that there may be.", self.options.batch_size),
             ("waiting", "Samples that have no row yet.", self._load.num_waiting),
-            ("samples", "Samples accepted and not finished.", self._num_samples),
+            ("samples", "Samples accepted and not finished.", self._num_samples.total()),
+            ("clients", "Clients whose samples these are.", len(self._num_samples)),
         ):
             lines += gauge(f"megatron_serving_{name}", what, number)
         return "\n".join(lines) + "\n"
@@ -196,6 +227,11 @@ class Service:
         """Hand out what a step wrote."""
         self._load = load
         now = time.monotonic()
+        for name in load.begun:
+            begun = self._tickets.get(name)
+            if begun is not None and begun.begun is None:
+                begun.begun = max(load.since, begun.started)
+                self.counts.wait.add(begun.seconds_waited)
         parts: dict[Ticket, list[Update]] = {}
         for update in updates:
             ticket = self._tickets.get(update.request)
@@ -203,7 +239,7 @@ class Service:
                 continue  # dropped while the step was done
             parts.setdefault(ticket, []).append(update)
             if update.completion is not None:
-                self._num_samples -= 1
+                self._finish(ticket, 1)
                 ticket.left[update.request] -= 1
                 if not ticket.left[update.request]:
                     del ticket.left[update.request], self._tickets[update.request]

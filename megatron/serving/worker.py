@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -33,6 +33,8 @@ class Load:
 
     num_rows: int = 0  # in use
     num_waiting: int = 0  # samples that have none
+    begun: tuple[str, ...] = ()  # requests that got their first row in the step
+    since: float = field(default=0.0, compare=False)  # when the step began
 
 
 class Listener(Protocol):
@@ -130,7 +132,7 @@ class Worker:
             self._samples |= {request.name: request.num_samples for request in orders.added}
             for name in orders.cancelled:
                 self._samples.pop(name, None)
-            self._stepping_since = time.monotonic()
+            self._stepping_since = since = time.monotonic()
             try:
                 updates = advance(self._engine, orders)
             except (RuntimeError, MegatronError) as error:
@@ -141,7 +143,7 @@ class Worker:
                 logger.exception("a step failed, and %d requests with it", len(self._samples))
             else:
                 self._stepping_since = None
-                self._hand_on(updates, listener)
+                self._hand_on(updates, since, listener)
                 continue
             # behind the handler, which keeps what lies in its frames from being freed
             listener.failed(set(self._samples), f"the engine failed ({reason:.200})")
@@ -157,7 +159,7 @@ class Worker:
             torch.cuda.empty_cache()
         self._engine = self._make_engine()
 
-    def _hand_on(self, updates: list[Update], listener: Listener) -> None:
+    def _hand_on(self, updates: list[Update], since: float, listener: Listener) -> None:
         for update in updates:
             if update.completion is None:
                 continue
@@ -165,7 +167,8 @@ class Worker:
             if not self._samples[update.request]:
                 del self._samples[update.request]
                 self._num_failures = 0
-        listener.wrote(updates, Load(self._engine.num_rows_in_use, self._engine.num_waiting))
+        engine, begun = self._engine, tuple(self._engine.take_begun())
+        listener.wrote(updates, Load(engine.num_rows_in_use, engine.num_waiting, begun, since))
 
     def _take(self) -> Orders:
         """Give what was asked for since the last call; wait for it if there is nothing else to do."""

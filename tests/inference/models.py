@@ -56,10 +56,12 @@ def random_prompt(size: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(torch.randint(19, 280, (size,), generator=generator).tolist())
 
 
-def request(name: str, prompt: tuple[int, ...], num_samples: int = 1, **options) -> Request:
+def request(
+    name: str, prompt: tuple[int, ...], num_samples: int = 1, client: str = "", **options
+) -> Request:
     """Ten tokens that nothing ends, unless told otherwise."""
-    defaults = {"max_new_tokens": 10, "ignore_eod": True}
-    return Request(name, prompt, SamplingOptions(**(defaults | options)), num_samples)
+    options = SamplingOptions(**({"max_new_tokens": 10, "ignore_eod": True} | options))
+    return Request(name, prompt, options, num_samples, client=client)
 
 
 class FullForward:

@@ -97,6 +97,34 @@ def test_requests_enter_leave_and_are_cancelled_at_any_step(world, tmp_path):
     world(1).run(check_entering_and_leaving, make_model(tmp_path / "run"))
 
 
+TWO_CLIENTS = [
+    request("much", random_prompt(4), 9, client="a", temperature=1.0),
+    request("more", random_prompt(6), 3, client="a", temperature=1.0),
+    request("little", random_prompt(3), 2, client="b", temperature=1.0),
+]
+
+
+def check_turns(rank, path):
+    engine = open_engine(path, max_rows=2)
+    expected = {one.name: engine.run([one]) for one in TWO_CLIENTS}
+    engine.take_begun()
+    for one in TWO_CLIENTS:
+        engine.add(one)
+    done, begun = [], []
+    while not engine.is_idle:
+        done += [update.completion for update in engine.step() if update.completion]
+        begun += [(name, len(done)) for name in engine.take_begun()]
+    assert [one.request for one in done[:4]] == ["much", "little"] * 2  # a row each
+    assert dict(reversed(begun)) == {"much": 0, "little": 0, "more": 10}
+    for name, alone in expected.items():
+        texts = [(one.sample, one.token_ids) for one in done if one.request == name]
+        assert sorted(texts) == [(one.sample, one.token_ids) for one in alone]
+
+
+def test_a_client_with_much_does_not_hold_up_another(world, tmp_path):
+    world(1).run(check_turns, make_model(tmp_path / "run"))
+
+
 def check_ends(rank, path):
     engine = open_engine(path)
     prompt = random_prompt(5)

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 
 
 def read(served: ServedModel, /, **values: object) -> CompletionCall:
-    return read_call(json.dumps({"prompt": "a"} | values).encode(), "x", served)
+    return read_call(json.dumps({"prompt": "a"} | values).encode(), "x", "", served)
 
 
 def test_every_form_of_a_prompt_becomes_ids(model: ServedModel) -> None:
@@ -142,4 +142,4 @@ def test_what_cannot_be_served_is_refused_by_name(model: ServedModel, values, wo
 )  # fmt: skip
 def test_what_is_no_object_of_json_is_refused(model: ServedModel, body) -> None:
     with pytest.raises(RequestError):
-        read_call(body, "x", model)
+        read_call(body, "x", "", model)

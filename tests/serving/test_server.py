@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import re
 import select
@@ -142,6 +143,37 @@ def test_errors_are_those_that_openais_client_knows(client) -> None:
     assert client.models.retrieve("run").id == "run"
 
 
+def test_a_request_has_one_id_in_header_answer_and_log(server, client) -> None:
+    asked = {"model": "run", "prompt": PROMPT, "max_tokens": 2, "extra_body": {"ignore_eos": True}}
+    for given, has_it in (("Trace-1.a/b:c", True), ("", False), ("a b", False), ("x" * 129, False)):
+        answer = client.completions.create(**asked, extra_headers={"X-Request-Id": given})
+        name = answer._request_id
+        assert (name == given) == has_it and answer.id == f"cmpl-{name}"
+        client_name = hashlib.sha256(b"none").hexdigest()[:8]
+        line = f"request {name} of key {client_name}: 200, waited .* s, 7 tokens read, 2 written,"
+        server.wait_for_line(line)
+    with client.completions.create(**asked, stream=True) as stream:
+        names = {chunk.id for chunk in stream}
+        assert names == {f"cmpl-{stream.response.headers['x-request-id']}"}
+        server.wait_for_line(f"request {names.pop()[5:]} of .*: 200, .* 2 written")
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.completions.create(model="run", prompt="a", temperature=3)
+    server.wait_for_line(f"request {refusal.value.request_id} of .*: 400, .* 0 tokens read")
+    with pytest.raises(openai.NotFoundError) as missing:  # has an id, and no line
+        client.get("/nothing", cast_to=object)
+    assert missing.value.request_id and not any(missing.value.request_id in x for x in server.log)
+
+
+def test_the_log_tells_of_a_client_that_left_and_of_the_proxy_that_it_came_by(server) -> None:
+    body = json.dumps(LONG | {"stream": True}).encode()
+    headers = (b"X-Forwarded-For: 192.0.2.7", b"X-Request-Id: forwarded")
+    with server.connect() as connection:
+        connection.sendall(_post(body, *headers))
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    server.wait_for_line(r"request forwarded of 192\.0\.2\.7: 499, .* 7 tokens read, [1-9]")
+    server.wait_for("rows_in_use", lambda number: number == 0)
+
+
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_client_that_leaves_frees_its_rows_at_once(server, streams) -> None:
     before = server.metrics()['megatron_serving_requests_total{outcome="cancelled"}']
@@ -217,7 +249,8 @@ def _ask_raw(server: ServerProcess, text: bytes) -> bytes:
 
 
 def test_requests_behind_one_another_are_answered_in_order(server) -> None:
-    asked = [_post(b'{"prompt": "a", "max_tokens": %d}' % number) for number in (4, 2, 3)]
+    bodies = [b'{"prompt": "a", "ignore_eos": true, "max_tokens": %d}' % n for n in (4, 2, 3)]
+    asked = [_post(body) for body in bodies]
     answer = _ask_raw(server, b"".join(asked))
     numbers = re.findall(rb'"completion_tokens":(\d)', answer)
     assert answer.count(b"HTTP/1.1 200") == 3 and numbers == [b"4", b"2", b"3"]
@@ -292,6 +325,7 @@ def test_sigterm_answers_what_is_in_work_and_ends_well(run, tmp_path) -> None:
         assert server.ask(prompt="a")[0] == 401
         key = {"Authorization": "Bearer a-key-of-sixteen-or-more"}
         assert server.send(b'{"prompt": "a"}', **key)[0] == 200
+        server.wait_for_line("request .* of key 1: 200")
         assert server.send(b'{"prompt": "a"}', Authorization="Bearer another")[0] == 401
         assert server.metrics(**key)['megatron_serving_requests_total{outcome="refused"}'] == 2
         client = openai.OpenAI(

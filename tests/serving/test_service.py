@@ -1,6 +1,7 @@
 """Worker and service without HTTP: a step that fails, time limits, what other processes are told, metrics."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from threading import Event, Thread
@@ -15,6 +16,7 @@ from megatron.errors import ConfigError
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Completion, Request, Update
 from megatron.parallel.launch import Launch
+from megatron.serving import app as app_module
 from megatron.serving import http_server
 from megatron.serving import service as service_module
 from megatron.serving.channel import Channel, Orders
@@ -23,7 +25,7 @@ from megatron.serving.error import RequestError
 from megatron.serving.http_server import bind
 from megatron.serving.metric import Histogram
 from megatron.serving.options import ServingOptions
-from megatron.serving.service import ClientGone, Service
+from megatron.serving.service import ClientGone, Service, Ticket
 from megatron.serving.worker import MAX_FAILURES, Worker
 
 
@@ -50,6 +52,9 @@ class FakeEngine:
     def cancel(self, name: str) -> None:
         self.requests.pop(name, None)
 
+    def take_begun(self) -> list[str]:
+        return [name for name, (_, num_tokens) in self.requests.items() if num_tokens == 1]
+
     def step(self) -> list[Update]:
         updates = []
         for name, work in list(self.requests.items()):
@@ -69,8 +74,9 @@ class FakeEngine:
         return updates
 
 
-def call(name: str, prompt: int = 1, max_tokens: int = 3) -> CompletionCall:
-    request = Request(name, (prompt,), SamplingOptions(max_new_tokens=max_tokens))
+def call(name: str, prompt: int = 1, max_tokens: int = 3, client: str = "") -> CompletionCall:
+    options = SamplingOptions(max_new_tokens=max_tokens)
+    request = Request(name, (prompt,), options, client=client)
     return CompletionCall((request,), 1, max_tokens, None, False, False, False)
 
 
@@ -186,6 +192,80 @@ def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None
     serve(check, batch_size=1, queue_size=0)
 
 
+def test_what_one_client_waits_for_leaves_room_for_others() -> None:
+    async def check(service: Service) -> None:
+        def submit(name: str) -> Ticket:
+            return service.submit(call(name, max_tokens=10**9, client=name[0]))
+
+        tickets = [submit(name) for name in ("a1", "a2", "a3")]
+        with pytest.raises(RequestError, match="3 samples of yours are in work") as refusal:
+            submit("a4")
+        assert refusal.value.status == 429 and refusal.value.headers == {"Retry-After": "1"}
+        tickets += [submit(name) for name in ("b1", "b2")]
+        with pytest.raises(RequestError, match="5 samples are in work and there is room for 0"):
+            submit("c1")
+        for ticket in tickets:
+            service.drop(ticket)
+        assert "megatron_serving_clients 0" in service.metrics()
+        service.drop(submit("a4"))
+
+    serve(check, batch_size=1, queue_size=4, client_queue_size=2)
+
+
+def test_a_client_with_many_bodies_does_not_keep_another_from_being_read(monkeypatch) -> None:
+    gate, is_reading = Event(), Event()
+
+    def read_call(_body: bytes, _name: str, client: str, _model: ServedModel) -> CompletionCall:
+        is_greedy = client.endswith(hashlib.sha256(b"greedy").hexdigest()[:8])
+        is_reading.set()
+        assert not is_greedy or gate.wait(60)
+        raise RequestError("read")
+
+    monkeypatch.setattr(app_module, "read_call", read_call)
+
+    async def check(service: Service) -> None:
+        application = app_module.app(service)
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"{}"}
+
+        async def ask(key: str) -> bytes:
+            headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {key}".encode())]
+            place = {"path": "/v1/completions", "root_path": "", "query_string": b""}
+            scope = {"type": "http", "method": "POST", "headers": headers, **place}
+            bodies = []
+
+            async def send(message: dict) -> None:
+                bodies.append(message.get("body", b""))
+
+            await application(scope, receive, send)
+            return b"".join(bodies)
+
+        greedy = [asyncio.create_task(ask("greedy")) for _ in range(9)]
+        while not is_reading.is_set():
+            await asyncio.sleep(0)
+        assert b'"read"' in await ask("modest")
+        assert not any(task.done() for task in greedy)
+        gate.set()
+        assert all(b'"read"' in body for body in await asyncio.gather(*greedy))
+
+    serve(check)
+
+
+def test_how_long_a_call_waits_ends_with_its_first_row() -> None:
+    async def check(service: Service) -> None:
+        ticket = service.submit(call("quick"))
+        assert ticket.begun is None and ticket.seconds_waited >= 0
+        while ticket.begun is None:
+            await asyncio.sleep(0)
+        assert 0 <= ticket.seconds_waited == ticket.begun - ticket.started
+        while ticket.left:
+            await asyncio.sleep(0)
+        assert "megatron_serving_wait_seconds_count 1" in service.metrics()
+
+    serve(check)
+
+
 def test_a_call_that_has_ended_is_not_late() -> None:
     async def check(service: Service) -> None:
         ticket = service.submit(call("quick"))
@@ -212,7 +292,7 @@ def test_orders_are_the_same_on_the_other_side() -> None:
     options = SamplingOptions(
         max_new_tokens=7, temperature=0.1 + 0.2, seed=-(2**63), stop=("\n\n", "é"), logprobs=3
     )
-    request = Request("a", (5, 0, 279), options, 4, frozenset({1, 2}))
+    request = Request("a", (5, 0, 279), options, 4, frozenset({1, 2}), "key 2")
     for orders in (Orders(), Orders((request,), ("b", "a")), Orders(is_end=True)):
         assert Orders.from_bytes(orders.to_bytes()) == orders
     assert Orders().to_bytes() == b""  # what is told at every step
