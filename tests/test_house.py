@@ -143,6 +143,17 @@ def test_folders_of_curation_import_only_from_those_below(path: Path) -> None:
             )
 
 
+def test_who_reads_token_files_knows_nothing_of_the_text_they_are_made_of() -> None:
+    may = ("data/preprocessing", "curation", "benchmark")
+    for path in MEGATRON:
+        if relative(path).removeprefix("megatron/").startswith(may):
+            continue
+        for line, name in imports(path):
+            assert not name.startswith("megatron.data.preprocessing"), (
+                f"{relative(path)}:{line} imports {name}; only {', '.join(may)} turn text into token files"
+            )
+
+
 def test_every_package_has_a_layer() -> None:
     present = {
         path.stem

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from megatron.cli import make_parser, parse_known, run_tool
-from megatron.data.document_reader import (
+from megatron.data.preprocessing.document_reader import (
     check_inputs,
     is_plain_text,
     load,
@@ -19,7 +19,7 @@ from megatron.data.document_reader import (
     read_chunks,
     read_text,
 )
-from megatron.data.records import parse_chunk
+from megatron.data.preprocessing.records import parse_chunk
 from megatron.errors import ConfigError, DataError
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from megatron.data.document_reader import check_inputs
+from megatron.data.preprocessing.document_reader import check_inputs
 from megatron.errors import DataError
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 

@@ -30,7 +30,7 @@ from megatron.curation.run.output_folder import (
 )
 from megatron.curation.run.passes import plan
 from megatron.curation.run.record_io import BadRecord, PartSource, RecordWriter, Source
-from megatron.data.formatted import (
+from megatron.data.preprocessing.formatted import (
     SENTINELS,
     check_sentinels,
     encode_formatted,

@@ -1,7 +1,8 @@
 """From records to the text that is trained on (StarCoder §3 and §5.1): code, issues, commits, notebooks.
 
 What a record is is told by its keys. Beside the text stands where its sentinels are, so that what raw text spells is
-none (megatron/data/formatted.py). Every random choice is a function of seed and document id. Knows nothing of tokenizers.
+none (megatron/data/preprocessing/formatted.py). Every random choice is a function of seed and document id. Knows
+nothing of tokenizers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from megatron.curation.formats.issues import issue_text
 from megatron.curation.formats.notebooks import script_text, structured_text
 from megatron.curation.formats.sentinels import Sentinel, join
 from megatron.curation.run.document import NAMES, Changed, Document, Drop, Stage, Verdict
-from megatron.data.formatted import SENTINELS
 from megatron.data.permutation import keyed_word
+from megatron.data.preprocessing.formatted import SENTINELS
 from megatron.option_field import check_bounds, option
 
 BUCKETS = ((0, "0"), (10, "1-10"), (100, "10-100"), (1000, "100-1000"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.data.formatted import SENTINELS
+from megatron.data.preprocessing.formatted import SENTINELS
 
 # Where records of known origin keep a property; the first that is there counts. The second names are The Stack's.
 NAMES: dict[str, tuple[str, ...]] = {

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from megatron.curation.run.options import RunOptions
-from megatron.data.ordered_map import Workers
+from megatron.data.preprocessing.ordered_map import Workers
 from megatron.errors import ConfigError, DataError, MegatronError
 
 AHEAD = 4  # results that may wait for an earlier one, for each task at a time

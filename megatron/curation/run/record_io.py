@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 import orjson
 
 from megatron.curation.run.document import Document
-from megatron.data.document_reader import (
+from megatron.data.preprocessing.document_reader import (
     Chunk,
     Part,
     check_inputs,
@@ -26,8 +26,8 @@ from megatron.data.document_reader import (
     plan_parts,
     read_chunks,
 )
+from megatron.data.preprocessing.records import arrow_rows, parse_line
 from megatron.data.publish import sync
-from megatron.data.records import arrow_rows, parse_line
 from megatron.data.shards import natural_key
 from megatron.errors import DataError
 

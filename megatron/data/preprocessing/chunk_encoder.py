@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megatron.data.document_reader import Chunk, Part
-from megatron.data.formatted import encode_formatted
 from megatron.data.indexed_dataset import IdArray, id_dtype
+from megatron.data.preprocessing.document_reader import Chunk, Part
 from megatron.data.preprocessing.documents import Documents
-from megatron.data.records import BadRecord, Records, parse_chunk
+from megatron.data.preprocessing.formatted import encode_formatted
+from megatron.data.preprocessing.records import BadRecord, Records, parse_chunk
 from megatron.tokenizer.interface import Tokenizer
 
 NUM_NAMED = 5  # bad records that are named one by one; the others are counted

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron.data.document_reader import Chunk
 from megatron.data.indexed_dataset import id_dtype
 from megatron.data.preprocessing.chunk_encoder import EncodedChunk, provenance_columns
+from megatron.data.preprocessing.document_reader import Chunk
 from megatron.data.preprocessing.documents import Documents
-from megatron.data.records import parse_chunk
+from megatron.data.preprocessing.records import parse_chunk
 from megatron.tokenizer.chat_template import ChatEncoder, Pieces, read_messages, why_unusable
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron.data.document_reader import Part, check_inputs, plan_parts
 from megatron.data.origin import CONVERSATIONS, Origin
+from megatron.data.preprocessing.document_reader import Part, check_inputs, plan_parts
 from megatron.data.provenance import check_fields
 from megatron.data.shards import Shard
 from megatron.option_field import option, require

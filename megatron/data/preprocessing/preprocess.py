@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron.data.document_reader import Chunk, Part, load, read_chunks
-from megatron.data.formatted import SENTINELS, check_sentinels
 from megatron.data.indexed_dataset import id_dtype
-from megatron.data.ordered_map import Workers, in_thread
 from megatron.data.preprocessing.chunk_encoder import (
     NUM_NAMED,
     ChunkEncoder,
@@ -26,10 +23,13 @@ from megatron.data.preprocessing.chunk_encoder import (
 )
 from megatron.data.preprocessing.conversation_encoder import ConversationEncoder
 from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.document_reader import Chunk, Part, load, read_chunks
 from megatron.data.preprocessing.documents import Documents
+from megatron.data.preprocessing.formatted import SENTINELS, check_sentinels
 from megatron.data.preprocessing.options import PreprocessConfig
+from megatron.data.preprocessing.ordered_map import Workers, in_thread
+from megatron.data.preprocessing.records import BadRecord
 from megatron.data.preprocessing.shuffle import DocumentShuffler
-from megatron.data.records import BadRecord
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.tokenizer.chat_template import ChatEncoder, choose_template

@@ -15,7 +15,7 @@ from megatron.curation.formats.issues import without_mail
 from megatron.curation.formats.sentinels import neutralise
 from megatron.curation.formats.stage import FormatConfig, format_stage, star_bucket
 from megatron.curation.run.document import Changed, Document, Drop
-from megatron.data.formatted import FORMAT_TOKENS, SENTINELS
+from megatron.data.preprocessing.formatted import FORMAT_TOKENS, SENTINELS
 from megatron.errors import ConfigError
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
-from megatron.data import document_reader
-from megatron.data.document_reader import CHUNK_BYTES
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.permutation import keyed_word, random_word
+from megatron.data.preprocessing import document_reader
 from megatron.data.preprocessing.chunk_encoder import NUM_NAMED
 from megatron.data.preprocessing.dataset_writer import DatasetWriter
+from megatron.data.preprocessing.document_reader import CHUNK_BYTES
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.provenance import Provenance

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron.data import document_reader
-from megatron.data.document_reader import (
+from megatron.data.preprocessing import document_reader
+from megatron.data.preprocessing.document_reader import (
     CHUNK_BYTES,
     Part,
     check_inputs,
@@ -21,10 +21,10 @@ from megatron.data.document_reader import (
     read_chunks,
     read_text,
 )
-from megatron.data.records import parse_chunk
+from megatron.data.preprocessing.records import parse_chunk
 from megatron.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROWS = [{"text": f"document {i} \u00e9\n" * (i % 50), "n": i} for i in range(1000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
@@ -304,7 +304,7 @@ def test_no_more_of_a_row_group_is_held_than_a_few_rows(tmp_path):
     script = """
 import re, sys
 from pathlib import Path
-from megatron.data.document_reader import plan_parts, read_chunks
+from megatron.data.preprocessing.document_reader import plan_parts, read_chunks
 for name in ("small", "large"):
     (part,) = plan_parts([Path(sys.argv[1]) / f"{name}.parquet"])
     assert sum(len(chunk.data) for chunk in read_chunks(part, ["text"])) > 4e6

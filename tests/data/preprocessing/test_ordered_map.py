@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron.data.ordered_map import AHEAD, Workers, in_thread
+from megatron.data.preprocessing.ordered_map import AHEAD, Workers, in_thread
 from megatron.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def uneven(task: int) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def run_script(text: str) -> subprocess.CompletedProcess:
         [
             sys.executable,
             "-c",
-            "from megatron.data.ordered_map import Workers\n" + textwrap.dedent(text),
+            "from megatron.data.preprocessing.ordered_map import Workers\n" + textwrap.dedent(text),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

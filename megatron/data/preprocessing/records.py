@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from megatron.data.document_reader import Chunk
-from megatron.data.formatted import SENTINELS, why_not_formatted
+from megatron.data.preprocessing.document_reader import Chunk
+from megatron.data.preprocessing.formatted import SENTINELS, why_not_formatted
 from megatron.data.provenance import as_text
 from megatron.errors import DataError
 

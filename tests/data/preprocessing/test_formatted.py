@@ -9,9 +9,9 @@ from megatron.curation.formats.stage import FormatConfig, format_stage
 from megatron.curation.mix import MixConfig, mix
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
-from megatron.data.formatted import FORMAT_TOKENS, why_not_formatted
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.origin import read_origin
+from megatron.data.preprocessing.formatted import FORMAT_TOKENS, why_not_formatted
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
 from megatron.data.provenance import Provenance
