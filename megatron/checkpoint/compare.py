@@ -24,7 +24,8 @@ from megatron.checkpoint.safetensors_file import DTYPE_NAMES, row_blocks
 from megatron.errors import CheckpointError
 
 PADDING = " (padding)"  # after the name of a tensor whose rows of padding are meant
-LAYOUT_FIELDS = ("world_size",)  # of the state: how the run was cut, not how far it came
+# of the state: how the run was cut and computed, not how far it came
+LAYOUT_FIELDS = ("world_size", "kernels")
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -238,13 +239,13 @@ def differing_fields(
 ) -> dict[str, tuple[str, str]]:
     """Name the fields of two states that differ, nested ones with dots, and both values as JSON ("" if missing).
 
-    What says only how a run was cut into processes is left out.
+    What says only how a run was cut into processes and by which kernels it was computed is left out.
     """
     ours, theirs = flatten(first), flatten(second)
     return {
         name: (ours.get(name, ""), theirs.get(name, ""))
         for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name) and name not in LAYOUT_FIELDS
+        if ours.get(name) != theirs.get(name) and name.partition(".")[0] not in LAYOUT_FIELDS
     }
 
 

@@ -35,6 +35,7 @@ from megatron.tokenizer import chat_template
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
+from megatron.training.kernel_record import names_of, tell_changes
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
@@ -106,8 +107,10 @@ def build_run(
     compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
     accumulation = _choose_accumulation(config, context.device)
-    for choice in (*kernels.choices, accumulation):
+    choices = (*kernels.choices, accumulation)
+    for choice in choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
+    tell_changes(start, names_of(choices))
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules: list[nn.Module] = []
     for stage in stages:
@@ -143,7 +146,14 @@ def build_run(
     pipeline = _pipeline(config, context, stages, modules)
     datasets, resets = inputs.datasets, _document_resets(inputs)
     spikes = SpikeGuard(config.training, progress.spikes)
-    saver = RunSaver(config, inputs.contents, tensors, marks, last_saved=progress.iteration)
+    saver = RunSaver(
+        config,
+        inputs.contents,
+        tensors,
+        marks,
+        kernels=names_of(choices),
+        last_saved=progress.iteration,
+    )
     return Run(
         config=config,
         parts=_step_parts(config, pipeline, context, tensors, tied_embedding),

@@ -22,6 +22,7 @@ from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.options import CheckpointConfig
 from megatron.training.contents import Contents
+from megatron.training.kernel_record import KERNELS
 from megatron.training.marks import Marks
 from megatron.training.run_state import Progress, RunTensors, state_of
 from megatron.training.votes import NO_VOTES, Votes
@@ -41,11 +42,13 @@ class RunSaver:
         tensors: RunTensors,
         marks: Marks,
         *,
+        kernels: dict[str, str],
         last_saved: int,
     ) -> None:
         self._config = config
         self._marks = marks
         self._contents = contents
+        self._kernels = kernels  # as `kernel_record.names_of` gives them
         self._tensors = tensors
         self._last_begun = self._last_saved = last_saved
         self._plan: PlannedSave | None = None  # the layout of a run stays
@@ -143,7 +146,7 @@ class RunSaver:
             tensors |= self._tensors.optimizer.tensors()
         if self._plan is None:
             self._plan = plan_save(tensors)
-        state = state_of(progress, self._tensors, self._contents)
+        state = state_of(progress, self._tensors, self._contents) | {KERNELS: self._kernels}
         config = to_json(self._config)
         try:
             if not self._config.checkpoint.async_save or is_last:

@@ -277,7 +277,12 @@ def test_reads_are_blocks_and_all_bytes_are_reported(tmp_path):
 
 
 def test_fields_of_the_state_that_differ_are_named_with_both_values():
-    first = {"iteration": 4, "loss_scale": {"scale": 2.0, "good_steps": 1}, "world_size": 4}
+    first = {
+        "iteration": 4,
+        "loss_scale": {"scale": 2.0, "good_steps": 1},
+        "world_size": 4,
+        "kernels": {"bias_gelu": "fused"},
+    }
     second = {"iteration": 6, "loss_scale": {"scale": 2.0, "good_steps": 2}, "extra": None}
     assert differing_fields(first, second) == {
         "extra": ("", "null"),

@@ -115,7 +115,8 @@ def test_a_run_keeps_its_last_checkpoints_and_those_at_an_interval(world, corpus
 def test_what_waits_for_a_disk_is_marked_as_saving_and_not_as_a_step(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("megatron.training.saver.dist.get_rank", lambda: 1)
     marks, phases = Marks(), []
-    ours = saver.RunSaver(parse(flags_of(corpus, tmp_path)), None, None, marks, last_saved=0)
+    config = parse(flags_of(corpus, tmp_path))
+    ours = saver.RunSaver(config, None, None, marks, kernels={}, last_saved=0)
     ours._pending = mock.Mock(advance=lambda: phases.append(marks.current.phase) or tmp_path)
     marks.enter("step", 1, 0)
     ours.finish()
