@@ -25,16 +25,17 @@ def train_logged(rank, flags):
 def test_a_resume_with_other_kernels_names_them_and_one_with_the_same_says_nothing(
     world, corpus, tmp_path
 ):
-    def run_a_step(extra=""):
-        flags = flags_of(corpus, tmp_path, f"--exit-interval 1 --eval-iters 0 {extra}")
+    def run_a_step(attention="sdpa"):
+        extra = f"--exit-interval 1 --eval-iters 0 --attention-backend {attention}"
+        flags = flags_of(corpus, tmp_path, extra)
         return world(1).run(train_logged, flags)[0]
 
     assert run_a_step() == []
     state = json.loads((checkpoint_folder(tmp_path, 1) / "state.json").read_text())
-    assert state[KERNELS]["attention"] == "blocked" and "layer_norm" in state[KERNELS]
+    assert state[KERNELS]["attention"] == "sdpa" and "layer_norm" in state[KERNELS]
     assert run_a_step() == []
-    (warning,) = run_a_step("--attention-backend explicit")
-    assert "attention by blocked, now by explicit" in warning and "iter_0000002" in warning
+    (warning,) = run_a_step("explicit")
+    assert "attention by sdpa, now by explicit" in warning and "iter_0000002" in warning
 
 
 def test_what_a_checkpoint_does_not_name_has_not_changed():
