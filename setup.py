@@ -106,6 +106,7 @@ setup(
         "tensorboard>=2.17",
         "tokenizers>=0.21",
         "tqdm>=4.66",
+        "zstandard>=0.22",
     ],
     extras_require={
         "attribution": ["pydivsufsort>=0.0.18"],

@@ -78,7 +78,7 @@ def main() -> None:
         )
     if skipped[0]:
         print(
-            f"{skipped[0]:,} records without a string {args.json_key!r} were skipped",
+            f"{skipped[0]:,} records without a string {args.json_key!r}, or longer than --max-bytes, were skipped",
             file=sys.stderr,
         )
     print(
@@ -95,10 +95,11 @@ def read_texts(
         size = path.stat().st_size
         budget = size * max_bytes // total if max_bytes else None
         done = 0
-        for text, num_bytes in _texts_of(path, key, skipped):
+        for text, num_bytes in _texts_of(path, key, skipped, max_bytes):
             bar.update(num_bytes)
             done += num_bytes
             if budget is not None:
+                text = text[:budget]
                 budget -= len(text)
             yield text
             if budget is not None and budget <= 0:
@@ -107,12 +108,16 @@ def read_texts(
     bar.set_description("read; learning merges")
 
 
-def _texts_of(path: Path, key: str, skipped: list[int]) -> Iterator[tuple[str, int]]:
+def _texts_of(
+    path: Path, key: str, skipped: list[int], max_bytes: int | None
+) -> Iterator[tuple[str, int]]:
     if is_plain_text(path):
         yield from read_text(path)
         return
     (part,) = plan_parts([path])
-    for chunk in read_chunks(part, [key]):
+    # A record of all that is wanted and more is not held; in JSON a byte of text may take six.
+    longest = None if max_bytes is None else 6 * max_bytes
+    for chunk in read_chunks(part, [key], max_record_bytes=longest):
         records = parse_chunk(load(chunk), [key])
         skipped[0] += len(records.bad)
         num_bytes = chunk.num_bytes  # told with the first text of each chunk

@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -324,7 +324,12 @@ def mix(
     if config.formatted:
         check_sentinels(tokenizer, "--formatted")
     output = options.folder
-    sources: Sequence[Source] = plan(options)
+    # Whatever their length: preprocess_data.py, which reads the same records, knows no cap either.
+    sources: Sequence[Source] = [
+        replace(source, max_document_bytes=None)
+        for source in plan(options)
+        if isinstance(source, PartSource)
+    ]
     if not sources:
         raise DataError(f"nothing to read in {', '.join(options.input)}")
     with disk_errors(output):

@@ -138,6 +138,18 @@ def test_training_ignores_the_order_of_files_and_keeps_to_its_share(corpus, tmp_
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_line_of_more_than_all_that_is_wanted_is_not_trained_on(corpus, tmp_path):
+    long = json.dumps({"content": "zq" * 600_000}) + "\n"
+    (tmp_path / "a.jsonl").write_text(long + json.dumps({"content": PROGRAM * 10}) + "\n")
+    code, _, err = run(
+        "train_tokenizer", "--input", tmp_path / "a.jsonl", "--json-key", "content", "--vocab-size", "300",
+        "--output", tmp_path / "tokenizer.json", "--max-bytes", "1000",
+    )  # fmt: skip
+    assert code == 0 and "1 records without" in err
+    definition = (tmp_path / "tokenizer.json").read_text()
+    assert '"zq"' not in definition
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, code):
     line = json.dumps({"content": PROGRAM * 10}) + "\n"

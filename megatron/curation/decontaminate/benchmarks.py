@@ -9,6 +9,7 @@ import ast
 import gzip
 import importlib.util
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +143,13 @@ def read_patterns(against: str) -> list[Pattern]:
     path = Path(place) if equals else _installed()
     try:
         found = list(READERS[name](path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"--against {name}: {path} is damaged or cut short ({error}); fetch it again"
+        ) from None
     except OSError as error:
         raise DataError(f"--against {name}: {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, SyntaxError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:
         raise DataError(
             f"--against {name}: {path} is not the published format ({type(error).__name__}: {error})"
         ) from None

@@ -46,7 +46,9 @@ class LedgerWriter:
         """Create the file."""
         self._path = path
         self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd")
+        self._writer = pq.ParquetWriter(
+            self._file, SCHEMA, compression="zstd", write_page_checksum=True
+        )
         self._columns: list[list[Any]] = [[] for _ in SCHEMA]
 
     def add(self, entry: Entry) -> None:

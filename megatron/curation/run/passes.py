@@ -157,6 +157,7 @@ def plan(options: RunOptions) -> list[Source]:
             shard_bytes=options.shard_bytes,
             text_key=options.text_key,
             id_key=options.id_key,
+            max_document_bytes=options.max_document_bytes,
         )
     ]
 

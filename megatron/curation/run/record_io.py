@@ -22,11 +22,13 @@ from megatron.data.preprocessing.document_reader import (
     Chunk,
     Part,
     check_inputs,
+    is_parquet,
     load,
     plan_parts,
     read_chunks,
 )
-from megatron.data.preprocessing.records import arrow_rows, parse_line
+from megatron.data.preprocessing.parquet_rows import column_names
+from megatron.data.preprocessing.records import arrow_rows, lines_of, parse_line
 from megatron.data.publish import sync
 from megatron.data.shards import natural_key
 from megatron.errors import DataError
@@ -42,8 +44,12 @@ READABLE = (
     "*.parquet",
 )
 OWN_FILES = {"run.json", "totals.json"}  # of an output folder, beside its records
+ZSTD_LEVEL = 1
 PARQUET_BATCH_BYTES = 32 << 20  # of text, made into Arrow at a time
 MOST_NESTED = 100  # lists and objects in each other that are written again
+# Bytes of a record for each of its text, beyond which it is not decoded: six may spell one in JSON, the rest is for
+# what stands beside the text.
+RECORD_FACTOR = 8
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class PartSource:
     name: str = (
         ""  # of the file, by which records without an id are named; its last part unless given
     )
+    max_document_bytes: int | None = None  # of text; no part of the fingerprint, see `read_stage`
 
     @property
     def num_bytes(self) -> int:
@@ -100,26 +107,52 @@ class PartSource:
         """Give documents and, behind those of a chunk, None with the bytes of input they stood for."""
         place = self.name or self.part.path.name
         place += f"@{self.part.start}" if self.part.start else ""
-        fields = _column_names(self.part.path)
+        fields = column_names(self.part.path) if is_parquet(self.part.path) else []
+        most = self.max_document_bytes
+        longest = None if most is None else RECORD_FACTOR * most
         number = 0
-        for chunk in map(load, read_chunks(self.part, [self.text_key], fields)):
+        for piece in read_chunks(self.part, [self.text_key], fields, max_record_bytes=longest):
+            chunk = load(piece)
             for row, raw in _rows(chunk):
                 number += 1
                 if row is not None:
                     yield self._document(row, f"{place}:{number}", raw), 0
+            if chunk.num_skipped_bytes:
+                number += 1
+                # Without its size, since reasons are counted.
+                yield BadRecord(f"{place}:{number}", "too long to be decoded, see --max-document-mb", ""), 0  # fmt: skip
             yield None, chunk.num_bytes
 
-    def _document(self, row: dict[str, Any] | str, place: str, raw: bytes) -> Document | BadRecord:
+    def _document(
+        self, row: dict[str, Any] | str, place: str, raw: bytes | memoryview
+    ) -> Document | BadRecord:
         if isinstance(row, str):
-            return BadRecord(place, row, raw.decode("utf-8", "replace"))
-        text = row.pop(self.text_key, None)
+            return BadRecord(place, row, _spelled(row, raw))
+        text = _take(row, self.text_key)
         if not isinstance(text, str):
-            reason = f"no text under {self.text_key!r}"
-            return BadRecord(place, reason, raw.decode("utf-8", "replace"))
-        given = row.pop(self.id_key, None)
+            return BadRecord(place, f"no text under {self.text_key!r}", _spelled(row, raw))
+        given = _take(row, self.id_key)
         if reason := why_unwritable(row):
-            return BadRecord(place, reason, raw.decode("utf-8", "replace"))
+            return BadRecord(place, reason, _spelled(row, raw))
         return Document(place if given is None else str(given), text, row)
+
+
+def _take(row: dict[str, Any], key: str) -> Any:
+    """Take out what a key names, or a path of names where none is called so; None if there is nothing."""
+    if key in row or "." not in key:
+        return row.pop(key, None)
+    *path, last = key.split(".")
+    inner: Any = row
+    for name in path:
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner.pop(last, None) if isinstance(inner, dict) else None
+
+
+def _spelled(row: dict[str, Any] | str, raw: bytes | memoryview) -> str:
+    """Give a record as it is set aside: its line, or of a row what is left of it."""
+    if len(raw) or isinstance(row, str):
+        return bytes(raw).decode("utf-8", "replace")
+    return str(row)
 
 
 def why_unwritable(value: Any, depth: int = 0) -> str:
@@ -134,29 +167,14 @@ def why_unwritable(value: Any, depth: int = 0) -> str:
     return next((reason for one in inner if (reason := why_unwritable(one, depth + 1))), "")
 
 
-def _rows(chunk: Chunk) -> Iterator[tuple[dict[str, Any] | str | None, bytes]]:
+def _rows(chunk: Chunk) -> Iterator[tuple[dict[str, Any] | str | None, bytes | memoryview]]:
     """Give each record, None for a blank line, a reason for what cannot be read; and its bytes where they are lines."""
     if chunk.is_arrow:
         for row in arrow_rows(chunk):
             yield row, b""
         return
-    lines = bytes(chunk.data).split(b"\n")
-    for number, line in enumerate(lines):
-        is_last = number == len(lines) - 1
-        if line or not is_last:
-            yield parse_line(line, is_last), line
-
-
-def _column_names(path: Path) -> list[str]:
-    if path.suffix.lower() != ".parquet":
-        return []
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(pyarrow.parquet.read_schema(path).names)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"input {path} is not a whole Parquet file: {error}") from error
+    for line, is_unended in lines_of(chunk.data):
+        yield parse_line(line, is_unended), line
 
 
 def find_files(inputs: Sequence[Path]) -> list[Path]:
@@ -195,16 +213,25 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def plan_sources(
-    inputs: Sequence[Path], *, shard_bytes: int, text_key: str, id_key: str
+    inputs: Sequence[Path],
+    *,
+    shard_bytes: int,
+    text_key: str,
+    id_key: str,
+    max_document_bytes: int | None = None,
 ) -> list[PartSource]:
-    """Cut the inputs into shards of about so many bytes; a compressed file is one shard, whatever its size."""
+    """Cut the inputs into shards of about so many bytes; a compressed file is one shard, whatever its size.
+
+    max_document_bytes: records that must be longer are told, not read.
+    """
     sources = []
     files = find_files(inputs)
     for path, name in zip(files, distinct_names(files), strict=True):
         count = max(round(path.stat().st_size / shard_bytes), 1)
         for number in range(1, count + 1):
             parts = plan_parts([path], number, count)
-            sources += [PartSource(part, text_key, id_key, name) for part in parts]
+            keys = text_key, id_key
+            sources += [PartSource(part, *keys, name, max_document_bytes) for part in parts]
     return sources
 
 
@@ -222,9 +249,11 @@ class RecordWriter:
         self._tables: list[Any] = []
         self._row_bytes = 0
         if kind == "jsonl.zst":
-            import pyarrow
+            import zstandard
 
-            self._stream = pyarrow.CompressedOutputStream(self._file, "zstd")
+            # Not Arrow's stream, which writes no checksum of the content.
+            compressor = zstandard.ZstdCompressor(ZSTD_LEVEL, write_checksum=True)
+            self._stream = compressor.stream_writer(self._file, closefd=False)
         elif kind == "jsonl.gz":
             # No name and no time in the header: equal documents give equal files.
             self._stream = gzip.GzipFile("", "wb", 6, self._file, mtime=0)
@@ -240,9 +269,10 @@ class RecordWriter:
     ) -> None:
         if error is None:
             return
-        # Or Arrow does it later, and reports on stderr that it cannot. ValueError: it is closed already.
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.close()
+        # Or it is done later, when nobody hears that it cannot. ValueError: it is closed already.
+        for stream in (self._stream, self._file):
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
 
     def write(self, document: Document) -> None:
         """Append one document."""
@@ -263,9 +293,8 @@ class RecordWriter:
             self._write_parquet()
         if self._stream is not self._file:
             self._stream.close()
+        sync(self._file)
         self._file.close()
-        with self._path.open("rb+") as file:  # Arrow has closed the one it wrote to
-            sync(file)
 
     def _make_table(self) -> None:
         import pyarrow
@@ -297,4 +326,4 @@ class RecordWriter:
             whole = pyarrow.table(
                 {"text": pyarrow.array([], "string"), "id": pyarrow.array([], "string")}
             )
-        pyarrow.parquet.write_table(whole, self._file, compression="zstd")
+        pyarrow.parquet.write_table(whole, self._file, compression="zstd", write_page_checksum=True)

@@ -2,13 +2,12 @@
 
 Files are cut into parts (`plan_parts`; a shard has its share of them), and parts into chunks of about 1 MB by one
 process (`read_chunks`). Of plain JSON lines a chunk is only a span of bytes, which whoever parses it reads (`load`):
-so one process can feed many without touching the text. A file that is cut short is an error. Knows nothing of
-tokenizers, nor of what is in a record (see records.py).
+so one process can feed many without touching the text. A record that is too long can be left out before it is held. A
+file that is cut short or damaged is an error. Knows nothing of tokenizers, nor of what is in a record (see records.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import os
@@ -19,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron.data.preprocessing.parquet_rows import read_rows, rows_before
 from megatron.errors import DataError
 
 JSON_SUFFIXES = (".jsonl", ".json")
 COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20  # of lines; large enough that handing a chunk over costs little
 SCAN_BYTES = 1 << 16  # looked at in one go where a line's end is sought
-PARQUET_ROWS = 1024  # decoded at a time at most; fewer where rows are long
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ class Part:
         """Count the records of the file before this part; reads what lies before it."""
         if self.start == 0:
             return 0
-        if _kind(self.path) == "parquet":
-            with _open_parquet(self.path) as file:
-                return _row_groups(file, self)[0]
+        if is_parquet(self.path):
+            return rows_before(self.path, self.start)
         with _open(self.path) as file:
             # The first line, and one after each end in the bytes before the last.
             count, left = 1, self.start - 1
@@ -59,6 +57,7 @@ class Span:
     part: Part
     start: int
     stop: int
+    max_record_bytes: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -74,10 +73,14 @@ class Chunk:
     num_bytes: int  # of input, on disk, that this stands for
     data: bytes | bytearray | memoryview
     is_arrow: bool = False
+    num_skipped_bytes: int = (
+        0  # of one more record behind these, which is too long and was not kept
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The data travels beside the pickle, not in it.
-        return Chunk, (self.part, self.num_bytes, pickle.PickleBuffer(self.data), self.is_arrow)
+        data = pickle.PickleBuffer(self.data)
+        return Chunk, (self.part, self.num_bytes, data, self.is_arrow, self.num_skipped_bytes)
 
 
 def check_inputs(paths: Sequence[Path], *, allow_text: bool = False) -> None:
@@ -117,21 +120,30 @@ def plan_parts(paths: Sequence[Path], shard: int = 1, num_shards: int = 1) -> li
 
 
 def read_chunks(
-    part: Part, keys: Sequence[str], fields: Sequence[str] = (), *, max_records: int | None = None
+    part: Part,
+    keys: Sequence[str],
+    fields: Sequence[str] = (),
+    *,
+    max_records: int | None = None,
+    max_record_bytes: int | None = None,
 ) -> Iterator[Span | Chunk]:
     """Cut a part into chunks of about 1 MB, at most max_records records each.
 
-    Of Parquet, only some columns are read: keys, which must hold strings, and fields, which may be missing.
+    Of Parquet, only some columns are read: keys, which must hold strings, and fields, which may be missing. A longer
+    line than max_record_bytes (and 1 MB), or a row whose texts are longer, is skipped, and never held as a whole.
     """
-    if _kind(part.path) == "parquet":
-        yield from _read_parquet(part, keys, fields, max_records)
+    longest = None if max_record_bytes is None else max(max_record_bytes, CHUNK_BYTES)
+    if is_parquet(part.path):
+        place = part.path, part.start, part.stop
+        for rows in read_rows(*place, keys, fields, max_rows=max_records, max_bytes=longest):
+            yield Chunk(part, rows.num_bytes, rows.stream, True, rows.num_skipped_bytes)
         return
     _refuse_array(part.path)
     if _is_compressed(part.path) or max_records is not None:
-        yield from _read_lines(part, max_records)
+        yield from _read_lines(part, max_records, longest)
         return
     for start in range(part.start, part.stop, CHUNK_BYTES):
-        yield Span(part, start, min(start + CHUNK_BYTES, part.stop))
+        yield Span(part, start, min(start + CHUNK_BYTES, part.stop), longest)
 
 
 def load(chunk: Span | Chunk) -> Chunk:
@@ -146,23 +158,34 @@ def load(chunk: Span | Chunk) -> Chunk:
             first = _line_start(file, chunk.start, chunk.stop)
             last = _line_start(file, chunk.stop) if first < chunk.stop else first
             file.seek(first)
-            data = file.read(last - first)
+            size = last - first
+            longest = size if chunk.max_record_bytes is None else chunk.max_record_bytes
+            if size > longest:  # only the last one can be: the others lie within the span
+                start = _last_line_start(file, first, chunk.stop)
+                size = start - first if last - start > longest else size
+                file.seek(first)
+            data = file.read(size)
         except OSError as error:
             raise DataError(f"input {path} cannot be read: {error.strerror}") from error
-    if len(data) < last - first:
+    if len(data) < size:
         raise DataError(f"input {path} became shorter while it was read; start again")
-    return Chunk(chunk.part, chunk.num_bytes, data)
+    return Chunk(chunk.part, chunk.num_bytes, data, num_skipped_bytes=last - first - size)
 
 
 def read_text(path: Path) -> Iterator[tuple[str, int]]:
     """Give a plain-text file in pieces of whole lines of about 1 MB, each with the bytes of input it stands for."""
-    for chunk in _read_lines(Part(path, 0, path.stat().st_size), None):
+    for chunk in _read_lines(Part(path, 0, path.stat().st_size)):
         yield bytes(chunk.data).decode("utf-8", "replace"), chunk.num_bytes
 
 
 def is_plain_text(path: Path) -> bool:
     """Say whether a file is neither JSON lines nor Parquet by its name."""
     return _kind(path) == "text"
+
+
+def is_parquet(path: Path) -> bool:
+    """Say whether a file is Parquet by its name."""
+    return _kind(path) == "parquet"
 
 
 def _kind(path: Path) -> str:
@@ -225,51 +248,85 @@ def _line_start(file: BinaryIO, position: int, limit: int | None = None) -> int:
     return position
 
 
-def _read_lines(part: Part, max_records: int | None) -> Iterator[Chunk]:
+def _last_line_start(file: BinaryIO, first: int, stop: int) -> int:
+    """Give where the last of the lines starts that start in [first, stop), which is one itself."""
+    end = stop - 1  # behind the last byte that can end the line before it
+    while end > first:
+        start = max(end - SCAN_BYTES, first)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return first
+
+
+def _read_lines(
+    part: Part, max_records: int | None = None, longest: int | None = None
+) -> Iterator[Chunk]:
     """Give the decompressed lines of a file in blocks; the bytes of input follow the reading."""
     with _open(part.path) as raw:
         try:
             stream = _decompress(part.path, raw)
             done = part.start
-            for block in _blocks(stream, raw, part, max_records):
-                position = min(max(raw.tell(), done), part.stop)
-                yield Chunk(part, position - done, block)
-                done = position
+            for block, num_skipped in _blocks(_pieces(stream, raw, part), longest):
+                for lines in _split(block, max_records):
+                    position = min(max(raw.tell(), done), part.stop)
+                    yield Chunk(part, position - done, lines)
+                    done = position
+                if num_skipped:
+                    yield Chunk(part, 0, b"", num_skipped_bytes=num_skipped)
         except (EOFError, zlib.error, OSError) as error:
             raise _damaged(part.path, error) from error
         if done < part.stop:
             yield Chunk(part, part.stop - done, b"")
 
 
-def _blocks(
-    stream: BinaryIO, raw: BinaryIO, part: Part, max_records: int | None
-) -> Iterator[bytearray]:
-    """Give whole lines, about CHUNK_BYTES together, and of a plain file only those that start in the part."""
+def _pieces(stream: BinaryIO, raw: BinaryIO, part: Part) -> Iterator[bytes]:
+    """Give what is in a stream, about CHUNK_BYTES at a time, of a plain file the lines that start in the part."""
     left = None
     if stream is raw:
         last = _line_start(raw, part.stop)
         left = last - raw.seek(_line_start(raw, part.start))
-    pending = bytearray()
     while left != 0:
         piece = stream.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
         if not piece:
-            break
+            return
         left = None if left is None else left - len(piece)
+        yield piece
+
+
+def _blocks(pieces: Iterator[bytes], longest: int | None) -> Iterator[tuple[bytearray, int]]:
+    """Give whole lines, about CHUNK_BYTES together, and the bytes of one behind them that is skipped, or 0."""
+    pending = bytearray()
+    num_skipped = 0  # of the line that the next piece goes on with
+    for piece in pieces:
+        first = piece.find(b"\n") + 1
+        if longest is not None and not num_skipped:
+            num_skipped = len(pending) if len(pending) + (first or len(piece)) > longest else 0
+        if num_skipped:
+            pending = bytearray()
+            num_skipped += first or len(piece)
+            if not first:
+                continue
+            yield pending, num_skipped
+            piece, num_skipped = piece[first:], 0
         end = piece.rfind(b"\n") + 1
         if end == 0:
             pending += piece
             continue
         pending += memoryview(piece)[:end]
-        yield from _split(pending, max_records)
+        yield pending, 0
         pending = bytearray(memoryview(piece)[end:])
-    if pending:
-        yield pending
+    if pending or num_skipped:
+        yield pending, num_skipped
 
 
 def _split(block: bytearray, max_records: int | None) -> Iterator[bytearray]:
     """Give the lines of a block, at most max_records together."""
-    if max_records is None:
+    if max_records is None and block:
         yield block
+    if max_records is None:
         return
     start = 0
     while start < len(block):
@@ -293,78 +350,3 @@ def _decompress(path: Path, raw: BinaryIO) -> BinaryIO:
 
         return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"), CHUNK_BYTES)
     return raw
-
-
-@contextlib.contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file for reading little by little; DataError where it cannot be read."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # With the defaults, all columns of a row group are held at once.
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK_BYTES) as file:
-            yield file
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"input {path} is not a whole Parquet file: {error}") from error
-
-
-def _row_groups(file: Any, part: Part) -> tuple[int, list[int]]:
-    """Give the first row and the numbers of the row groups that start in a part.
-
-    Where a group starts is reckoned as if all rows of the file had one length.
-    """
-    size, rows = part.path.stat().st_size, max(file.metadata.num_rows, 1)
-    row, first_row = 0, 0
-    numbers: list[int] = []
-    for number in range(file.num_row_groups):
-        if part.start <= size * row // rows < part.stop:
-            first_row = first_row if numbers else row
-            numbers.append(number)
-        row += file.metadata.row_group(number).num_rows
-    return first_row, numbers
-
-
-def _read_parquet(
-    part: Part, keys: Sequence[str], fields: Sequence[str], max_rows: int | None
-) -> Iterator[Chunk]:
-    with _open_parquet(part.path) as file:
-        columns = _columns(part.path, file.schema_arrow, keys, fields)
-        _, numbers = _row_groups(file, part)
-        groups = [file.metadata.row_group(number) for number in numbers]
-        num_rows = sum(group.num_rows for group in groups)
-        row_bytes = sum(group.total_byte_size for group in groups) // max(num_rows, 1)
-        limit = min(
-            max(CHUNK_BYTES // max(row_bytes, 1), 1), PARQUET_ROWS, max_rows or PARQUET_ROWS
-        )
-        size, done, row = part.stop - part.start, 0, 0
-        for batch in file.iter_batches(batch_size=limit, row_groups=numbers, columns=columns):
-            row += batch.num_rows
-            position = size * row // num_rows
-            yield Chunk(part, position - done, _as_stream(batch), is_arrow=True)
-            done = position
-        if done < size:
-            yield Chunk(part, size - done, b"")
-
-
-def _columns(path: Path, schema: Any, keys: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """Give the columns to read: every key, which must hold strings, and those of the fields that there are."""
-    import pyarrow.types
-
-    for key in keys:
-        if key not in schema.names:
-            raise DataError(f"input {path} has no column {key!r}; it has {', '.join(schema.names)}")
-        kind = schema.field(key).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise DataError(f"input {path}: column {key!r} holds {kind}, not strings")
-    return list(dict.fromkeys([*keys, *(field for field in fields if field in schema.names)]))
-
-
-def _as_stream(batch: Any) -> memoryview:
-    """Give rows as an Arrow IPC stream, which is their memory and a short header."""
-    import pyarrow
-
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return memoryview(sink.getvalue())

@@ -7,7 +7,7 @@ files, nor of tokenizers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron.data.provenance import as_text
 from megatron.errors import DataError
 
 NOT_AN_OBJECT = "not a JSON object"
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def parse_chunk(
 ) -> Records:
     """Give the texts under `keys`, and the values of `fields` as text, None where one is missing.
 
-    A record counts only if it has a string under each key, or what why_unusable finds nothing wrong with, and if
+    A key is a name, or a path of names through objects (`content.text`) where none has that very name. A record counts only if it has a string under each key, or what why_unusable finds nothing wrong with, and if
     formatted, where sentinels are in the first one.
     """
     records = Records({key: [] for key in keys}, {name: [] for name in fields})
@@ -66,14 +67,14 @@ def parse_chunk(
             places: Any = row.get(SENTINELS)
             records.num_formatted += isinstance(places, list)
             if reason is None and formatted:
-                reason = why_not_formatted(row[keys[0]], places)
+                reason = why_not_formatted(value_under(row, keys[0]), places)
             if reason is None:
                 if formatted:
                     records.places.append(places)
                 for values, key in columns:
-                    values.append(row[key])
+                    values.append(value_under(row, key))
                 for found, key in field_columns:
-                    found.append(_field_text(chunk, key, row.get(key)))
+                    found.append(_field_text(chunk, key, value_under(row, key)))
                 continue
         elif row is None:
             records.num_blank += 1
@@ -81,19 +82,39 @@ def parse_chunk(
         else:
             reason = row
         records.bad.append(BadRecord(records.num_read, reason))
+    if chunk.num_skipped_bytes:
+        records.num_read += 1
+        records.bad.append(BadRecord(records.num_read, "too long"))
     return records
+
+
+def value_under(row: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """Give what a key names: what has that very name, else what is at the end of a path through objects."""
+    value = row.get(key, _ABSENT)
+    if value is not _ABSENT or "." not in key:
+        return default if value is _ABSENT else value
+    value = row
+    for name in key.split("."):
+        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return default if value is _ABSENT else value
 
 
 def _json_rows(data: bytes | bytearray | memoryview) -> Iterator[dict[str, Any] | str | None]:
     """Give each line's value: a dict, None for a blank line, or a string that says what is wrong."""
+    for line, is_unended in lines_of(data):
+        yield parse_line(line, is_unended)
+
+
+def lines_of(data: bytes | bytearray | memoryview) -> Iterator[tuple[memoryview, bool]]:
+    """Give each line, not copied and without its end, and whether the data ends in it without one."""
     view, start, size = memoryview(data), 0, len(data)
     find = data.find if isinstance(data, bytes | bytearray) else bytes(data).find
     while start < size:
         end = find(b"\n", start)
-        is_last = end < 0
-        line = view[start:] if is_last else view[start:end]
-        start = size if is_last else end + 1
-        yield parse_line(line, is_last)
+        is_unended = end < 0
+        line = view[start:] if is_unended else view[start:end]
+        start = size if is_unended else end + 1
+        yield line, is_unended
 
 
 def parse_line(line: bytes | memoryview, is_unended: bool) -> dict[str, Any] | str | None:
@@ -130,6 +151,8 @@ def arrow_rows(chunk: Chunk) -> Iterator[dict[str, Any] | str]:
     """Give each row's values, or a string that says what is wrong."""
     import pyarrow
 
+    if not len(chunk.data):
+        return
     batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(chunk.data)).read_next_batch()
     try:
         yield from batch.to_pylist()
@@ -146,12 +169,14 @@ def _why_unusable(
     row: dict[str, Any], keys: Sequence[str], judge: Callable[[Any], str | None] | None
 ) -> str | None:
     for key in keys:
-        if judge is not None and key in row:
-            reason = judge(row[key])
-            if reason is not None:
-                return f"key {key!r} holds {reason}"
-        elif not isinstance(row.get(key), str):
-            return f"key {key!r} is not a string" if key in row else f"no key {key!r}"
+        value = value_under(row, key, _ABSENT)
+        if value is _ABSENT:
+            return f"no key {key!r}"
+        if judge is None:
+            if not isinstance(value, str):
+                return f"key {key!r} is not a string"
+        elif reason := judge(value):
+            return f"key {key!r} holds {reason}"
     return None
 
 

@@ -242,6 +242,20 @@ def test_benchmarks_are_read_as_published(tmp_path):
     assert read_patterns(f"ds1000={tmp_path}/DS")[0].text == "Problem:\nx"
 
 
+@pytest.mark.parametrize("place", [-6, 40, None])
+def test_a_damaged_file_of_a_benchmark_is_an_error_that_names_it(tmp_path, place):
+    """A bit flipped in the sum or in the stream, and a file cut short."""
+    lines = "".join(json.dumps({"text": f"text {n * n}"}) + "\n" for n in range(300))
+    content = bytearray(gzip.compress(lines.encode()))
+    if place is None:
+        del content[50:]
+    else:
+        content[place] ^= 8
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is damaged or cut short"):
+        read_patterns(f"strings={tmp_path}/a.jsonl.gz")
+
+
 def test_what_cannot_be_read_is_an_error_that_says_so(tmp_path):
     with pytest.raises(ConfigError, match="humaneval=PATH"):
         read_patterns("codeforces")

@@ -16,12 +16,13 @@ from megatron.curation.run.document import Document
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
 from megatron.curation.run.record_io import BadRecord, RecordWriter, distinct_names, plan_sources
+from megatron.errors import DataError
 
 ROOT = Path(__file__).parents[3]
 
 
-def read(*paths):
-    sources = plan_sources(paths, shard_bytes=10**6, text_key="text", id_key="id")
+def read(*paths, **kwargs):
+    sources = plan_sources(paths, shard_bytes=10**6, text_key="text", id_key="id", **kwargs)
     return [item for source in sources for item in source.read()]
 
 
@@ -109,3 +110,41 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_with_room(tmp_p
     whole = run(resource.RLIM_INFINITY)
     assert whole.returncode == 0 and "20,000 kept + 0 dropped" in whole.stdout
     assert len(list((tmp_path / "index").glob("release-*"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl.zst", "jsonl.gz", "parquet"])
+def test_what_is_written_is_read_as_it_was_or_refused(tmp_path, kind):
+    draw = random.Random(1)
+    words = ["def", "return", "self.value", "=", "(", "):", "if", "None", "1", "else", "for"]
+    with RecordWriter(tmp_path / f"a.{kind}", kind) as writer:
+        for number in range(200):
+            writer.write(Document(str(number), " ".join(draw.choices(words, k=200)), {"n": number}))
+        writer.close()
+    content, whole = (tmp_path / f"a.{kind}").read_bytes(), read(tmp_path / f"a.{kind}")
+    damaged = tmp_path / f"b.{kind}"
+    num_refused = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+        damaged.write_bytes(changed)
+        try:
+            assert (
+                read(damaged) == whole
+            )  # what is changed may be a hint, such as Parquet's statistics
+        except DataError as error:
+            assert str(damaged) in str(error) and "\n" not in str(error)
+            num_refused += 1
+    assert num_refused > 30
+
+
+def test_a_line_far_above_the_cap_is_told_and_not_decoded(tmp_path):
+    path = tmp_path / "in.jsonl"
+    long = '{"id": "b", "text": "' + "x" * 2_000_000 + '"}'
+    path.write_text('{"text": "x", "id": "a"}\n' + long + '\n{"text": "y"}\n')
+    items = read(path, max_document_bytes=100_000)
+    place = BadRecord("in.jsonl:2", "too long to be decoded, see --max-document-mb", "")
+    assert items == [Document("a", "x", {}), place, Document("in.jsonl@1000031:1", "y", {})]
+    assert len(read(path, max_document_bytes=1_000_000)[1].text) == 2_000_000
+    options = RunOptions((str(path),), str(tmp_path / "out"), max_document_mb=0.1)
+    totals = run_steps([], options)
+    assert (totals.kept(), totals.bad) == (2, {place.reason: 1})

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,6 +77,27 @@ def test_every_container_gives_the_same_texts_in_order(tmp_path, name, max_recor
     assert min(sizes) >= 0
 
 
+def test_a_path_of_names_leads_to_text_inside_of_objects(tmp_path):
+    lines = [
+        b'{"content": {"text": "a", "repo": "r"}}',
+        b'{"content.text": "b", "content": {"text": "not this"}}',
+        b'{"content": {"text": 3}}',
+        b'{"content": {}}',
+        b'{"content": "c"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    (part,) = plan_parts([tmp_path / "a.jsonl"])
+    (chunk,) = map(load, read_chunks(part, ["content.text"]))
+    records = parse_chunk(chunk, ["content.text"], ["content.repo"])
+    assert records.texts["content.text"] == ["a", "b"]
+    assert records.fields["content.repo"] == ["r", None]
+    assert [bad.reason for bad in records.bad] == [
+        "key 'content.text' is not a string",
+        "no key 'content.text'",
+        "no key 'content.text'",
+    ]
+
+
 def test_each_unusable_record_is_reported_with_its_place_and_reason(tmp_path):
     lines = [b'{"text": "good", "b": ""}', b"", b"{cut", b'["list"]', b"3", b"null", b'{"b": "x"}']
     lines += [b'{"text": 5, "b": "x"}', b'{"text": null, "b": "x"}', b'{"text": "\xff", "b": "x"}']
@@ -112,6 +134,18 @@ def test_a_file_cut_short_is_an_error_not_its_end(tmp_path, name, fraction):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(DataError, match=r"a\.(jsonl|parquet)"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path, name):
+    """In a sum of the content, where nothing but that tells of it: the frame itself can be read."""
+    path = tmp_path / name
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    content = bytearray(gzip.compress(LINES) if name.endswith("gz") else compressor.compress(LINES))
+    content[-8 if name.endswith("gz") else -1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is damaged or cut short .*(CRC|checksum)"):
         read(path)
 
 
@@ -230,6 +264,56 @@ def test_a_line_longer_than_many_chunks_is_read_once(tmp_path, monkeypatch):
     assert len(chunks) == 51
     assert [len(chunk.data) for chunk in chunks if chunk.data] == [14 + 50_013, 13]
     assert texts_of([part]) == ["a", long, "b"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
+@pytest.mark.parametrize("max_records", [None, 2])
+def test_lines_that_are_too_long_are_skipped_and_told_wherever_they_end(
+    tmp_path, monkeypatch, seed, name, max_records
+):
+    draw = random.Random(seed)
+    monkeypatch.setattr(document_reader, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(document_reader, "SCAN_BYTES", draw.choice([1, 7, 64]))
+    rows = [{"text": f"{n}:" + "x" * draw.choice([0, 40, 80, 150, 700])} for n in range(60)]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    if seed % 2:
+        lines[-1] = lines[-1][:-1]
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / name
+    content = b"".join(lines)
+    path.write_bytes(
+        zstandard.ZstdCompressor().compress(content) if name.endswith("zst") else content
+    )
+    (part,) = plan_parts([path])
+    chunks = [
+        load(chunk)
+        for chunk in read_chunks(part, ["text"], max_records=max_records, max_record_bytes=150)
+    ]
+    sizes = [chunk.num_skipped_bytes for chunk in chunks if chunk.num_skipped_bytes]
+    assert sizes == [len(line) for line in lines if len(line) > 150] and len(sizes) > 3
+    found = [parse_chunk(chunk, ["text"]) for chunk in chunks]
+    texts = [text for one in found for text in one.texts["text"]]
+    assert texts == [row["text"] for row, line in zip(rows, lines, strict=True) if len(line) <= 150]
+    assert sum(one.num_read for one in found) == 60
+    assert sum(chunk.num_bytes for chunk in chunks) == path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_line_that_is_too_long_is_never_held(tmp_path, name):
+    """100 MB without a line's end: neither read, nor decoded."""
+    with (gzip.open(tmp_path / name, "wb", 1) if name.endswith("gz") else (tmp_path / name).open("wb")) as file:  # fmt: skip
+        file.write(b'{"text": "a"}\n{"text": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n{"text": "b"}\n')
+    (part,) = plan_parts([tmp_path / name])
+    tracemalloc.start()
+    chunks = [load(chunk) for chunk in read_chunks(part, ["text"], max_record_bytes=2_000_000)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [t for chunk in chunks for t in parse_chunk(chunk, ["text"]).texts["text"]] == ["a", "b"]
+    assert peak < 8e6
 
 
 @pytest.mark.parametrize("length", [0, 1000, len(LINES) - 2])
