@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ from megatron.evaluation.infilling import (
 )
 from megatron.evaluation.journal import Journal
 from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
+from megatron.evaluation.part import finished_part
 from megatron.evaluation.report import check_counts, make_report, to_markdown
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
 from megatron.evaluation.sandbox import UNSANDBOXED, Sandbox, can_isolate
@@ -103,6 +104,11 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         help=f"MultiPL-E: falsified tests that what passes must fail, too (default: {NUM_FALSIFIED}; 0: none)",
     )
     parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="leave out the tasks that have not all their samples; the report says that it is no score of the benchmark",
+    )
+    parser.add_argument(
         UNSANDBOXED,
         action="store_true",
         help="run generated code with your rights where it cannot be isolated; the report says so",
@@ -124,6 +130,13 @@ def run_score(args: argparse.Namespace) -> int:
     settings = read_settings(args.samples) if args.samples else None
     _check_benchmark(args, settings, args.samples)
     check_known(tasks, samples)
+    of_tasks = hashlib.sha256(repr(tasks).encode()).hexdigest()
+    is_cut = len(tasks) == args.limit
+    unfinished: Mapping[str, int] = {}
+    if args.partial:
+        part = finished_part(tasks, samples, settings.num_samples if settings else None)
+        tasks, samples, unfinished = list(part.tasks), list(part.samples), part.unfinished
+        print(part.what_is_left_out or "all tasks have their samples", file=sys.stderr)
     check_counts(tasks, samples)
     is_isolated = True
     if args.i_accept_unsandboxed:
@@ -134,7 +147,7 @@ def run_score(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     of = {"benchmark": args.benchmark, "limits": asdict(limits), "falsified": args.falsified}
-    of |= {"is_isolated": is_isolated, "tasks": hashlib.sha256(repr(tasks).encode()).hexdigest()}
+    of |= {"is_isolated": is_isolated, "tasks": of_tasks}
     tasks = equip(tasks, limits, args.falsified)
     _check_languages(tasks, is_isolated=is_isolated)
     with Journal(Path(f"{prefix}.journal.jsonl"), of) if prefix else nullcontext() as journal:
@@ -154,6 +167,8 @@ def run_score(args: argparse.Namespace) -> int:
             settings,
             is_isolated=is_isolated,
             are_solutions=args.solutions,
+            unfinished=unfinished,
+            is_cut=is_cut,
         )
         if prefix is not None:
             _write_results(Path(f"{prefix}.results.jsonl"), tasks, results, report)
@@ -221,7 +236,7 @@ def _write_results(
 ) -> None:
     order = {task.name: number for number, task in enumerate(tasks)}
     results.sort(key=lambda result: (order[result.sample.task], result.sample.number))
-    head = ("is_isolated", "settings", "are_solutions")
+    head = ("is_isolated", "settings", "are_solutions", "unfinished")
     rows: list[dict[str, Any]] = [{name: report[name] for name in head}]
     for result in results:
         row = {"task_id": result.sample.task, "sample": result.sample.number}
@@ -265,6 +280,12 @@ def run_report(args: argparse.Namespace) -> int:
     except TypeError as error:
         raise DataError(f"{args.results}, line 1: {error}") from None
     _check_benchmark(args, settings, args.results)
+    unfinished = head.get("unfinished") or {}
+    if not isinstance(unfinished, dict):
+        raise DataError(f"{args.results}, line 1: unfinished is no object")
+    is_cut = len(tasks) == args.limit
+    unfinished = {name: count for name, count in unfinished.items() if name in names}
+    tasks = [task for task in tasks if task.name not in unfinished]
     kept = [result for result in results if result.sample.task in names]
     unknown = {result.sample.task for result in results} - names
     if unknown and args.limit is None and not args.only:
@@ -278,6 +299,8 @@ def run_report(args: argparse.Namespace) -> int:
         settings,
         is_isolated=bool(head.get("is_isolated", False)),
         are_solutions=bool(head.get("are_solutions", False)),
+        unfinished=unfinished,
+        is_cut=is_cut,
     )
     print(to_markdown(report))
     return 0

@@ -25,8 +25,14 @@ def make_report(
     *,
     is_isolated: bool,
     are_solutions: bool = False,
+    unfinished: Mapping[str, int] | None = None,
+    is_cut: bool = False,
 ) -> dict[str, Any]:
-    """Give what was measured. Raises DataError where tasks have no samples or not equally many."""
+    """Give what was measured. Raises DataError where tasks have no samples or not equally many.
+
+    unfinished: tasks of the benchmark that are not among tasks, and how many samples they have. is_cut: tasks are its
+    first ones. What is published is of all tasks, and not shown beside such scores.
+    """
     counts = check_counts(tasks, [result.sample for result in results])
     correct = Counter(result.sample.task for result in results if result.verdict.is_passed)
     not_here = {r.sample.task: r.verdict.detail for r in results if r.verdict.outcome == "not-here"}
@@ -55,7 +61,9 @@ def make_report(
         "num_unproven": sum(r.verdict.is_passed and not r.verdict.is_proven for r in results),
         "not_here": not_here,
         "tasks": {task.name: correct[task.name] for task in judged},
-        "paper_pass_at_1": PAPER.get(benchmark, {}),
+        "unfinished": dict(unfinished or {}),
+        "is_cut": is_cut,
+        "paper_pass_at_1": {} if unfinished or is_cut else PAPER.get(benchmark, {}),
     }
 
 
@@ -65,8 +73,8 @@ def check_counts(tasks: Sequence[Task], samples: Sequence[Sample]) -> Counter[st
     missing = [task.name for task in tasks if task.name not in counts]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(tasks)} tasks have no samples, {missing[0]} for one; write them, or choose "
-            f"tasks with --limit or --only"
+            f"{len(missing)} of {len(tasks)} tasks have no samples, {missing[0]} for one; write them, choose tasks with "
+            f"--limit or --only, or give --partial to score the others"
         )
     if len(set(counts.values())) > 1:
         (least, few), (most, many) = (
@@ -74,7 +82,8 @@ def check_counts(tasks: Sequence[Task], samples: Sequence[Sample]) -> Counter[st
             max((n, t) for t, n in counts.items()),
         )
         raise DataError(
-            f"{few} has {least} samples and {many} {most}; go on with the same command until all are written"
+            f"{few} has {least} samples and {many} {most}; go on with the same command until all are written, or give "
+            f"--partial to score the tasks that have all"
         )
     return counts
 
@@ -104,7 +113,16 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             "**Not isolated: generated code ran with the user's own rights and could forge its files.**",
             "",
         ]
-    lines += [f"Tasks: {report['num_tasks']}. Samples of each: {report['num_samples']}."]
+    if report["unfinished"]:
+        num_left_out = len(report["unfinished"])
+        in_all = num_left_out + report["num_tasks"] + len(report["not_here"])
+        lines += [
+            f"**In part: {num_left_out} of {in_all} tasks are left out, for they lack samples. This is no score of the "
+            f"benchmark, and is not to be compared with one.**",
+            "",
+        ]
+    first = ", the first ones" if report["is_cut"] else ""
+    lines += [f"Tasks: {report['num_tasks']}{first}. Samples of each: {report['num_samples']}."]
     settings = report["settings"]
     words = [f"{name} {value!r}" for name, value in (settings or {}).items() if name != "benchmark"]
     of_nobody = "How they were drawn is not recorded."

@@ -39,6 +39,18 @@ def test_tasks_that_cannot_be_judged_here_are_left_out_and_named() -> None:
         report(["not-here"] * 4)
 
 
+def test_a_score_of_a_part_says_so_and_stands_beside_no_published_one() -> None:
+    tasks, results = TASKS[:1], [result("a/0", "passed")]
+    whole, cut = (make_report("humaneval", tasks, results, None, is_isolated=True, is_cut=is_cut) for is_cut in (False, True))  # fmt: skip
+    part = make_report("humaneval", tasks, results, None, is_isolated=True, unfinished={"a/1": 0})
+    assert "| pass@1, published | % |" in to_markdown(whole) and "In part" not in to_markdown(whole)
+    for one, words in (
+        (cut, "Tasks: 1, the first ones. "),
+        (part, "**In part: 1 of 2 tasks are left out, for they lack samples. This"),
+    ):
+        assert words in to_markdown(one) and "published" not in to_markdown(one)
+
+
 def test_what_passed_by_its_own_word_is_said() -> None:
     found = report(["passed", "wrong", "passed", "passed"], proven=False)
     assert found["num_unproven"] == 3

@@ -96,6 +96,33 @@ def test_report_counts_what_passed_and_why_not(tasks: Path, tmp_path: Path, caps
 
 
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
+def test_a_file_that_lacks_samples_is_scored_in_part_where_that_is_asked_for(
+    tasks: Path, tmp_path: Path, capsys
+) -> None:
+    rows = [{"task_id": row["task_id"], "completion": row["canonical_solution"]} for row in TASKS]
+    samples = write_rows(tmp_path / "samples.jsonl", rows[:1] * 2 + rows[2:])
+    command = ["score", "--samples", samples, "--tasks-file", tasks, "--workers", 1]
+    with pytest.raises(DataError, match=r"1 of 3 tasks have no samples, HumanEval/1 .* --partial"):
+        evaluate(*command)
+    with pytest.raises(
+        DataError, match=r"HumanEval/2 has 1 samples and HumanEval/0 2; .* --partial"
+    ):
+        evaluate(*command, "--tasks-file", write_rows(tmp_path / "two.jsonl", TASKS[::2]))
+    capsys.readouterr()
+    evaluate(*command, "--partial")
+    printed, said = capsys.readouterr()
+    assert (
+        "2 of 3 tasks are left out, for they lack samples; HumanEval/2, for one, has 1 of 2" in said
+    )
+    assert "**In part: 2 of 3 tasks are left out" in printed and "Tasks: 1. Samples of each: 2." in printed  # fmt: skip
+    report = json.loads((tmp_path / "samples.report.json").read_text())
+    assert report["unfinished"] == {"HumanEval/1": 0, "HumanEval/2": 1}
+    assert report["tasks"] == {"HumanEval/0": 2} and report["paper_pass_at_1"] == {}
+    evaluate("report", "--results", tmp_path / "samples.results.jsonl", "--tasks-file", tasks)
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
 def test_a_score_that_was_stopped_goes_on_and_runs_nothing_twice(
     tasks: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
