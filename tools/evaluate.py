@@ -23,7 +23,7 @@ from megatron.inference.model_flags import (
 )
 from megatron.inference.options import SamplingOptions
 from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
-from megatron.inference.request import Request
+from megatron.inference.request import Request, too_long
 from megatron.option_field import require
 from megatron.parallel.launch import Launch
 
@@ -146,8 +146,7 @@ def _request(
         ends = infilling_ends(tokenizer)
     require(
         len(ids) + options.max_new_tokens <= positions,
-        f"the prompt of {task.name} has {len(ids)} tokens, and with --max-new-tokens {options.max_new_tokens} that is "
-        f"more than the model's {positions} positions",
+        f"{task.name}: {too_long(positions, len(ids), options.max_new_tokens)}",
     )
     return Request(task.name, tuple(ids), options, settings.num_samples, ends)
 

@@ -16,7 +16,7 @@ from typing import Any
 from megatron.errors import ConfigError, DataError
 from megatron.inference.options import SamplingOptions, is_unicode
 from megatron.inference.prompt import Order, encode_text, infilling_ends, infilling_ids
-from megatron.inference.request import Request
+from megatron.inference.request import LESS, Request, too_long
 from megatron.tokenizer.chat_template import ChatEncoder, Message, read_messages, why_unusable
 from megatron.tokenizer.interface import Tokenizer
 
@@ -128,9 +128,9 @@ def make_request(
         if not is_unicode(job.prefix + (job.suffix or "")):
             raise ConfigError("the prompt is not Unicode text; give UTF-8")
         if room < 1 and not fitting.shortens:
+            advice = f"give {num_positions - 1} at most"
             raise ConfigError(
-                f"--max-new-tokens is {options.max_new_tokens} and the model has {num_positions} positions, the "
-                f"prompt's included; give {num_positions - 1} at most"
+                too_long(num_positions, "one or more", options.max_new_tokens, advice=advice)
             )
         if fitting.shortens:
             room = max(room, num_positions // 2)
@@ -148,11 +148,11 @@ def make_request(
             if not ids:
                 ids = [tokenizer.eod]  # a text from its beginning: after the end of another
         left = num_positions - len(ids)
-        if left < (1 if fitting.shortens else options.max_new_tokens):
-            raise ConfigError(
-                f"the prompt has {len(ids)} tokens, and with --max-new-tokens {options.max_new_tokens} that is more "
-                f"than the model's {num_positions} positions; shorten one of them, or give --truncate"
-            )
+        needed = 1 if fitting.shortens else options.max_new_tokens
+        if left < needed:
+            option = "what is written at least" if fitting.shortens else "--max-new-tokens"
+            advice = f"{LESS}, or give --truncate"
+            raise ConfigError(too_long(num_positions, len(ids), needed, option, advice))
     except ConfigError as error:
         raise ConfigError(f"{job.where}: {error}") from None
     if left < options.max_new_tokens:

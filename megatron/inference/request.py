@@ -8,7 +8,25 @@ from typing import Literal
 from megatron.errors import ConfigError
 from megatron.inference.options import SamplingOptions
 
+LESS = "shorten one of them"
 FinishReason = Literal["end_of_text", "stop", "length", "cancelled", "withheld"]
+
+
+def too_long(
+    num_positions: int,
+    num_prompt: int | str,
+    num_new: int,
+    option: str = "--max-new-tokens",
+    advice: str = LESS,
+) -> str:
+    """Say that a prompt and what is to be written do not fit into a model, in the one wording that all tools have.
+
+    It begins as OpenAI's does, by which programs know it. option: that says how much is to be written.
+    """
+    return (
+        f"this model's maximum context length is {num_positions} tokens; the prompt has {num_prompt}, and {option} is "
+        f"{num_new}; {advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -36,10 +54,7 @@ class Request:
                 f"the prompt has id {bad[0]} and the tokenizer ids from 0 to {vocab_size - 1}"
             )
         if size + options.max_new_tokens > num_positions:
-            raise ConfigError(
-                f"the prompt has {size} tokens, and with {options.max_new_tokens} new ones (--max-new-tokens) that is "
-                f"more than the model's {num_positions} positions; shorten one of them"
-            )
+            raise ConfigError(too_long(num_positions, size, options.max_new_tokens))
 
 
 @dataclass(frozen=True)

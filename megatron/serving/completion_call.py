@@ -19,7 +19,7 @@ from megatron.inference.prompt import (
     infilling_ends,
     infilling_ids,
 )
-from megatron.inference.request import Request
+from megatron.inference.request import Request, too_long
 from megatron.serving.error import RequestError
 from megatron.serving.parameter import Parameters, read_object, refuse
 from megatron.tokenizer.interface import Tokenizer
@@ -110,7 +110,7 @@ def read_call(body: bytes, name: str, client: str, model: ServedModel) -> Comple
                 "echo with logprobs can be had neither with stream nor with suffix; leave one out",
                 param="echo",
             )
-    prompts = _read_prompts(prompt, filling, model, num_samples)
+    prompts = _read_prompts(prompt, filling, model, num_samples, max_tokens)
     ends = frozenset() if filling.suffix is None else infilling_ends(model.tokenizer)
     _check_sizes(prompts, num_samples, max_tokens, model)
     requests = tuple(
@@ -198,7 +198,7 @@ def _refuse_the_rest(given: Parameters, num_samples: int) -> None:
 
 
 def _read_prompts(
-    value: Any, filling: _Filling, model: ServedModel, num_samples: int
+    value: Any, filling: _Filling, model: ServedModel, num_samples: int, max_tokens: int
 ) -> list[tuple[list[int], str | None]]:
     """Give the ids of each prompt, and its text where it was one."""
     prompts = value if isinstance(value, list) and not _is_ids(value) else [value]
@@ -219,7 +219,7 @@ def _read_prompts(
             check_infilling(model.tokenizer)
         except ConfigError as error:
             raise RequestError(f"suffix: {error}", param="suffix") from None
-    return [_encode(one, filling, model) for one in prompts]
+    return [_encode(one, filling, model, max_tokens) for one in prompts]
 
 
 def _is_ids(value: Any) -> bool:
@@ -231,7 +231,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def _encode(
-    prompt: str | list[int], filling: _Filling, model: ServedModel
+    prompt: str | list[int], filling: _Filling, model: ServedModel, max_tokens: int
 ) -> tuple[list[int], str | None]:
     tokenizer = model.tokenizer
     if isinstance(prompt, list):
@@ -245,7 +245,7 @@ def _encode(
     if not is_unicode(text):
         refuse("prompt", text, "Unicode text")
     if len(text.encode()) > model.num_positions * model.longest_token:
-        raise _too_long(f"more than {model.num_positions}", model)
+        raise _too_long(f"more than {model.num_positions}", max_tokens, model)
     if filling.suffix is not None:
         return infilling_ids(tokenizer, prompt, filling.suffix, filling.order), prompt
     ids = encode_text(tokenizer, prompt, reads_sentinels=filling.reads_sentinels)
@@ -260,7 +260,7 @@ def _check_sizes(
 ) -> None:
     for ids, _ in prompts:
         if len(ids) + max(max_tokens, 1) > model.num_positions:
-            raise _too_long(f"{len(ids)}", model, f" and max_tokens is {max_tokens}")
+            raise _too_long(len(ids), max_tokens, model)
     total = sum(len(ids) + num_samples * max_tokens for ids, _ in prompts)
     if total > model.max_tokens:
         raise RequestError(
@@ -270,9 +270,9 @@ def _check_sizes(
         )
 
 
-def _too_long(size: str, model: ServedModel, rest: str = "") -> RequestError:
+def _too_long(size: int | str, max_tokens: int, model: ServedModel) -> RequestError:
     return RequestError(
-        f"the model's maximum context length is {model.num_positions} tokens; the prompt has {size}{rest}; shorten it",
+        too_long(model.num_positions, size, max_tokens, "max_tokens"),
         param="prompt",
         code="context_length_exceeded",
     )

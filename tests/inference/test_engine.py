@@ -154,7 +154,10 @@ def check_refusals(rank, path):
     for bad, words in [
         (request("a", ()), "prompt is empty"),
         (request("a", (280,)), "id 280"),
-        (request("a", random_prompt(60)), "60 tokens, and with 10 new ones .* 64 positions"),
+        (
+            request("a", random_prompt(60)),
+            "length is 64 tokens; the prompt has 60, and --max-new-tokens is 10",
+        ),
         (request("a", prompt, 0), "0 samples"),
         (request("a", prompt, temperature=-1.0), "--temperature is -1"),
         (request("a", prompt, top_p=0.0), "--top-p is 0"),

@@ -87,7 +87,9 @@ def test_prompts_fit_or_are_refused_or_cut(tokenizer):
     size = len(tokenizer.tokenize(long))
     assert 20 < size < 30
     with pytest.raises(
-        ConfigError, match=f"here: the prompt has {size} tokens, .* give --truncate"
+        ConfigError,
+        match=f"here: this model's maximum context length is 30 tokens; the prompt has {size}, and "
+        "--max-new-tokens is 12; shorten one of them, or give --truncate",
     ):
         make(job(long, max_new_tokens=12))
     cut = make(job(long, max_new_tokens=12), truncates=True)
@@ -97,7 +99,7 @@ def test_prompts_fit_or_are_refused_or_cut(tokenizer):
     assert shortened.options.max_new_tokens == 30 - size and len(shortened.prompt) == size
     with pytest.raises(ConfigError, match="give 29 at most"):
         make(job("a", max_new_tokens=30))
-    with pytest.raises(ConfigError, match="here: the prompt has"):
+    with pytest.raises(ConfigError, match="and what is written at least is 1;"):
         make(job(long + long), shortens=True)
     both = make(job(long + long), shortens=True, truncates=True)
     assert len(both.prompt) + both.options.max_new_tokens == 30

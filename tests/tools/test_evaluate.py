@@ -72,6 +72,9 @@ def test_samples_are_the_same_after_an_interruption(tasks: Path, tmp_path: Path)
     assert sorted(path.read_text().splitlines()) == sorted(lines)
     with pytest.raises(ConfigError, match="samples drawn with other temperature"):
         evaluate(*command, "--temperature", 0.8)
+    command[command.index(path)] = tmp_path / "other.jsonl"
+    with pytest.raises(ConfigError, match=r"HumanEval/0: this model's .* is 64 tokens; the prompt"):
+        evaluate(*command, "--max-new-tokens", 60)
 
 
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
