@@ -25,6 +25,7 @@ LAYERS = (
         "transfer",
         "checksum",
         "metrics_file",
+        "whole_file",
     },
     {"kernels", "tokenizer"},
     {"parallel", "data", "launching"},

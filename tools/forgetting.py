@@ -20,6 +20,7 @@ from megatron.evaluation.forgetting import (
     to_markdown,
 )
 from megatron.option_field import require
+from megatron.whole_file import replacing
 
 EXAMPLES = """\
   the losses of each validation set at the start and at the end of a run:
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise DataError(f"--output {path} cannot be written: {error.strerror}") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron import cli
 from megatron.errors import DataError
 from megatron.training.curves import Curves, read_curves
+from megatron.whole_file import replacing
 
 EXAMPLES = """\
   one run:
@@ -41,11 +42,10 @@ def draw(runs: Sequence[Curves], output: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    aside = output.with_name(f".{output.stem}.partial{output.suffix}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(aside)
-        aside.rename(output)
+        with replacing(output) as file:
+            figure.savefig(file, format=output.suffix.removeprefix("."))
     except OSError as error:
         raise DataError(f"--output {output} cannot be written: {error.strerror}") from None
 

@@ -6,7 +6,6 @@ file, so the best documents are then compared with it line by line (`megatron.at
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from megatron.attribution.search import BUILD_CACHE_KIB, Candidate, SearchIndex,
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.tantivy_search import TantivyIndex, build_tantivy
 from megatron.data.content import FileContent, content_of
-from megatron.errors import DataError
+from megatron.whole_file import force_all_to_disk, force_to_disk
 
 KIND = "search"
 WORKING_BYTES = 100_000_000  # beside the cache of words
@@ -75,10 +74,10 @@ def build(
     build_with = build_tantivy if options.search_engine == "tantivy" else build_search
     try:
         build_with(aside, _texts(file, spelling, on_tokens), facts)
-        _force_to_disk(aside)
+        force_all_to_disk(aside)
         _remove(path)  # a folder cannot be replaced in one step; a crash here leaves none
         aside.rename(path)
-        _force_to_disk(path.parent, whole=False)
+        force_to_disk(path.parent)
     finally:
         _remove(aside)
     return facts
@@ -103,15 +102,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _force_to_disk(path: Path, *, whole: bool = True) -> None:
-    """Force a file, or a folder and the files in it, to disk."""
-    inside = list(path.iterdir()) if whole and path.is_dir() else []
-    for one in [*inside, path]:
-        try:
-            descriptor = os.open(one, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        except OSError as error:
-            raise DataError(f"{one} cannot be forced to disk: {error.strerror}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.checkpoint.checksums import read_checked, read_config, read_state
-from megatron.checkpoint.files import fsync_folder, parse_json_object, replace_durably, writing
+from megatron.checkpoint.files import parse_json_object, replace_durably, writing
 from megatron.checkpoint.layout import (
     METADATA_FILE,
     TRACKER,
@@ -20,6 +20,7 @@ from megatron.checkpoint.layout import (
     saved_iterations,
 )
 from megatron.errors import CheckpointError
+from megatron.whole_file import force_to_disk
 
 Judge = Callable[[Path], str | None]  # what is wrong with a checkpoint, None if nothing is
 
@@ -140,5 +141,5 @@ def set_aside(root: Path, choice: Choice) -> Iterator[tuple[Broken, Path]]:
             target = root / f"{one.folder.name}.broken-{number}"
         with writing(target):
             one.folder.rename(target)
-            fsync_folder(root)
+            force_to_disk(root)
         yield one, target

@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import CheckpointError
-
-
-def fsync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk: a rename is durable only after this."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from megatron.whole_file import replacing
 
 
 @contextlib.contextmanager
@@ -37,7 +29,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Create a file and force its content to disk. Its name is durable after `fsync_folder`."""
+    """Create a file and force its content to disk. Its name is durable when its folder is forced to disk."""
     with writing(path), path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -49,15 +41,8 @@ def replace_durably(path: Path, data: bytes) -> None:
 
     Raises CheckpointError where it cannot be written, and leaves nothing beside the old content.
     """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        write_durably(aside, data)
-        with writing(path):
-            aside.rename(path)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-    fsync_folder(path.parent)
+    with writing(path), replacing(path) as file:
+        file.write(data)
 
 
 def encode_json(value: Any) -> bytes:

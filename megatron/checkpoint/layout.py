@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron.checkpoint.files import fsync_folder, incomplete, replace_durably
+from megatron.checkpoint.files import incomplete, replace_durably
 from megatron.errors import CheckpointError
+from megatron.whole_file import force_to_disk
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA_FILE = "metadata.json"
@@ -147,7 +148,7 @@ def publish(root: Path, side: Path, iteration: int) -> Path:
     if folder.exists():
         folder.rename(_old(folder))
     side.rename(folder)
-    fsync_folder(root)
+    force_to_disk(root)
     replace_durably(root / TRACKER, f"{iteration}\n".encode())
     _remove(_old(folder))
     return folder
@@ -172,7 +173,7 @@ def _end_replacement(old: Path) -> None:
         _remove(old)
     else:
         old.rename(folder)
-        fsync_folder(old.parent)
+        force_to_disk(old.parent)
 
 
 def _offer(root: Path) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from megatron.checkpoint.background import Job
 from megatron.checkpoint.checksums import forget_cached
-from megatron.checkpoint.files import fsync_folder
 from megatron.checkpoint.layout import checkpoint_folder, saved_iterations
 from megatron.checkpoint.verify import verify_files
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
+from megatron.whole_file import force_to_disk
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,7 @@ def retire_obsolete(root: Path, policy: RetentionPolicy, whole: int) -> list[int
     for iteration in obsolete:
         folder = checkpoint_folder(root, iteration)
         folder.rename(root / f"{folder.name}.deleted-{uuid.uuid4().hex[:8]}")
-    fsync_folder(root)
+    force_to_disk(root)
     return obsolete
 
 

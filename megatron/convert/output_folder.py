@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megatron.checkpoint.files import fsync_folder
 from megatron.errors import ConfigError
+from megatron.whole_file import force_all_to_disk, force_to_disk
 
 
 def add_folders(parser: argparse.ArgumentParser, *, load: str, replaces: str) -> None:
@@ -53,7 +52,7 @@ def new_folder(path: Path, may_replace: Callable[[Path], bool] | None) -> Iterat
     is_done = False
     try:
         yield side
-        _force_to_disk(side)
+        force_all_to_disk(side)
         _give_name(side, path)
         is_done = True
     finally:
@@ -61,21 +60,11 @@ def new_folder(path: Path, may_replace: Callable[[Path], bool] | None) -> Iterat
             shutil.rmtree(side, ignore_errors=True)
 
 
-def _force_to_disk(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    fsync_folder(folder)
-
-
 def _give_name(side: Path, path: Path) -> None:
     old = path.with_name(f"{side.name}.old")
     if path.exists():
         path.rename(old)
     side.rename(path)
-    fsync_folder(path.parent)
+    force_to_disk(path.parent)
     if old.exists():
         shutil.rmtree(old)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron.errors import DataError
+from megatron.whole_file import force_to_disk
 
 
 def open_locked(path: Path) -> BinaryIO:
@@ -74,6 +75,4 @@ def publish(files: Sequence[tuple[Path, Path]], *, stale: Iterable[Path] = ()) -
             path.unlink(missing_ok=True)
         for temporary, final in files:
             temporary.replace(final)
-    folder = os.open(files[-1][1].parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    force_to_disk(files[-1][1].parent)

@@ -33,6 +33,7 @@ from megatron.evaluation.task import Task, read_rows
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
 from megatron.evaluation.trial import Limits, Verdict
 from megatron.option_field import require
+from megatron.whole_file import replacing
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -253,10 +254,9 @@ def write_report(prefix: Path, report: dict[str, Any], text: str) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Replace a file in one step. Raises ConfigError."""
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 

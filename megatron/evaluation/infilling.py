@@ -18,6 +18,7 @@ from megatron.errors import ConfigError, DataError
 from megatron.evaluation.python_task import human_eval_path
 from megatron.evaluation.task import Run, Task, load_tasks, read_rows, text_of
 from megatron.evaluation.trial import Equipment, Trial, Verdict
+from megatron.whole_file import replacing
 
 Kind = Literal["single-line", "multi-line", "random-span"]
 KINDS: Mapping[str, str] = {
@@ -179,16 +180,12 @@ def _row_of_file(path: Path, folder: Path, language: str, seed: int) -> dict[str
 
 def write_set(rows: Iterator[dict[str, Any]], path: Path) -> int:
     """Write a set in one step and give the number of its tasks. Raises ConfigError."""
-    part = path.with_name(f"{path.name}.part")
     count = 0
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with replacing(path) as file:
             for row in rows:
-                file.write(json.dumps(row) + "\n")
+                file.write(f"{json.dumps(row)}\n".encode())
                 count += 1
-        part.replace(path)
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return count

@@ -5,7 +5,6 @@ One YAML file a machine, in this package or the user's own, or made by `calibrat
 
 from __future__ import annotations
 
-import contextlib
 import math
 import reprlib
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +14,7 @@ from typing import Any
 
 from megatron.cli import parse_yaml
 from megatron.errors import ConfigError
+from megatron.whole_file import replacing
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,11 @@ def write_hardware(hardware: Hardware, path: Path) -> None:
 
     values = {**asdict(hardware), "capability": hardware.capability and [*hardware.capability]}
     text = yaml.safe_dump(_rounded(values), sort_keys=False, allow_unicode=True, width=100)
-    aside = path.with_name(path.name + ".tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def _rounded(value: Any) -> Any:

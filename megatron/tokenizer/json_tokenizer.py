@@ -7,11 +7,9 @@ Knows nothing of flags.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from megatron.tokenizer.byte_pair import BYTE_OF_CHAR, UnsupportedError, make_en
 from megatron.tokenizer.definition_check import check_definition
 from megatron.tokenizer.interface import EncodedBatch, Tokenizer
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
+from megatron.whole_file import replacing
 
 if TYPE_CHECKING:
     from megatron.tokenizer._byte_pair import BytePairEncoder
@@ -221,16 +220,10 @@ def read_json(path: Path) -> Json:
 
 def write_definition(path: Path, definition: Json) -> None:
     """Write a tokenizer.json, complete or not at all: DataError where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(_spell(definition))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as file:
+            file.write(_spell(definition).encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise DataError(
             f"{path} cannot be written: {error.strerror}; make room on that disk or name another place"
         ) from None
