@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from megatron.data import arrow_array
 from megatron.data.exclusion_list import ExclusionList, FieldLines, read_exclusion_list
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.provenance import Provenance
@@ -179,7 +180,7 @@ class _Search:
         self._combinations: list[npt.NDArray[np.int64]] = []
         codes: npt.NDArray[np.int64] = np.zeros(self._num_lines, np.int64)
         for number, column in enumerate(lines.columns.values()):
-            encoded = pa.array(column, pa.utf8()).dictionary_encode(null_encoding="encode")
+            encoded = arrow_array.texts(column).dictionary_encode(null_encoding="encode")
             self._values.append(encoded.dictionary)
             codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
             if number > 0:
@@ -220,7 +221,9 @@ class _Search:
         for name, values, combinations in zip(
             self._fields[1:], self._values[1:], self._combinations, strict=True
         ):
-            hits, numbers = _look_up(table.column(name).take(pa.array(rows)), values)
+            hits, numbers = _look_up(
+                table.column(name).take(arrow_array.numbers(rows, np.int64)), values
+            )
             rows, keys = rows[hits], codes[hits] * len(values) + numbers
             places = np.searchsorted(combinations, keys).clip(max=len(combinations) - 1)
             is_named = combinations[places] == keys

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from megatron.data.arrow_array import texts
 from megatron.errors import ConfigError, DataError
 
 BATCH_ROWS = 1 << 16
@@ -65,7 +66,7 @@ class ProvenanceWriter:
         assert set(columns) == set(self._schema.names)
         # An array, unlike a list, is not converted: slices of another side file are only referred to.
         arrays = [
-            given if isinstance(given, pa.Array) else pa.array(given, pa.utf8())
+            given if isinstance(given, pa.Array) else texts(given)
             for given in (columns[name] for name in self._schema.names)
         ]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)

@@ -29,6 +29,7 @@ from megatron.curation.run.document import Document
 from megatron.curation.run.output_folder import aside, digest
 from megatron.curation.run.record_io import BadRecord, Source
 from megatron.curation.select.licences import PERMISSIVE, as_expressions, is_allowed
+from megatron.data.arrow_array import numbers, texts
 from megatron.errors import DataError
 
 BATCH_CHARACTERS = 4 << 20  # handed to the kernel at a time
@@ -196,7 +197,7 @@ def _write(content: tuple[dict[str, Array], list[str]], folder: Path) -> None:
 
 
 def _write_ids(ids: Any, folder: Path) -> None:
-    batch = pa.record_batch([pa.array(ids, pa.string())], names=["id"])
+    batch = pa.RecordBatch.from_arrays([texts(ids)], names=["id"])
     with (
         pa.OSFile(str(folder / "ids.arrow"), "wb") as file,
         pa.ipc.new_file(file, batch.schema) as out,
@@ -217,4 +218,4 @@ def copy_survivors(fingerprints: Fingerprints, is_kept: Array, folder: Path) -> 
         "ranks": np.full(len(kept), RELEASED, np.uint64),
         **{name: arrays[name][kept] for name in ("digests", "bytes", "ties")},
     }
-    _write((content, fingerprints.ids().take(pa.array(kept)).to_pylist()), folder)
+    _write((content, fingerprints.ids().take(numbers(kept, np.int64)).to_pylist()), folder)

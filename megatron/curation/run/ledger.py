@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron.curation.run.document import Entry
+from megatron.data.arrow_array import numbers, texts
 from megatron.data.publish import sync
 from megatron.data.shards import natural_key
 from megatron.errors import DataError
@@ -74,22 +76,27 @@ class LedgerWriter:
 
     def _flush(self) -> None:
         if self._columns[0]:
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(self._columns, SCHEMA, strict=True)
-            ]
-            self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+            self._writer.write_batch(_batch(self._columns))
         self._columns = [[] for _ in SCHEMA]
 
 
 def size_of(entries: Sequence[Entry]) -> int:
     """Give the bytes that entries take."""
     columns = [[getattr(entry, field.name) for entry in entries] for field in SCHEMA]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.Table.from_batches([_batch(columns)]), sink, compression="zstd")
     size: int = sink.getvalue().size
     return size
+
+
+def _batch(columns: Sequence[list[Any]]) -> pa.RecordBatch:
+    arrays = [
+        texts(values)
+        if field.type == pa.string()
+        else numbers(values, np.int64 if field.type == pa.int64() else np.float64)
+        for values, field in zip(columns, SCHEMA, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
 def ledger_files(output: Path) -> list[Path]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron.data.arrow_array import texts
 from megatron.data.indexed_dataset import IdArray, id_dtype
 from megatron.data.preprocessing.document_reader import Chunk, Part
 from megatron.data.preprocessing.documents import Documents
@@ -134,9 +136,4 @@ def provenance_columns(
     """Give the rows of documents as Arrow arrays, which travel between processes as they lie in memory."""
     if not fields:
         return {}
-    import pyarrow
-
-    return {
-        name: pyarrow.array(values, pyarrow.utf8()).filter(pyarrow.array(is_document))
-        for name, values in fields.items()
-    }
+    return {name: texts([*compress(values, is_document)]) for name, values in fields.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron.data.arrow_array import numbers
 from megatron.data.indexed_dataset import IdArray, IndexedDataset
 from megatron.data.provenance import BATCH_ROWS, Provenance
 
@@ -55,7 +56,10 @@ class Documents:
             _gather(self.ids, tokens, order),
             self.sizes[order] if has_one_item_each else _gather(self.sizes, items, order),
             self.items_per_document[order],
-            {name: column.take(order) for name, column in self.provenance.items()},
+            {
+                name: column.take(numbers(order, np.int64))
+                for name, column in self.provenance.items()
+            },
         )
 
     def cut(self, bounds: npt.NDArray[np.int64]) -> Iterator[Documents]:
@@ -69,7 +73,10 @@ class Documents:
                 self.sizes[items[i] : items[i + 1]],
                 self.items_per_document[begin:end],
                 # Copied: Arrow pickles the whole of what a slice is part of.
-                {name: column.take(rows) for name, column in self.provenance.items()},
+                {
+                    name: column.take(numbers(rows, np.int64))
+                    for name, column in self.provenance.items()
+                },
             )
 
 
