@@ -1,4 +1,6 @@
-"""Data parallelism by `fully_shard`: gradients are summed over the data parallel axes, in fp32.
+"""Data parallelism: gradients are summed over the data parallel axes, in fp32, by torch's `fully_shard`.
+
+A process that shares them with no other sums them by itself (`MasterWeights`).
 
 Processes that share sequences (context parallel) sum theirs like those that read different ones. With
 --use-distributed-optimizer the optimizer's fp32 state is sharded over dp_shard, which is all of both kinds or, with
@@ -8,7 +10,7 @@ several instances, a part of them; without it that axis has size 1 and the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -20,9 +22,36 @@ from megatron.errors import ConfigError
 from megatron.kernels.accumulate import add_product_, product_in_fp32
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.parallel.master_weights import MasterWeights
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+
+
+class DataParallel(Protocol):
+    """A model whose gradients are summed over data parallel processes in fp32, into those of its fp32 parameters.
+
+    It computes in another dtype, perhaps; its modules then hold the parameters only outside of passes.
+    """
+
+    def set_gradient_sync(self, is_last_micro_batch: bool) -> None:
+        """Reduce gradients in the coming backward only if it is the step's last one; else accumulate locally."""
+        ...
+
+    def accumulate_in_fp32(self) -> None:
+        """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
+        ...
+
+    def finish(self) -> None:
+        """End a step's passes: the parameters, back in their places, have whole gradients. Collective over tp."""
+        ...
+
+    def fuse_gradient_accumulation(self) -> None:
+        """Let products add gradients of weights to the fp32 sums; of weights whose gradient needs no sum over tp.
+
+        Each backward pass has to compute all gradients at once.
+        """
+        ...
 
 
 def shard_data_parallel(
@@ -30,29 +59,79 @@ def shard_data_parallel(
     layers: list[nn.Module],
     context: ParallelContext,
     compute_dtype: torch.dtype,
-) -> None:
-    """Wrap each of layers and then the model itself in place.
+) -> DataParallel:
+    """Let a model compute in a dtype with gradients summed over context.dp_mesh: sums, not means.
 
-    fp32 parameters become shards over context.dp_mesh; forward sees them gathered in compute_dtype. Gradients are
-    sums, not means, over data parallel processes: the loss carries the whole batch's divisor.
+    The loss carries the whole batch's divisor. The model's fp32 parameters become shards where it has other processes
+    to share them with.
     """
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if compute_dtype == torch.float32 else compute_dtype,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
-    for module in (*layers, model):
-        fully_shard(module, mesh=context.dp_mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            if context.dp_mesh.size() > 1:  # of one process it is 1 and torch would divide by it
+    if context.dp_mesh.size() == 1:
+        return MasterWeights(model, context, compute_dtype)
+    return FullyShardedModel(model, layers, context, compute_dtype)
+
+
+class FullyShardedModel:
+    """A model each of whose layers, and the rest, is a group of torch's `fully_shard`; a `DataParallel`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: list[nn.Module],
+        context: ParallelContext,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        """Wrap each of layers and then the model itself in place.
+
+        fp32 parameters become shards over context.dp_mesh; forward sees them gathered in compute_dtype.
+        """
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if compute_dtype == torch.float32 else compute_dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+        for module in (*layers, model):
+            fully_shard(module, mesh=context.dp_mesh, mp_policy=policy, reshard_after_forward=False)
+        assert isinstance(model, FSDPModule)
+        self._model = model
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
-            # A plain sum: gloo has no reduction with a built-in factor.
-            module.set_force_sum_reduction_for_comms(True)
-    if context.device.type == "cpu" and context.dp_mesh.size(1) == 1:
-        for part, group in _groups(model):
-            part.set_custom_reduce_scatter(cast("ReduceScatter", _SumsInPlace(group)))
-    keep_on_host(model)
+                # A plain sum: gloo has no reduction with a built-in factor.
+                module.set_force_sum_reduction_for_comms(True)
+        if context.device.type == "cpu" and context.dp_mesh.size(1) == 1:
+            for part, group in _groups(model):
+                part.set_custom_reduce_scatter(cast("ReduceScatter", _SumsInPlace(group)))
+        keep_on_host(model)
+
+    def set_gradient_sync(self, is_last_micro_batch: bool) -> None:
+        """Reduce gradients in the coming backward only if it is the step's last one; else accumulate locally."""
+        self._model.set_requires_gradient_sync(is_last_micro_batch)
+        self._model.set_is_last_backward(is_last_micro_batch)
+        # Otherwise every micro-batch would gather the parameters anew.
+        self._model.set_reshard_after_backward(is_last_micro_batch)
+
+    def accumulate_in_fp32(self) -> None:
+        """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
+        for _, group in _groups(self._model):
+            if not group.reduce_grads:
+                group.post_backward()
+
+    def finish(self) -> None:
+        """Do nothing: torch has ended the step with its last backward pass."""
+
+    def fuse_gradient_accumulation(self) -> None:
+        """Let products add gradients of weights to `fully_shard`'s own fp32 sums over micro-batches."""
+        layers = {
+            module.weight: module
+            for module in self._model.modules()
+            if isinstance(module, ColumnParallelLinear | RowParallelLinear)
+        }
+        for _, group in _groups(self._model):
+            _check_sums(group)
+            for parameter in group.fsdp_params:
+                layer = layers.get(parameter.sharded_param)
+                if layer is not None:
+                    layer.gradient_sum = _StepSum(group, parameter)
 
 
 class _SumsInPlace:
@@ -119,40 +198,6 @@ def keep_on_host(model: nn.Module) -> None:
 
     model.register_forward_pre_hook(hide, prepend=True, with_kwargs=True)
     model.register_forward_pre_hook(show, with_kwargs=True)
-
-
-def set_gradient_sync(model: nn.Module, is_last_micro_batch: bool) -> None:
-    """Reduce gradients in the coming backward only if it is the step's last one; else accumulate locally."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last_micro_batch)
-        model.set_is_last_backward(is_last_micro_batch)
-        # Otherwise every micro-batch would gather the parameters anew.
-        model.set_reshard_after_backward(is_last_micro_batch)
-
-
-def accumulate_in_fp32(model: nn.Module) -> None:
-    """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
-    for _, group in _groups(model):
-        if not group.reduce_grads:
-            group.post_backward()
-
-
-def fuse_gradient_accumulation(model: nn.Module) -> None:
-    """Let the products of a wrapped model add gradients of weights to `fully_shard`'s own fp32 sums over micro-batches.
-
-    Of weights whose gradient needs no sum over tp. Each backward pass has to compute all gradients at once.
-    """
-    layers = {
-        module.weight: module
-        for module in model.modules()
-        if isinstance(module, ColumnParallelLinear | RowParallelLinear)
-    }
-    for _, group in _groups(model):
-        _check_sums(group)
-        for parameter in group.fsdp_params:
-            layer = layers.get(parameter.sharded_param)
-            if layer is not None:
-                layer.gradient_sum = _StepSum(group, parameter)
 
 
 class _StepSum:

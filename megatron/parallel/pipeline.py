@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron.layer_split import PipelineSchedule, StageLayers
 from megatron.parallel.context import ParallelContext
-from megatron.parallel.data_parallel import accumulate_in_fp32, set_gradient_sync
+from megatron.parallel.data_parallel import DataParallel
 
 
 class Batch(Protocol):
@@ -71,19 +71,21 @@ class Pipeline:
         self,
         stages: list[StageLayers],
         modules: list[nn.Module],
+        data_parallel: list[DataParallel],
         context: ParallelContext,
         shape: BoundaryShape,
         *,
         schedule: PipelineSchedule,
         splits_backward: bool,
     ) -> None:
-        """Take the stages of this process and their modules. Collective over pp.
+        """Take the stages of this process, their modules and what sums the gradients of each. Collective over pp.
 
         splits_backward: let a schedule compute weight gradients later than those of the hidden states. Not where
         layers are recomputed: torch would do that anew for every weight.
         """
         self._stages = stages
         self._modules = modules
+        self._data_parallel = data_parallel
         self._context = context
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
@@ -112,15 +114,23 @@ class Pipeline:
         for module in self._modules:
             module.train()
         if self._context.pp_size > 1:
-            return self._run_schedule(batch, train=True) / loss_factor
+            total = self._run_schedule(batch, train=True) / loss_factor
+        else:
+            total = self._run_micro_batches(batch)
+        for one in self._data_parallel:
+            one.finish()
+        return total
+
+    def _run_micro_batches(self, batch: Batch) -> Tensor:
+        """Do one forward and backward pass after another."""
         total = torch.zeros((), device=self._context.device)
-        (module,) = self._modules
+        (module,), (data_parallel,) = self._modules, self._data_parallel
         micro_batches = list(self._split(batch))
         for number, (tokens, mask, inputs) in enumerate(micro_batches, start=1):
-            set_gradient_sync(module, is_last_micro_batch=number == len(micro_batches))
+            data_parallel.set_gradient_sync(is_last_micro_batch=number == len(micro_batches))
             losses = module(tokens, **inputs)
             loss = (losses * mask).sum()
-            (loss * loss_factor).backward()
+            (loss * self._loss_factor).backward()
             total += loss.detach()
         return total
 
@@ -185,8 +195,8 @@ class Pipeline:
         return self._made[1]
 
     def _make_schedule(self, num_micro_batches: int) -> _PipelineSchedule:
-        pairs = zip(self._stages, self._modules, strict=True)
-        stages: list[_PipelineStageBase] = [self._make_stage(*pair) for pair in pairs]
+        parts = zip(self._stages, self._modules, self._data_parallel, strict=True)
+        stages: list[_PipelineStageBase] = [self._make_stage(*part) for part in parts]
         # The loss carries its divisor, so that no schedule may scale gradients.
         options: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
         if self._schedule == "1f1b":
@@ -197,7 +207,9 @@ class Pipeline:
             return ScheduleZBVZeroBubble(stages, num_micro_batches, **options)
         return ScheduleDualPipeV(stages, num_micro_batches, **options)
 
-    def _make_stage(self, stage: StageLayers, module: nn.Module) -> PipelineStage:
+    def _make_stage(
+        self, stage: StageLayers, module: nn.Module, data_parallel: DataParallel
+    ) -> PipelineStage:
         """Wrap a stage with its boundary shapes stated, so that no trial forward has to find them."""
         shape = self._shape
         tokens = (shape.micro_batch_size, shape.seq_length)
@@ -205,6 +217,7 @@ class Pipeline:
         first = torch.empty(tokens, dtype=torch.int64, device="meta")
         losses = torch.empty(tokens, dtype=torch.float32, device="meta")
         return _Stage(
+            data_parallel,
             module,
             stage.index,
             stage.num_stages,
@@ -218,6 +231,11 @@ class Pipeline:
 
 class _Stage(PipelineStage):
     """torch's stage, mended where its schedules with two stages on a rank that follow each other need it."""
+
+    def __init__(self, data_parallel: DataParallel, *args: Any, **kwargs: Any) -> None:
+        """args, kwargs: torch's."""
+        super().__init__(*args, **kwargs)
+        self._data_parallel = data_parallel
 
     def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
         """Meet the ranks of the stages before and after, not this one: gloo cannot, and torch 2.11 asks it to."""
@@ -236,7 +254,7 @@ class _Stage(PipelineStage):
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         """Compute the weight gradients of a micro-batch and add them to those of others in fp32."""
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
-        accumulate_in_fp32(self.submod)
+        self._data_parallel.accumulate_in_fp32()
 
 
 def _no_work_left() -> Callable[[], None]:

@@ -71,7 +71,7 @@ def plan_ranks(
     dp_size = parallel.data_parallel_size(world_size)
     block = config.training.micro_batch_size * dp_size
     num_micro_batches = config.global_batch_size(dp_size) // block
-    _, num_shards = parallel.gradient_sizes(world_size)
+    copies, num_shards = parallel.gradient_sizes(world_size)
     kernels = choose_planned_kernels(config, hardware)
     has_sums = sums_gradients(config, hardware, num_micro_batches)
     by_rank = [assign_stages(config.model.num_layers, parallel, rank) for rank in range(num_ranks)]
@@ -94,6 +94,7 @@ def plan_ranks(
                             tp_rank=tp_rank,
                             num_shards=num_shards,
                             sums_gradients=has_sums,
+                            is_alone=copies * num_shards == 1,
                             counts=counts,
                         )
                         for tp_rank in _unlike_tp_ranks(config)
@@ -128,9 +129,12 @@ def _hold(
     )  # torch has a buffer for each micro-batch and direction
     buffers = received * num_micro_batches * hidden_bytes(config) if is_pipeline else 0
     accumulates = num_micro_batches > 1
+    is_alone = copies * num_shards == 1
+    # who is alone computes in fp32 with the parameters themselves
+    has_gathered = not is_alone or config.precision.compute_dtype != "float32"
     base = Components(
         parameters=sum(one.shards for one in states),
-        gathered=sum(one.gathered for one in states),
+        gathered=sum(one.gathered for one in states) if has_gathered else 0,
         gradients=sum(one.whole_gradients for one in states) if accumulates else 0,
         optimizer=sum(one.moments for one in states) - _followed(config, plans, num_shards),
         buffers=buffers,
@@ -141,45 +145,65 @@ def _hold(
         logits=_in_flight(plans, order, "logits_bytes"),
         buffers=buffers + max(plan.one_pass.work_bytes for plan in plans),
     )
-    reducing = _reduce_groups(config, plans, base, num_shards, is_alone=copies * num_shards == 1)
+    if is_alone:
+        reducing = _begin_sums(config, plans, base)
+    else:
+        reducing = _reduce_groups(config, plans, base, num_shards)
     moments = [(in_passes, "passes"), *((one, "gradient reduction") for one in reducing)]
     return max(moments, key=lambda moment: moment[0].total)
 
 
+def _in_order_of_backward(plans: list[StagePlan]) -> Iterator[tuple[int, int]]:
+    """Give the size of each group of parameters, and the bytes of its stage's activations that are left behind it."""
+    for plan in reversed(plans):
+        sizes, num_layers = plan.states.group_sizes, len(plan.stage.layers)
+        for number, size in enumerate([*reversed(sizes[:num_layers]), *sizes[num_layers:]], 1):
+            left = max(0, num_layers - number) / max(1, num_layers)
+            yield size, int(left * plan.one_pass.saved_bytes)
+
+
+def _begin_sums(config: Config, plans: list[StagePlan], base: Components) -> Iterator[Components]:
+    """Give what is held when each group's gradients are there, in a step's only backward pass.
+
+    Nobody else has any: they become sums as they come about. Where there are several passes, sums are there in all.
+    """
+    is_pipeline = config.parallel.pipeline_model_parallel_size > 1
+    sums = 0
+    for size, left in _in_order_of_backward(plans):
+        sums += size * FP32_BYTES
+        yield replace(
+            base,
+            gradients=max(base.gradients, sums),
+            activations=0 if is_pipeline else left,
+        )
+
+
 def _reduce_groups(
-    config: Config, plans: list[StagePlan], base: Components, num_shards: int, *, is_alone: bool
+    config: Config, plans: list[StagePlan], base: Components, num_shards: int
 ) -> Iterator[Components]:
     """Give what is held while each group of parameters is reduced, in the order of the last backward passes.
 
-    A group's weights are let go, its gradients copied into a buffer; where nobody else has any (is_alone), torch makes
-    the sum by way of another copy. Activations of the layers before it are there yet, without a pipeline: its passes
-    come first.
+    A group's weights are let go, its gradients copied into a buffer. Activations of the layers before it are there yet,
+    without a pipeline: its passes come first.
     """
     compute_bytes = getattr(torch, config.precision.compute_dtype).itemsize
     accumulates = base.gradients > 0
     is_pipeline = config.parallel.pipeline_model_parallel_size > 1
     gathered, whole, shards, last = base.gathered, base.gradients, 0, 0
-    for plan in reversed(plans):
-        sizes, num_layers = plan.states.group_sizes, len(plan.stage.layers)
-        order = [*reversed(sizes[:num_layers]), *sizes[num_layers:]]
-        for number, size in enumerate(order, 1):
-            gathered -= size * compute_bytes
-            left = max(0, num_layers - number) / max(1, num_layers)
-            own = size * (FP32_BYTES if accumulates else compute_bytes)
-            others = whole - own if accumulates else 0
-            buffer = size * FP32_BYTES
-            shard = buffer // num_shards
-            # the gradients and their copy; or the copy, another one and the result
-            at_work = max(own + buffer + last, (2 * buffer + shard) if is_alone else 0)
-            yield replace(
-                base,
-                gathered=max(0, gathered),
-                gradients=max(0, others) + shards,
-                activations=0 if is_pipeline else int(left * plan.one_pass.saved_bytes),
-                buffers=base.buffers + at_work,
-            )
-            whole, shards = others, shards + shard
-            last = 0 if is_alone else buffer  # it is filled while the one before is sent
+    for size, left in _in_order_of_backward(plans):
+        gathered -= size * compute_bytes
+        own = size * (FP32_BYTES if accumulates else compute_bytes)
+        others = whole - own if accumulates else 0
+        buffer = size * FP32_BYTES
+        yield replace(
+            base,
+            gathered=max(0, gathered),
+            gradients=max(0, others) + shards,
+            activations=0 if is_pipeline else left,
+            buffers=base.buffers + own + buffer + last,
+        )
+        whole, shards = others, shards + buffer // num_shards
+        last = buffer  # it is filled while the one before is sent
 
 
 def _followed(config: Config, plans: list[StagePlan], num_shards: int) -> int:

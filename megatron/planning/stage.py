@@ -82,7 +82,7 @@ def count_states(
     moment_bytes: int,
     shard_rank: int = 0,
 ) -> States:
-    """Count what `fully_shard` and the optimizer allocate for groups of parameters.
+    """Count what data parallelism and the optimizer allocate for groups of parameters.
 
     A shard is padded to that of rank 0; moments are not. compute_bytes, moment_bytes: of one weight.
     """
@@ -145,11 +145,13 @@ def plan_stage(
     tp_rank: int,
     num_shards: int,
     sums_gradients: bool = False,
+    is_alone: bool = False,
     counts: Counts | None = None,
 ) -> StagePlan:
     """Build a stage for one tensor parallel rank, and run a micro-batch through it or through part of it.
 
-    sums_gradients: products add weights' gradients to sums.
+    sums_gradients: products add weights' gradients to sums. is_alone: the process shares its gradients with no other
+    (`MasterWeights`): each goes by itself to its sum.
     """
     counts = counts or Counts()
     states = count_states(
@@ -160,7 +162,7 @@ def plan_stage(
     )
     number = len(stage.layers)
     if number <= 2 or not _are_layers_alike(config):
-        run = _run(config, stage, kernels, tp_rank, counts, sums_gradients)
+        run = _run(config, stage, kernels, tp_rank, counts, sums_gradients, is_alone)
         return StagePlan(stage, states, run.one_pass, run.moved, run.moved_over_cp, run.num_summed)
     # two layers and one of them tell what the others do
     first = stage.layers.start
@@ -172,6 +174,7 @@ def plan_stage(
             tp_rank,
             counts,
             sums_gradients,
+            is_alone,
         )
         for n in (1, 2)
     )
@@ -258,13 +261,14 @@ def _run(
     tp_rank: int,
     counts: Counts,
     sums_gradients: bool,
+    is_alone: bool,
 ) -> PartialRun:
     """Run a micro-batch through a stage on the meta device."""
     parallel, training = config.parallel, config.training
     tp_size, cp_size = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     key = (
         (config.model, config.precision, config.data, training.micro_batch_size, training.seed),
-        (tp_size, tp_rank, cp_size, parallel.sequence_parallel, sums_gradients),
+        (tp_size, tp_rank, cp_size, parallel.sequence_parallel, sums_gradients, is_alone),
         (len(stage.layers), stage.is_first, stage.is_last),
     )
     if key in counts.runs:
@@ -287,11 +291,12 @@ def _run(
         "sample_ids": torch.zeros(b, dtype=torch.int64),
         "labels": ids if stage.is_last else None,
     }
+    groups = [[p] for p in model.parameters()] if is_alone else parameter_groups(model)
     one_pass = count_pass(
         model,
         inputs,
         logits,
-        groups=[[p for p in group if p not in sums] for group in parameter_groups(model)],
+        groups=[[p for p in group if p not in sums] for group in groups],
         sums=[one.total for one in sums.values()],
     )
     counts.runs[key] = PartialRun(

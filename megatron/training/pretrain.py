@@ -28,7 +28,7 @@ from megatron.model.stage import build_stage
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
 from megatron.parallel.context import ParallelContext, initialize_distributed
-from megatron.parallel.data_parallel import fuse_gradient_accumulation, shard_data_parallel
+from megatron.parallel.data_parallel import DataParallel, shard_data_parallel
 from megatron.parallel.launch import Launch
 from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
 from megatron.tokenizer import chat_template
@@ -113,12 +113,14 @@ def build_run(
     tell_changes(start, names_of(choices))
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules: list[nn.Module] = []
+    data_parallel: list[DataParallel] = []
     for stage in stages:
         module = build_stage(config, context, stage, kernels)
-        shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
+        sharded = shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
         if accumulation.name == "fused":
-            fuse_gradient_accumulation(module)
+            sharded.fuse_gradient_accumulation()
         modules.append(module)
+        data_parallel.append(sharded)
     parameters: dict[str, nn.Parameter] = {}
     for held in modules:
         for name, parameter in held.named_parameters():
@@ -143,7 +145,7 @@ def build_run(
     on_first_rank(lambda: describe_run(inputs))
     if context.rank == 0:
         writer = MetricsWriter(config, start_iteration=progress.iteration)
-    pipeline = _pipeline(config, context, stages, modules)
+    pipeline = _pipeline(config, context, stages, modules, data_parallel)
     datasets, resets = inputs.datasets, _document_resets(inputs)
     spikes = SpikeGuard(config.training, progress.spikes)
     saver = RunSaver(
@@ -295,7 +297,11 @@ def _tied_embedding(
 
 
 def _pipeline(
-    config: Config, context: ParallelContext, stages: list[StageLayers], modules: list[nn.Module]
+    config: Config,
+    context: ParallelContext,
+    stages: list[StageLayers],
+    modules: list[nn.Module],
+    data_parallel: list[DataParallel],
 ) -> Pipeline:
     """Make what runs micro-batches through the stages. Collective over pp."""
     seq_length = config.data.seq_length // context.cp.size
@@ -303,6 +309,7 @@ def _pipeline(
     return Pipeline(
         stages,
         modules,
+        data_parallel,
         context,
         BoundaryShape(
             config.training.micro_batch_size,

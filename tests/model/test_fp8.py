@@ -50,12 +50,13 @@ def run(size, tp, sequence_parallel, *, has_fp8):
         for layer in model.layers.values():
             assert type(layer.self_attention.key_value) is kind
             assert layer.self_attention.key_value.product is fp8_product
-    shard_data_parallel(model, list(model.layers.values()), context, torch.bfloat16)
+    data_parallel = shard_data_parallel(model, list(model.layers.values()), context, torch.bfloat16)
     tokens, labels, weights, _ = tiny_batch(NUM_SAMPLES)
     with mock.patch.object(torch, "_scaled_mm", wraps=torch._scaled_mm) as product:
         losses = model(tokens, labels=labels)
         num_forward = product.call_count
         (losses * weights).sum().backward()
+    data_parallel.finish()
     return losses.detach(), whole_gradients(model), (num_forward, product.call_count - num_forward)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from megatron.config import Config
@@ -21,7 +20,7 @@ from megatron.options import (
     PrecisionConfig,
     TrainingConfig,
 )
-from megatron.parallel.data_parallel import set_gradient_sync, shard_data_parallel
+from megatron.parallel.data_parallel import FullyShardedModel, _groups, shard_data_parallel
 from megatron.planning.hardware import read_hardware
 from megatron.planning.kernels import choose_planned_kernels
 from megatron.planning.stage import count_states, moment_bytes, parameter_groups, plan_stage
@@ -89,17 +88,19 @@ def _allocated(rank, config, stage, tp, dp):
     context = grid(dp_shard=dp, tp=tp)
     model = _make(config, context, stage)
     dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
-    shard_data_parallel(model, list(model.layers.values()), context, dtype)
+    data_parallel = shard_data_parallel(model, list(model.layers.values()), context, dtype)
     parameters = dict(model.named_parameters())
     optimizer = AdamW(parameters, config.optimizer)
-    states = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    held = [p for m in states for p in m._get_fsdp_state()._fsdp_param_group.fsdp_params]
-    shards = sum(p._sharded_param_data.untyped_storage().nbytes() for p in held)
+    is_sharded = isinstance(data_parallel, FullyShardedModel)
+    held = [p for _, group in _groups(model) for p in group.fsdp_params]
+    shards = _sum_of_storages(
+        [p._sharded_param_data for p in held] or [p._local_tensor for p in parameters.values()]
+    )
     for is_last in (False, True):
-        set_gradient_sync(model, is_last_micro_batch=is_last)
+        data_parallel.set_gradient_sync(is_last_micro_batch=is_last)
         x, others = _inputs(config, stage)
         model(x, **others).sum().backward()
-        if not is_last:
+        if not is_last and is_sharded:
             gathered = _sum_of_storages(t for p in held for t in p.all_gather_outputs)
             sums = [
                 p.unsharded_accumulated_grad
@@ -109,6 +110,10 @@ def _allocated(rank, config, stage, tp, dp):
             ]
             sums = [g._local_tensor if isinstance(g, DTensor) else g for g in sums]
             whole = _sum_of_storages(sums)
+        elif not is_last:
+            gathered = _sum_of_storages(model.parameters())
+            whole = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
+    data_parallel.finish()
     reduced = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
     moments = sum(
         moment._local_tensor.untyped_storage().nbytes() for moment in optimizer.tensors().values()

@@ -16,6 +16,7 @@ from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import _check_sums, _groups
 from megatron.parallel.launch import Launch
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.parallel.master_weights import MasterWeights
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
@@ -66,9 +67,11 @@ def layers_of(run):
 
 
 def sums_of(run):
-    """Give the gradients that `fully_shard` still holds for a later backward pass."""
+    """Give the gradients that are still held for a later backward pass, by `fully_shard` or beside parameters."""
     groups = [group for module in run.parts.pipeline.modules for _, group in _groups(module)]
     sums = [p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params]
+    alone = [one for one in run.parts.pipeline._data_parallel if isinstance(one, MasterWeights)]
+    sums += [weight.computed.grad for one in alone for weight in one._weights]
     return [one for one in sums if one is not None]
 
 

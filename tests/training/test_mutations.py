@@ -16,13 +16,19 @@ PARALLEL, MODEL = "megatron/parallel", "megatron/model"
 STEP, PRETRAIN = "megatron/training/step.py", "megatron/training/pretrain.py"
 COLLECTIVES, LAYERS = f"{PARALLEL}/collectives.py", f"{PARALLEL}/layers.py"
 PIPELINE, DATA_PARALLEL = f"{PARALLEL}/pipeline.py", f"{PARALLEL}/data_parallel.py"
+MASTER_WEIGHTS = f"{PARALLEL}/master_weights.py"
 CROSS_ENTROPY = f"{PARALLEL}/cross_entropy.py"
 CONTEXT_PARALLEL = f"{PARALLEL}/context_parallel.py"
 
 # What is taken away: (what it is, file, source, changed source), by the cell that shows it.
 TAKEN_AWAY = {
     Cell(1, "alone", "multihead", "accumulation"): [
-        ("factor of the loss", PIPELINE, "(loss * loss_factor).backward()", "loss.backward()"),
+        (
+            "factor of the loss",
+            PIPELINE,
+            "(loss * self._loss_factor).backward()",
+            "loss.backward()",
+        ),
         (
             "loss scale in the gradients",
             STEP,
@@ -202,6 +208,20 @@ TAKEN_AWAY = {
             "return 0",
         ),
     ],
+    Cell(2, "TP2 SP", "multiquery", "accumulation"): [
+        (
+            "sum of a lone process's partial gradients",
+            MASTER_WEIGHTS,
+            "dist.all_reduce(whole, group=self._tp_group)",
+            "pass",
+        ),
+        (
+            "gradients of micro-batches before",
+            MASTER_WEIGHTS,
+            "_local(self.parameter.grad).add_(grad)",
+            "pass",
+        ),
+    ],
     Cell(2, "TP2 SP", "multihead", "recompute"): [
         (
             "a piece's own positions in dropout",
@@ -306,8 +326,8 @@ TAKEN_AWAY = {
         (
             "factor of the reported loss",
             PIPELINE,
-            "return self._run_schedule(batch, train=True) / loss_factor",
-            "return self._run_schedule(batch, train=True)",
+            "total = self._run_schedule(batch, train=True) / loss_factor",
+            "total = self._run_schedule(batch, train=True)",
         ),
         (
             "gradients that no schedule scales",
