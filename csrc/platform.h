@@ -20,9 +20,9 @@
 #endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86
+#include <immintrin.h>
 #if defined(__clang__) || __GNUC__ >= 11  // an older one may not know the name of it
 #define HAS_X86_BF16
-#include <immintrin.h>
 #endif
 #endif
 #if defined(__GNUC__) && !defined(__clang__)

@@ -30,11 +30,31 @@ TARGET inline float sum(Floats value) {
     return parts[0];
 }
 
+// x, but `bound` where it is below or above; NaN stays NaN. Compilers make two instructions of what is one.
+TARGET inline Floats at_least(float bound, Floats x) {
+#if LANES == 16
+    return (Floats)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(bound), (__m512)x);
+#elif LANES == 8
+    return (Floats)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x);
+#else
+    return x < bound ? Floats{} + bound : x;
+#endif
+}
+
+TARGET inline Floats at_most(float bound, Floats x) {
+#if LANES == 16
+    return (Floats)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x);
+#elif LANES == 8
+    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
+#else
+    return x > bound ? Floats{} + bound : x;
+#endif
+}
+
 // e^x within 2 units in the last place; x is brought to [-87, 88].
 TARGET inline Floats exponential(Floats x) {
-    const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f, shift = Floats{} + 12582912.0f;  // 1.5 * 2^23
-    x = x < low ? low : x;
-    x = x > high ? high : x;
+    const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23
+    x = at_most(88.0f, at_least(-87.0f, x));
     const Floats shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
     const Floats power = shifted - shift;
     const Floats r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
@@ -53,15 +73,26 @@ TARGET inline Floats gelu(Floats x) {
     return x / (exponential(u * -2.0f) + 1.0f);
 }
 
-// The bf16 nearest to each number, of two the even one; NaN stays NaN.
+// The bf16 nearest to each number, of two the even one; NaN stays NaN. With HAS_DOT, 0 for numbers below 2^-126.
 TARGET inline Shorts to_bf16(Floats value) {
+#ifdef HAS_DOT
+    return (Shorts)_mm512_cvtneps_pbh((__m512)value);
+#else
     const Ints bits = reinterpret_cast<Ints>(value), nearest = bits + 0x7fff + (bits >> 16 & 1);
     return __builtin_convertvector((value != value ? Ints{} + 0x7fc00000 : nearest) >> 16, Shorts);
+#endif
 }
 
 // Numbers in bf16, by their bits: widened when they are read, and rounded when they are written.
 TARGET inline Floats widen(Shorts bits) {
-    return reinterpret_cast<Floats>(__builtin_convertvector(bits, Ints) << 16);
+#if LANES == 16
+    const Ints wide = (Ints)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits);
+#elif LANES == 8
+    const Ints wide = (Ints)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+    const Ints wide = __builtin_convertvector(bits, Ints);
+#endif
+    return reinterpret_cast<Floats>(wide << 16);
 }
 
 TARGET inline Floats load(const uint16_t* from) {

@@ -24,6 +24,13 @@ from megatron.kernels.compiled import (
     compiled_bias_gelu,
     compiled_layer_norm,
 )
+from megatron.kernels.cpu_cross_entropy import CPU_CROSS_ENTROPY
+from megatron.kernels.cpu_operations import (
+    cpu_bias_dropout_residual,
+    cpu_bias_dropout_residual_layer_norm,
+    cpu_bias_gelu,
+    cpu_layer_norm,
+)
 from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
 from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
 
@@ -61,21 +68,25 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("layer_norm", layer_norm, compiled_layer_norm, fused_layer_norm),
-    Operation("bias_gelu", bias_gelu, compiled_bias_gelu, fused_bias_gelu),
+    Operation("layer_norm", layer_norm, compiled_layer_norm, fused_layer_norm, cpu_layer_norm),
+    Operation("bias_gelu", bias_gelu, compiled_bias_gelu, fused_bias_gelu, cpu_bias_gelu),
     Operation(
         "bias_dropout_residual",
         bias_dropout_residual,
         compiled_bias_dropout_residual,
         fused_bias_dropout_residual,
+        cpu_bias_dropout_residual,
     ),
     Operation(
         "bias_dropout_residual_layer_norm",
         bias_dropout_residual_layer_norm,
         compiled_bias_dropout_residual_layer_norm,
         fused_bias_dropout_residual_layer_norm,
+        cpu_bias_dropout_residual_layer_norm,
     ),
-    Operation("cross_entropy", cross_entropy.REFERENCE, None, cross_entropy.FUSED),
+    Operation(
+        "cross_entropy", cross_entropy.REFERENCE, None, cross_entropy.FUSED, CPU_CROSS_ENTROPY
+    ),
     # of the explicit attention
     Operation("softmax", scaled_masked_softmax, None, fused_scaled_masked_softmax),
 )

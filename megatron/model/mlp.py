@@ -62,15 +62,14 @@ class MLP(nn.Module):
         """
         x = self.region.enter(x)  # [s, b, h]
         bias = self.dense_h_to_4h.local_bias()
-        if self.recomputes_activation:
-            # with its bias, since an activation that adds one may do so in place, and then not a second time
-            products, bias = self.dense_h_to_4h(x), None
-        else:
-            products = self.dense_h_to_4h.multiply(x)
+        products = self.dense_h_to_4h.multiply(x)
         if compute_x is not None:
             recompute_in_backward(x, lambda: self.region.enter(compute_x()), (products,))
+        version = None if products.is_inference() else products._version
         active = self.bias_gelu(products, bias)  # [s, b, f/t]
         out, out_bias = self.dense_4h_to_h(active)
         if self.recomputes_activation:
-            recompute_in_backward(active, lambda: self.bias_gelu(products, None), (out,))
+            # an activation that has added its bias in place must not do so a second time
+            again = bias if version is None or products._version == version else None
+            recompute_in_backward(active, lambda: self.bias_gelu(products, again), (out,))
         return out, out_bias

@@ -39,8 +39,11 @@ def choose_fakes(kernels, where):
     return {name: (what, one.reason) for name, (what, one) in fakes.items()}
 
 
-def test_a_cpu_takes_the_references():
-    assert set(chosen(["auto"], situation("cpu")).values()) == {"reference"}
+def test_a_cpu_takes_the_references_where_nothing_is_compiled_for_it():
+    found = chosen(["auto"], situation("cpu", without_cpu_operations="no compiler"))
+    assert set(found.values()) == {"reference"}
+    found = chosen(["auto"], situation("cpu"))
+    assert {name for name, choice in found.items() if choice == "reference"} == {"softmax"}
 
 
 @pytest.mark.parametrize("kernels", [["auto"], ["fused"], ["reference", "bias_gelu=fused"]])
@@ -70,6 +73,11 @@ def test_what_a_cpu_cannot_run_is_the_reference_with_the_reason_or_an_error(wher
     for kernels, given in ((["fused"], "fused"), (["bias_gelu=fused"], "bias_gelu=fused")):
         with pytest.raises(ConfigError, match=f"--kernels {given}: .*{words}"):
             choose_fakes(kernels, where)
+
+
+def test_what_is_fused_for_no_cpu_at_all_is_an_error_there():
+    with pytest.raises(ConfigError, match="--kernels fused: needs a GPU"):
+        choose_operations(requested(["fused"]), situation("cpu"), FAKES[1:])
 
 
 def test_the_reference_can_be_asked_for_where_there_is_something_faster():
@@ -102,8 +110,7 @@ def test_all_compiled_leaves_what_cannot_be_to_the_reference():
         (["fast"], situation(), "auto, fused, compiled, reference"),
         (["norm=fused"], situation(), "operations are layer_norm"),
         (["layer_norm=fast"], situation(), "layer_norm=fast"),
-        (["fused"], situation("cpu"), "needs a GPU"),
-        (["layer_norm=fused"], situation("cpu"), "layer_norm=fused: needs a GPU; leave it to auto"),
+        (["softmax=fused"], situation("cpu"), "softmax=fused: needs a GPU; leave it to auto"),
         (["bias_gelu=fused"], situation(without_library="no nvcc"), "bias_gelu=fused: no nvcc"),
         (
             ["fused"],

@@ -1,8 +1,17 @@
 """What a model does with its mode, its dropout and its names."""
 
+import pytest
 import torch
 
-from tests.model.tiny import make_context, make_model, randomize, tiny_batch, tiny_config
+from megatron.kernels import cpu_library
+from tests.model.tiny import (
+    make_context,
+    make_model,
+    randomize,
+    tiny_batch,
+    tiny_config,
+    whole_gradients,
+)
 
 DROPOUT = {"hidden_dropout": 0.5, "attention_dropout": 0.5}
 
@@ -102,3 +111,27 @@ def test_every_site_token_and_layer_draws_its_own_bits(world):
     (keys,) = world(1).run(check_sites)
     assert len(keys) == 6  # two layers of three sites
     assert len(keys.unique()) == keys.numel()
+
+
+def losses_and_gradients(context, **changes):
+    """Of a tiny model with dropout, and which implementations it takes of what is no attention or product."""
+    model = make_model(tiny_config(**DROPOUT, **changes), context)
+    randomize(model)
+    tokens, labels, weights, sample_ids = tiny_batch()
+    losses = model(tokens, labels=labels, sample_ids=sample_ids)
+    (losses * weights).sum().backward()
+    return {"losses": losses.detach(), **whole_gradients(model)}
+
+
+def check_fused_operations(rank):
+    context = make_context(1)
+    fused = losses_and_gradients(context, kernels=("fused",))
+    for name, expected in losses_and_gradients(context, kernels=("reference",)).items():
+        # sums in another order
+        torch.testing.assert_close(fused[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_operations_fused_for_a_cpu_give_the_losses_and_gradients_of_the_references(world):
+    if (obstacle := cpu_library.obstacle("_cpu_operations")) is not None:
+        pytest.skip(obstacle)
+    world(1).run(check_fused_operations)
