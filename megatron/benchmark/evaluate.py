@@ -24,8 +24,8 @@ from megatron.benchmark import peers
 from megatron.benchmark.measure import Row, measure, table, timed
 from megatron.errors import ConfigError, DataError
 from megatron.evaluation.python_task import PythonTask, human_eval_path, load_human_eval
+from megatron.evaluation.row_file import read_rows
 from megatron.evaluation.sandbox import Sandbox
-from megatron.evaluation.task import read_rows
 from megatron.evaluation.trial import Trial
 
 EXAMPLES = """\

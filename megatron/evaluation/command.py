@@ -26,10 +26,11 @@ from megatron.evaluation.journal import Journal
 from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
 from megatron.evaluation.part import finished_part
 from megatron.evaluation.report import check_counts, make_report, to_markdown
+from megatron.evaluation.row_file import read_rows
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
 from megatron.evaluation.sandbox import UNSANDBOXED, Sandbox, can_isolate
 from megatron.evaluation.score import Result, check_known, score
-from megatron.evaluation.task import Task, read_rows
+from megatron.evaluation.task import Task
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
 from megatron.evaluation.trial import Limits, Verdict
 from megatron.option_field import require

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from megatron.errors import ConfigError, DataError
-from megatron.evaluation.sample import cut_torn_line
-from megatron.evaluation.task import read_rows
+from megatron.evaluation.row_file import RowWriter, read_rows
 from megatron.evaluation.trial import Verdict
 
 
@@ -25,15 +24,13 @@ class Journal:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Open, and read what is there already. Raises ConfigError where it cannot be written."""
         self._path = path
-        self._known: dict[str, Verdict] = {}
         head = json.dumps(settings, sort_keys=True)
         try:
-            if path.exists():
-                cut_torn_line(path)
-                self._known = _read(path, head)
-            self._file: TextIO = path.open("a" if self._known else "w", encoding="utf-8")
+            self._rows = RowWriter(path)
+            self._known = _read(path, head)
             if not self._known:
-                self._write({"settings": head})
+                self._rows.clear()
+                self._rows.add({"settings": head})
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -44,13 +41,9 @@ class Journal:
     def add(self, task: str, completion: str, verdict: Verdict) -> None:
         """Note a verdict. Raises ConfigError."""
         try:
-            self._write({"key": _key(task, completion), **asdict(verdict)})
+            self._rows.add({"key": _key(task, completion), **asdict(verdict)})
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be written: {error.strerror}") from None
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
 
     def __enter__(self) -> Journal:
         return self
@@ -61,7 +54,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._rows.close()
         if kind is None:
             self._path.unlink(missing_ok=True)
 

@@ -6,15 +6,14 @@ A file that an interrupted run left is gone on with: whole lines count, and a to
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from megatron.errors import ConfigError, DataError
-from megatron.evaluation.task import read_rows
+from megatron.evaluation.row_file import RowWriter, read_rows
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,6 @@ class SampleFile:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Open, and read what is there already. Raises ConfigError where that was drawn otherwise, DataError."""
-        self.done: set[tuple[str, int]] = set()
         earlier = read_settings(path) if path.exists() else None
         if earlier is not None and earlier != settings:
             changed = [
@@ -109,11 +107,9 @@ class SampleFile:
                 f"{path} holds samples drawn with other {', '.join(changed)}; give the same, or another --samples"
             )
         try:
-            if path.exists():
-                cut_torn_line(path)
-                self.done = {(sample.task, sample.number) for sample in read_samples(path)}
+            self._rows = RowWriter(path)
+            self.done = {(sample.task, sample.number) for sample in read_samples(path)}
             settings_path(path).write_text(json.dumps(asdict(settings), indent=2) + "\n")
-            self._file: TextIO = path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--samples {path} cannot be written: {error.strerror}") from None
 
@@ -126,9 +122,9 @@ class SampleFile:
         if (sample.task, sample.number) in self.done:
             return
         self.done.add((sample.task, sample.number))
-        row = {"task_id": sample.task, "sample": sample.number, "completion": sample.completion}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._rows.add(
+            {"task_id": sample.task, "sample": sample.number, "completion": sample.completion}
+        )
 
     def __enter__(self) -> SampleFile:
         return self
@@ -139,11 +135,4 @@ class SampleFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-
-
-def cut_torn_line(path: Path) -> None:
-    """Drop what follows the last line's end. Raises OSError."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+        self._rows.close()

@@ -1,21 +1,18 @@
-"""What a model is asked to write and how that is judged, whatever the benchmark; and the files that tasks come in."""
+"""What a model is asked to write and how that is judged, whatever the benchmark."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron.errors import DataError
+from megatron.evaluation.row_file import read_rows
 from megatron.evaluation.trial import AnyTrial, Equipment, Verdict
 
 Run = Callable[[AnyTrial], Verdict]
-PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,38 +79,3 @@ def text_of(row: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{key} is {value!r:.40}, where a text is wanted")
     return value
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of JSON lines, gzip or plain, or of Parquet. Raises DataError, which names the line."""
-    try:
-        data = path.read_bytes()
-        if data[:4] == PARQUET_MAGIC:
-            yield from enumerate(_read_parquet(path), start=1)
-            return
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} holds no object")
-        yield number, row
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-    return rows
