@@ -128,10 +128,7 @@ def _judge_context(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
         else:
             outcome, detail = context.outcome_of(guest.ask({"context": trial}))
     except BaseException as error:  # whatever a test may raise
-        if guest.ended is not None:
-            return guest.ended.outcome, str(guest.ended)
-        is_wrong = isinstance(error, AssertionError)
-        return "wrong" if is_wrong else "error", f"{type(error).__name__}: {error}"[:300]
+        return _failure(error, guest)
     if guest.ended is not None:
         return guest.ended.outcome, str(guest.ended)
     return outcome, detail
@@ -150,15 +147,20 @@ def _judge_calls(trial: dict[str, Any], guest: Guest) -> tuple[str, str]:
         guest.load(trial["program"])
         exec(tests, names)
     except BaseException as error:  # whatever a test may raise
-        if guest.ended is not None:
-            return guest.ended.outcome, str(guest.ended)
-        is_wrong = isinstance(error, AssertionError)
-        return "wrong" if is_wrong else "error", f"{type(error).__name__}: {error}"[:300]
+        return _failure(error, guest)
     if guest.ended is not None:
         return guest.ended.outcome, str(guest.ended)
     if guest.num_calls == 0:
         return "unsupported", "the tests called nothing"
     return "passed", ""
+
+
+def _failure(error: BaseException, guest: Guest) -> tuple[str, str]:
+    """Say what an exception out of the tests means: that the guest ended, if it did."""
+    if guest.ended is not None:
+        return guest.ended.outcome, str(guest.ended)
+    is_wrong = isinstance(error, AssertionError)
+    return "wrong" if is_wrong else "error", f"{type(error).__name__}: {error}"[:300]
 
 
 def _stand_in(guest: Guest, name: str) -> Any:
