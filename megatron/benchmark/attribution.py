@@ -34,7 +34,7 @@ from megatron.attribution.similar import Similar
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.trace import Trace
 from megatron.benchmark.corpus import prepare_corpus
-from megatron.benchmark.curation import core_seconds, timed
+from megatron.benchmark.curation import core_seconds, core_timed
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.interface import Tokenizer
@@ -123,7 +123,7 @@ def building(bench: Attribution) -> Iterator[Line]:
                 lambda _, total: contextlib.nullcontext(print_nothing),
             )
 
-        seconds = sorted(timed(work)() for _ in range(bench.rounds))
+        seconds = sorted(core_timed(work)() for _ in range(bench.rounds))
         size = KINDS[kind].open(bench.prefix).num_bytes
         speeds = [num_tokens / 1e6 / one for one in seconds]
         middle = statistics.median(seconds)

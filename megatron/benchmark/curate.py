@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from megatron.benchmark import decontaminate, peers, pii
-from megatron.benchmark.curation import Curation, megabytes_of, timed
-from megatron.benchmark.measure import Row, Timed, measure, table
+from megatron.benchmark.curation import Curation, core_timed, megabytes_of
+from megatron.benchmark.measure import Row, Timed, measure, shown, table
 from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
 from megatron.curation.dedup.fingerprints import MODES, NGRAM, NUM_PERMUTATIONS, Scheme, sign
@@ -55,7 +55,7 @@ SPLIT = re.compile("[^A-Za-z_0-9]")
 def select(bench: Curation) -> Iterator[Row]:
     """Languages and licences of documents in memory."""
     stage = select_stage(SelectConfig(unlicensed="keep"))
-    work = timed(lambda: [stage.apply(document) for document in bench.documents])
+    work = core_timed(lambda: [stage.apply(document) for document in bench.documents])
     kept = sum(isinstance(stage.apply(document), Keep) for document in bench.documents)
     note = f"{kept:,} of {len(bench.documents):,} kept"
     yield from measure("select", "MB/s", bench.megabytes, work, {}, rounds=bench.rounds, note=note)
@@ -76,10 +76,14 @@ def filters(bench: Curation) -> Iterator[Row]:
         )
     )
     for name, stage, others in (
-        ("filter", paper, {"a character at a time": timed(lambda: _original_rules(documents))}),
+        (
+            "filter",
+            paper,
+            {"a character at a time": core_timed(lambda: _original_rules(documents))},
+        ),
         ("filter, all options", later, {}),
     ):
-        work = timed(lambda stage=stage: [stage.apply(document) for document in documents])  # type: ignore[misc]
+        work = core_timed(lambda stage=stage: [stage.apply(document) for document in documents])  # type: ignore[misc]
         yield from measure(name, "MB/s", megabytes, work, others, rounds=bench.rounds)
 
 
@@ -96,12 +100,12 @@ def html(bench: Curation) -> Iterator[Row]:
     others: dict[str, Timed] = {}
     note = f"{len(pages)} pages made of the text"
     if peers.is_installed("bs4"):
-        others[f"BeautifulSoup {peers.version('beautifulsoup4')}"] = timed(
+        others[f"BeautifulSoup {peers.version('beautifulsoup4')}"] = core_timed(
             lambda: [_soup_length(page) for page in pages]
         )
         equal = sum(visible_length(page) == _soup_length(page) for page in pages)
         note += f", {equal} of equal length"
-    work = timed(lambda: [visible_length(page) for page in pages])
+    work = core_timed(lambda: [visible_length(page) for page in pages])
     yield from measure(
         "html", "MB/s", megabytes_of(pages), work, others, rounds=bench.rounds, note=note
     )
@@ -129,13 +133,13 @@ def minhash(bench: Curation) -> Iterator[Row]:
         scheme = Scheme(shingles=mode)
         others: dict[str, Timed] = {}
         if mode == "bigcode":
-            others["strings, SHA-1 and NumPy"] = timed(lambda: _original_signatures(texts))
+            others["strings, SHA-1 and NumPy"] = core_timed(lambda: _original_signatures(texts))
             others |= _libraries(texts)
         yield from measure(
             f"minhash, {mode}",
             "MB/s",
             bench.megabytes,
-            timed(lambda scheme=scheme: sign(texts, scheme)),  # type: ignore[misc]
+            core_timed(lambda scheme=scheme: sign(texts, scheme)),  # type: ignore[misc]
             others,
             rounds=bench.rounds,
         )
@@ -169,7 +173,9 @@ def _libraries(texts: Sequence[str]) -> dict[str, Timed]:
             one.update_batch([shingle.encode() for shingle in _shingles(text)])
             return one
 
-        found[f"datasketch {peers.version('datasketch')}"] = timed(lambda: list(map(sketch, texts)))
+        found[f"datasketch {peers.version('datasketch')}"] = core_timed(
+            lambda: list(map(sketch, texts))
+        )
     if peers.is_installed("rensa"):
         import rensa
 
@@ -178,7 +184,7 @@ def _libraries(texts: Sequence[str]) -> dict[str, Timed]:
             one.update(_shingles(text))
             return one
 
-        found[f"rensa {peers.version('rensa')}"] = timed(lambda: list(map(hashed, texts)))
+        found[f"rensa {peers.version('rensa')}"] = core_timed(lambda: list(map(hashed, texts)))
     return found
 
 
@@ -207,7 +213,7 @@ def whole(bench: Curation) -> Iterator[Row]:
             run_steps(chosen, options)
 
         yield from measure(
-            f"{name}, whole run", "MB/s", bench.megabytes, timed(run), {}, rounds=bench.rounds
+            f"{name}, whole run", "MB/s", bench.megabytes, core_timed(run), {}, rounds=bench.rounds
         )
 
 
@@ -255,11 +261,8 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Curation(documents, Path(folder), args.rounds)
         print(_describe(bench), file=sys.stderr)
-        rows: list[Row] = []
-        for name in args.only or SECTIONS:
-            for row in SECTIONS[name](bench):
-                print("  ".join(cell for cell in row.cells() if cell), file=sys.stderr, flush=True)
-                rows.append(row)
+        sections = args.only or SECTIONS
+        rows = shown(row for name in sections for row in SECTIONS[name](bench))
     print(table(rows))
 
 

@@ -32,7 +32,7 @@ class Curation:
         return megabytes_of(self.texts)
 
 
-def timed(work: Callable[[], object]) -> Timed:
+def core_timed(work: Callable[[], object]) -> Timed:
     """Make a call one that gives its seconds of a core, those of its workers too: what core-hours are counted in."""
 
     def run() -> float:

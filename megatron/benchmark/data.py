@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron.benchmark import dataset, samples, text
 from megatron.benchmark.bench import Bench
-from megatron.benchmark.measure import Row, table
+from megatron.benchmark.measure import Row, shown, table
 from megatron.benchmark.shape import VOCAB_SIZE
 from megatron.benchmark.source import python_source, read_texts, shorten
 from megatron.errors import ConfigError, DataError
@@ -103,11 +103,8 @@ def run(args: argparse.Namespace) -> None:
         )
         bench.check()
         print(_describe(bench), file=sys.stderr)
-        rows: list[Row] = []
-        for name in args.only or SECTIONS:
-            for row in SECTIONS[name](bench):
-                print("  ".join(cell for cell in row.cells() if cell), file=sys.stderr, flush=True)
-                rows.append(row)
+        sections = args.only or SECTIONS
+        rows = shown(row for name in sections for row in SECTIONS[name](bench))
     print(table(rows))
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from megatron.benchmark import peers
-from megatron.benchmark.curation import Curation, timed
+from megatron.benchmark.curation import Curation, core_timed
 from megatron.benchmark.measure import Row, Timed, measure
 from megatron.curation.decontaminate.benchmarks import Pattern, read_patterns
 from megatron.curation.decontaminate.stage import LAYERS, DecontaminateConfig, Detector, lower
@@ -45,7 +45,7 @@ def _exact(bench: Curation, patterns: Sequence[Pattern], *, has_loop: bool) -> I
     strings = [lower(pattern.text) for pattern in patterns]
     others: dict[str, Timed] = {}
     if has_loop:
-        others["a loop over strings"] = timed(lambda: _looped(bench.texts, strings))
+        others["a loop over strings"] = core_timed(lambda: _looped(bench.texts, strings))
     if peers.is_installed("ahocorasick_rs"):
         import ahocorasick_rs
 
@@ -58,7 +58,7 @@ def _exact(bench: Curation, patterns: Sequence[Pattern], *, has_loop: bool) -> I
             )
 
         name = f"ahocorasick_rs {peers.version('ahocorasick_rs')}"
-        others[name] = timed(found)
+        others[name] = core_timed(found)
         assert found() == _looped(bench.texts, strings) or not has_loop, "both find the same files"
     name = f"decontaminate, exact, {len(strings):,} strings"
     yield from _layers(bench, patterns, name, ("exact",), others)
@@ -80,7 +80,7 @@ def _layers(
     least = 0 if layers == ("exact",) else DecontaminateConfig().min_characters
     detector = Detector(patterns, DecontaminateConfig(layers=layers, min_characters=least))
     documents = bench.documents
-    work = timed(lambda: [detector.find(document) for document in documents])
+    work = core_timed(lambda: [detector.find(document) for document in documents])
     hits = sum(bool(detector.find(document)) for document in documents)
     note = f"{hits:,} of {len(documents):,} files hold one"
     yield from measure(name, "MB/s", bench.megabytes, work, others, rounds=bench.rounds, note=note)

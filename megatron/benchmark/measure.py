@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 Timed = Callable[[], float]  # does the work once and gives seconds
@@ -87,6 +88,15 @@ def measure(
     if not peers:
         return [Row(what, unit, mine, note=note)]
     return [Row(what, unit, mine, name, tuple(speeds[name]), note) for name in peers]
+
+
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """Show rows to who waits, as they come, and give all of them."""
+    seen = []
+    for row in rows:
+        print("  ".join(cell for cell in row.cells() if cell), file=sys.stderr, flush=True)
+        seen.append(row)
+    return seen
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from megatron.benchmark import peers
-from megatron.benchmark.curation import Curation, megabytes_of, timed
+from megatron.benchmark.curation import Curation, core_timed, megabytes_of
 from megatron.benchmark.measure import Row, Timed, measure
 from megatron.benchmark.pii_cases import CONTEXTS, HARD_NEGATIVES, documents, value_of
 from megatron.curation.pii.model import Classifier, libraries, load
@@ -44,7 +44,7 @@ MODEL_KINDS = ("NAME", "USERNAME", "PASSWORD")
 
 def rules(bench: Curation) -> Iterator[Row]:
     """All rules on documents in memory; keys beside the peer; and what is found of what was planted."""
-    work = timed(lambda: [find_all(text) for text in bench.texts])
+    work = core_timed(lambda: [find_all(text) for text in bench.texts])
     finds = sum(len(find_all(text)) for text in bench.texts)
     note = f"{finds:,} finds"
     yield from measure(
@@ -57,7 +57,7 @@ def rules(bench: Curation) -> Iterator[Row]:
         "pii, rules, on a part",
         "MB/s",
         megabytes_of(few),
-        timed(lambda: [find_all(text) for text in few]),
+        core_timed(lambda: [find_all(text) for text in few]),
         _peers(_files(bench.folder / "few", few)),
         rounds=bench.rounds,
         note=_of_keys(map(_our_keys, few), few),
@@ -83,7 +83,7 @@ def _planted(bench: Curation, kind: str) -> Iterator[Row]:
         f"pii, {len(texts) * NUM_PLANTED:,} {kind} planted",
         "MB/s",
         megabytes_of(texts),
-        timed(lambda: [find_all(text) for text in texts]),
+        core_timed(lambda: [find_all(text) for text in texts]),
         others,
         rounds=bench.rounds,
         note=note,
@@ -127,7 +127,7 @@ def _peers(files: list[Path]) -> dict[str, Timed]:
     if not peers.is_installed("detect_secrets"):
         return {}
     name = f"detect-secrets {peers.version('detect-secrets')}"
-    return {name: timed(lambda: [_scan(file) for file in files])}
+    return {name: core_timed(lambda: [_scan(file) for file in files])}
 
 
 def _scan(file: Path) -> list[str]:
@@ -174,7 +174,7 @@ def model(bench: Curation) -> Iterator[Row]:
         "pii, a model of 0.15 M",
         "MB/s",
         megabytes_of(texts),
-        timed(work),
+        core_timed(work),
         {},
         rounds=bench.rounds,
         note=note,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron.benchmark.measure import HEADER, Row, measure, table
+from megatron.benchmark.measure import HEADER, Row, measure, shown, table
 
 
 def test_sides_take_turns_and_the_order_alternates():
@@ -51,3 +51,13 @@ def test_table_is_markdown_with_a_row_each():
 def test_without_a_peer_there_is_one_row(rounds):
     (row,) = measure("work", "1/s", 1.0, lambda: 0.5, {}, rounds=rounds)
     assert row.ours == (2.0,) * rounds and row.cells()[4:7] == ("-", "", "")
+
+
+def test_rows_are_shown_as_they_come(capsys):
+    def rows():
+        yield Row("a", "1/s", (2.0,))
+        assert "a  1/s  2" in capsys.readouterr().err
+        yield Row("b", "1/s", (3.0,))
+
+    assert [row.what for row in shown(rows())] == ["a", "b"]
+    assert "b  1/s  3" in capsys.readouterr().err

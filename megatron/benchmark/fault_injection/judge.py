@@ -98,11 +98,6 @@ def committed(save: Path) -> int:
     return (latest_iteration(save) if save.is_dir() else None) or 0
 
 
-def published(save: Path) -> int:
-    """Give the newest iteration that has a folder, 0 if none has."""
-    return max(saved_iterations(save), default=0) if save.is_dir() else 0
-
-
 def check_checkpoints(save: Path, reference: Reference, known: set[int]) -> list[str]:
     """Read the latest checkpoint and those not known yet, and compare them; say what is wrong. Adds to known."""
     try:
