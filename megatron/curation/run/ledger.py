@@ -7,8 +7,7 @@ Parquet reads it; `find_entries` answers for one id. Knows nothing of how decisi
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +106,6 @@ def ledger_files(output: Path) -> list[Path]:
     return files
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Give all entries of one file in their order."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(GROUP_ROWS):
-                for row in batch.to_pylist():
-                    yield Entry(**row)
-    except UNREADABLE as error:
-        raise DataError(f"ledger {path} is damaged: {error}; run that stage again") from error
-
-
 def find_entries(output: Path, id: str) -> list[Entry]:
     """Give what is said of one document, in the order it was decided. Reads the ids alone where it is not."""
     found = []
@@ -182,8 +170,3 @@ def _inputs(output: Path) -> list[Path]:
         return []
     folders = [Path(path) for path in run.get("inputs", [])]
     return [folder for folder in folders if (folder / FOLDER).is_dir()]
-
-
-def as_dict(entry: Entry) -> dict[str, Any]:
-    """Give an entry as a JSON object."""
-    return dataclasses.asdict(entry)

@@ -19,6 +19,7 @@ from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
 from megatron.data.publish import open_locked
 from megatron.errors import ConfigError, DataError
+from tests.curation.entries import entries_of
 
 _minhash = pytest.importorskip(
     "megatron.curation._minhash", reason="csrc/ is not compiled: make env"
@@ -146,19 +147,12 @@ def test_same_result_for_1_2_and_8_workers_and_any_shards(tmp_path):
     rows = corpus()
     first, totals = run(tmp_path, rows, "one", 1)
     assert totals.dropped() > 30
-    ledgers = [
-        [
-            entry
-            for path in ledger.ledger_files(tmp_path / "one")
-            for entry in ledger.read_entries(path)
-        ]
-    ]
+    ledgers = [entries_of(tmp_path / "one")]
     for workers, shard_mb in ((2, 0.02), (8, 0.02), (2, 1.0)):
         name = f"w{workers}-{shard_mb}"
         again, _ = run(tmp_path, rows, name, workers, shard_mb)
         assert again == first
-        files = ledger.ledger_files(tmp_path / name)
-        ledgers.append([entry for path in files for entry in ledger.read_entries(path)])
+        ledgers.append(entries_of(tmp_path / name))
     assert all(entries == ledgers[0] for entries in ledgers)
 
 
@@ -174,12 +168,11 @@ def test_each_family_keeps_its_best_and_every_drop_names_a_kept_one_that_it_rese
     rows = corpus()
     kept, _ = run(tmp_path, rows)
     stars = {row["id"]: row.get("stars", 0) for row in rows}
-    for path in ledger.ledger_files(tmp_path / "out"):
-        for entry in ledger.read_entries(path):
-            if entry.verdict == "dropped":
-                assert entry.detail in kept and entry.value >= 0.7
-                assert entry.detail.split("-")[0] == entry.id.split("-")[0]
-                assert stars[entry.detail] >= stars[entry.id]
+    for entry in entries_of(tmp_path / "out"):
+        if entry.verdict == "dropped":
+            assert entry.detail in kept and entry.value >= 0.7
+            assert entry.detail.split("-")[0] == entry.id.split("-")[0]
+            assert stars[entry.detail] >= stars[entry.id]
 
 
 def test_short_files_are_duplicates_only_if_equal(tmp_path):

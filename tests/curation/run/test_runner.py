@@ -18,6 +18,7 @@ from megatron.curation.run.passes import Comparison, run_steps
 from megatron.curation.run.record_io import PartSource
 from megatron.curation.run.totals import Totals
 from megatron.errors import DataError
+from tests.curation.entries import entries_of
 
 
 def odd_apply(document: Document):
@@ -85,11 +86,7 @@ def test_records_keep_their_keys_and_the_ledger_accounts_for_each(tmp_path, sour
     }
     assert kept[3]["text"].startswith("LINE 5")
     assert (totals.num_read, totals.kept(), totals.dropped()) == (100, 66, 34)
-    entries = [
-        entry
-        for path in ledger.ledger_files(tmp_path / "out")
-        for entry in ledger.read_entries(path)
-    ]
+    entries = entries_of(tmp_path / "out")
     ends = [entry.id for entry in entries if entry.verdict != "changed"]
     assert ends == [str(i) for i in range(100)]
     again = Totals()
@@ -103,11 +100,7 @@ def test_a_document_ends_in_one_line_of_the_ledger_however_many_passes_there_are
     decide = Comparison("compare", lambda corpus: lambda shard: SEVENTH, {}, len)
     totals = run_steps([ODD, decide, Stage("end", Keep, {})], options(tmp_path, source))
     assert [row[:2] for row in totals.by_rule()] == [("odd: third", 34), ("seventh: seventh", 10)]
-    entries = [
-        entry
-        for path in ledger.ledger_files(tmp_path / "out")
-        for entry in ledger.read_entries(path)
-    ]
+    entries = entries_of(tmp_path / "out")
     again = Totals()
     for entry in entries:
         again.note(entry)
