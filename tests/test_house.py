@@ -26,6 +26,7 @@ LAYERS = (
         "checksum",
         "metrics_file",
         "whole_file",
+        "progress",
     },
     {"kernels", "tokenizer"},
     {"parallel", "data", "launching"},

@@ -33,6 +33,7 @@ from megatron.cli import (
 )
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
+from megatron.progress import byte_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -323,13 +324,7 @@ def _list(args: argparse.Namespace) -> int:
             try:
                 index = KINDS[kind].open(prefix)
                 if args.verify:
-                    with tqdm(
-                        total=index.num_bytes,
-                        unit="B",
-                        unit_scale=True,
-                        disable=None,
-                        desc="verify",
-                    ) as bar:
+                    with byte_bar(index.num_bytes, "verify") as bar:
                         index.verify(bar.update)
             except DataError as error:
                 is_good = False

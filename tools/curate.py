@@ -30,6 +30,7 @@ from megatron.curation.run.record_io import Source
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
+from megatron.progress import byte_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -175,7 +176,7 @@ def train_pii(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def show(name: str, total: int) -> Iterator[OnBytes]:
     """Show a step as a bar."""
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=name) as bar:
+    with byte_bar(total, name) as bar:
         yield bar.update
 
 

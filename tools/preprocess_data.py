@@ -17,6 +17,7 @@ from megatron.cli import add_section, make_parser, parse_known, run_tool, sectio
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
 from megatron.options import TokenizerConfig
+from megatron.progress import byte_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -46,7 +47,7 @@ def main() -> None:
     tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
     start = time.monotonic()
     with (
-        tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="preprocess") as bar,
+        byte_bar(total, "preprocess") as bar,
         logging_redirect_tqdm([megatron.logging.get_logger("megatron")]),
     ):
         summary = preprocess(

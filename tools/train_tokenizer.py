@@ -21,6 +21,7 @@ from megatron.data.preprocessing.document_reader import (
 )
 from megatron.data.preprocessing.records import parse_chunk
 from megatron.errors import ConfigError, DataError
+from megatron.progress import byte_bar
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
 
@@ -65,7 +66,7 @@ def main() -> None:
     start = time.monotonic()
     total = sum(path.stat().st_size for path in args.input)
     skipped = [0]
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="read") as bar:
+    with byte_bar(total, "read") as bar:
         texts = read_texts(args.input, args.json_key, args.max_bytes, bar, skipped)
         definition = train_tokenizer(texts, args.vocab_size)
     write_definition(args.output, definition)

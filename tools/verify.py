@@ -28,6 +28,7 @@ from megatron.data.verify_dataset import dataset_files, verify_dataset
 from megatron.errors import ConfigError, MegatronError
 from megatron.options import TokenizerConfig
 from megatron.parallel.launch import Launch
+from megatron.progress import byte_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.history.replay_plan import plan_replay
 from megatron.training.history.trace import (
@@ -94,7 +95,7 @@ def _data(args: argparse.Namespace) -> int:
         vocab_size = build_tokenizer(section_from(args, TokenizerConfig)).vocab_size
     files = [path for prefix in args.prefix for path in dataset_files(prefix)]
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verify") as bar:
+    with byte_bar(total, "verify") as bar:
         reports = [
             verify_dataset(prefix, vocab_size=vocab_size, on_bytes=bar.update)
             for prefix in args.prefix
@@ -286,7 +287,7 @@ def _checkpoint(args: argparse.Namespace) -> int:
         _verify_files(source)
     pairs = compare.pair_tensors(first, second, args.tensors)
     totals, total = compare.Totals(), sum(pair.num_bytes for pair in pairs)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verify") as bar:
+    with byte_bar(total, "verify") as bar:
         for pair in pairs:
             summary, difference = compare.examine(pair, first, second, on_bytes=bar.update)
             totals.add(pair, summary, difference)
@@ -333,9 +334,7 @@ def _verify_files(source: TensorSource | None) -> None:
     from megatron.checkpoint.reader import CheckpointReader
 
     if isinstance(source, CheckpointReader):
-        with tqdm(
-            total=source.num_bytes, unit="B", unit_scale=True, disable=None, desc="hashes"
-        ) as bar:
+        with byte_bar(source.num_bytes, "hashes") as bar:
             source.verify(bar.update)
 
 

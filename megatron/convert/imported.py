@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from megatron.checkpoint.files import encode_json, read_json_object
 from megatron.checkpoint.layout import (
@@ -32,6 +31,7 @@ from megatron.convert.source import CONVERTED_FROM, GENERATION_CONFIG
 from megatron.errors import CheckpointError, ConfigError
 from megatron.option_field import check_bounds
 from megatron.options import ModelConfig
+from megatron.progress import byte_bar
 from megatron.tokenizer.interface import Tokenizer
 
 
@@ -105,9 +105,7 @@ def convert(
     try:
         with new_folder(save, may_replace) as folder:
             num_bytes = 4 * imported.num_parameters
-            with tqdm(
-                total=num_bytes, unit="B", unit_scale=True, disable=None, desc="convert"
-            ) as bar:
+            with byte_bar(num_bytes, "convert") as bar:
                 write_import(imported, folder, bar.update)
             seconds = time.perf_counter() - start
             verified = verify(folder) if verify is not None else ""
