@@ -21,8 +21,13 @@ struct Dropped {
         scale = dropout.scale;
     }
 
+    INLINE Lot operator()(Lot value) {
+        EACH value.v[i] = (*this)(value.v[i]);
+        return value;
+    }
+
     // The next vector of the row.
-    TARGET inline Floats operator()(Floats value) {
+    INLINE Floats operator()(Floats value) {
         if (!kDrops) return value;
         Words z = counter;  // through the finaliser of splitmix64
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -34,21 +39,12 @@ struct Dropped {
     }
 };
 
-// 1 / x within 2 units in the last place, for x from 1 on; 0 if that is below fp32's normal numbers.
-TARGET inline Floats reciprocal(Floats x) {
-#if LANES == 16
-    const Floats guess = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
-    return guess * (2.0f - x * guess);
-#else
-    return 1.0f / x;
-#endif
-}
-
 // 1 / (1 + e^(-2u)) of x as `gelu` has it, and the part that is left to 1.
-TARGET inline std::pair<Floats, Floats> gelu_factor(Floats x) {
-    const Floats z = x * (x * x * 0.044715f + 1.0f) * (-2.0f * 0.7978845608f);
-    const Floats e = exponential(z), s = reciprocal(e + 1.0f);
-    return {z > 80.0f ? Floats{} : s, e * s};
+template <class Value>
+INLINE std::pair<Value, Value> gelu_factor(Value x) {
+    const Value z = x * (x * x * 0.044715f + 1.0f) * (-2.0f * 0.7978845608f);
+    const Value e = exponential(z), s = reciprocal(e + 1.0f);
+    return {zero_above(80.0f, z, s), e * s};
 }
 
 template <class T>
@@ -57,9 +53,9 @@ struct GeluStep {
     T* out;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        Floats value = get(x + i, part);
-        if (bias) value += get(bias + i, part);
+    INLINE void operator()(size_t i, Part part) {
+        auto value = get(x + i, part);
+        if (bias) value = value + get(bias + i, part);
         put(out + i, value * gelu_factor(value).first, part);
     }
 };
@@ -80,12 +76,12 @@ struct GeluBackwardStep {
     float* sums;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        Floats y = get(x + i, part);
-        if (bias) y += get(bias + i, part);
+    INLINE void operator()(size_t i, Part part) {
+        auto y = get(x + i, part);
+        if (bias) y = y + get(bias + i, part);
         const auto [s, left] = gelu_factor(y);
-        const Floats inner = (y * y * (3.0f * 0.044715f) + 1.0f) * (2.0f * 0.7978845608f);
-        const Floats value = get(dy + i, part) * (s + y * s * left * inner);
+        const auto inner = (y * y * (3.0f * 0.044715f) + 1.0f) * (2.0f * 0.7978845608f);
+        const auto value = get(dy + i, part) * (s + y * s * left * inner);
         put(dx + i, value, part);
         if (bias) add_to(sums + i, value, part);
     }
@@ -106,9 +102,9 @@ struct AddStep {
     Dropped<kDrops> dropped;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        Floats value = get(x + i, part);
-        if (bias) value += get(bias + i, part);
+    INLINE void operator()(size_t i, Part part) {
+        auto value = get(x + i, part);
+        if (bias) value = value + get(bias + i, part);
         put(out + i, dropped(value) + get(residual + i, part), part);
     }
 };
@@ -116,11 +112,11 @@ struct AddStep {
 template <class T>
 struct SumStep {
     const T* x;
-    Slots sum;
+    Sum sum;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t slot, Part part) {
-        sum.values[slot] += get(x + i, part);
+    INLINE void operator()(size_t i, Part part) {
+        sum.add(get(x + i, part));
     }
 };
 
@@ -128,12 +124,12 @@ template <class T>
 struct SquareStep {
     const T* x;
     float mean;
-    Slots sum;
+    Sum sum;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t slot, Part part) {
-        const Floats centred = only(get(x + i, part) - mean, part, 0.0f);
-        sum.values[slot] += centred * centred;
+    INLINE void operator()(size_t i, Part part) {
+        const auto centred = only(get(x + i, part) - mean, part, 0.0f);
+        sum.add(centred * centred);
     }
 };
 
@@ -144,8 +140,8 @@ struct NormStep {
     float mean, rstd;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        const Floats normal = (get(x + i, part) - mean) * rstd;
+    INLINE void operator()(size_t i, Part part) {
+        const auto normal = (get(x + i, part) - mean) * rstd;
         put(out + i, normal * get(weight + i, part) + get(bias + i, part), part);
     }
 };
@@ -195,8 +191,8 @@ struct AddBackwardStep {
     Dropped<kDrops> dropped;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        const Floats value = dropped(get(dy + i, part));
+    INLINE void operator()(size_t i, Part part) {
+        const auto value = dropped(get(dy + i, part));
         if (kDrops) put(dx + i, value, part);
         if (sums) add_to(sums + i, value, part);
     }
@@ -222,14 +218,14 @@ struct NormSumsStep {
     const T *x, *weight, *dy;
     float mean, rstd;
     float *d_weight, *d_bias;
-    Slots g_sum, gn_sum;
+    Sum g_sum, gn_sum;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t slot, Part part) {
-        const Floats d = get(dy + i, part), normal = (get(x + i, part) - mean) * rstd;
-        const Floats g = d * get(weight + i, part);
-        g_sum.values[slot] += g;
-        gn_sum.values[slot] += only(g * normal, part, 0.0f);
+    INLINE void operator()(size_t i, Part part) {
+        const auto d = get(dy + i, part), normal = (get(x + i, part) - mean) * rstd;
+        const auto g = d * get(weight + i, part);
+        g_sum.add(g);
+        gn_sum.add(only(g * normal, part, 0.0f));
         add_to(d_weight + i, d * normal, part);
         add_to(d_bias + i, d, part);
     }
@@ -245,10 +241,10 @@ struct NormBackwardStep {
     Dropped<kDrops> dropped;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
-        const Floats normal = (get(x + i, part) - mean) * rstd;
-        Floats d = (get(dy + i, part) * get(weight + i, part) - g_mean - normal * gn_mean) * rstd;
-        if (d_total) d += get(d_total + i, part);
+    INLINE void operator()(size_t i, Part part) {
+        const auto normal = (get(x + i, part) - mean) * rstd;
+        auto d = (get(dy + i, part) * get(weight + i, part) - g_mean - normal * gn_mean) * rstd;
+        if (d_total) d = d + get(d_total + i, part);
         put(d_residual + i, d, part);
         d = dropped(d);
         if (kDrops) put(dx + i, d, part);
@@ -290,12 +286,17 @@ TARGET void norm_backward_rows(const NormBackward& n, size_t begin, size_t end, 
 template <class T>
 struct HighestStep {
     const T* x;
-    Slots most;
+    Lot most;
+
+    INLINE void operator()(size_t i, Several part) {
+        const Lot lot = get(x + i, part);
+        for (size_t j = 0; j < kLot; ++j) most.v[j] = lot.v[j] > most.v[j] ? lot.v[j] : most.v[j];
+    }
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t slot, Part part) {
+    INLINE void operator()(size_t i, Part part) {
         const Floats value = only(get(x + i, part), part, -std::numeric_limits<float>::infinity());
-        most.values[slot] = value > most.values[slot] ? value : most.values[slot];
+        most.v[0] = value > most.v[0] ? value : most.v[0];
     }
 };
 
@@ -303,11 +304,11 @@ template <class T>
 struct ExponentialStep {
     const T* x;
     float highest;
-    Slots sum;
+    Sum sum;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t slot, Part part) {
-        sum.values[slot] += only(exponential(get(x + i, part) - highest), part, 0.0f);
+    INLINE void operator()(size_t i, Part part) {
+        sum.add(only(exponential(get(x + i, part) - highest), part, 0.0f));
     }
 };
 
@@ -315,10 +316,10 @@ template <class T>
 TARGET float log_sum_exp_of(const T* x, size_t columns) {
     if (columns == 0) return -std::numeric_limits<float>::infinity();
     HighestStep<T> step{x, {}};
-    for (Floats& value : step.most.values) value -= std::numeric_limits<float>::infinity();
+    for (Floats& value : step.most.v) value -= std::numeric_limits<float>::infinity();
     along(columns, step);
-    float highest = step.most.values[0][0];
-    for (const Floats& value : step.most.values) {
+    float highest = step.most.v[0][0];
+    for (const Floats& value : step.most.v) {
         for (int i = 0; i < LANES; ++i) highest = std::max(highest, value[i]);
     }
     ExponentialStep<T> exponentials{x, highest, {}};
@@ -337,9 +338,10 @@ TARGET void statistics_rows(const Logits& l, size_t begin, size_t end, float*) {
 }
 
 // Softmax times scale; 0 where fp32 ends, which `exponential` does not tell apart.
-TARGET inline Floats probability(Floats x, float log_sum_exp, float scale) {
-    const Floats z = x - log_sum_exp;
-    return z < -87.0f ? Floats{} : exponential(z) * scale;
+template <class Value>
+INLINE Value probability(Value x, float log_sum_exp, float scale) {
+    const Value z = x - log_sum_exp;
+    return zero_below(-87.0f, z, exponential(z) * scale);
 }
 
 template <class T>
@@ -348,7 +350,7 @@ struct GradientStep {
     float log_sum_exp, scale;
 
     template <class Part>
-    TARGET inline void operator()(size_t i, size_t, Part part) {
+    INLINE void operator()(size_t i, Part part) {
         put(x + i, probability(get<T>(x + i, part), log_sum_exp, scale), part);
     }
 };
@@ -382,3 +384,5 @@ TARGET void reduce(const float* sums, size_t count, size_t columns, size_t size,
 const Kernels kKernels = {BOTH(gelu_rows),     BOTH(gelu_backward_rows), BOTH(add_rows),      BOTH(add_backward_rows), BOTH(norm_rows),
                           BOTH(norm_backward_rows), BOTH(statistics_rows),    BOTH(gradient_rows), BOTH(reduce)};
 #undef BOTH
+#undef EACH
+#undef INLINE

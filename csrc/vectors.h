@@ -51,20 +51,25 @@ TARGET inline Floats at_most(float bound, Floats x) {
 #endif
 }
 
-// e^x within 2 units in the last place; x is brought to [-87, 88].
-TARGET inline Floats exponential(Floats x) {
-    const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23
+// 2 to the power that the last bits of 1.5 * 2^23 + power are.
+TARGET inline Floats two_to_the(Floats shifted) {
+    return reinterpret_cast<Floats>((reinterpret_cast<Ints>(shifted) - 0x4b400000 + 127) << 23);
+}
+
+// e^x within 2 units in the last place; x, a vector or a lot of them, is brought to [-87, 88].
+template <class Value>
+TARGET __attribute__((always_inline)) inline Value exponential(Value x) {
+    const float shift = 12582912.0f;  // 1.5 * 2^23
     x = at_most(88.0f, at_least(-87.0f, x));
-    const Floats shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
-    const Floats power = shifted - shift;
-    const Floats r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
-    Floats value = Floats{} + 1.9875691500e-4f;
-    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    const Value shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
+    const Value power = shifted - shift;
+    const Value r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
+    Value value = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    for (const float next : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
         value = value * r + next;
     }
     value = value * r * r + r + 1.0f;
-    const Ints exponent = (reinterpret_cast<Ints>(shifted) - 0x4b400000 + 127) << 23;
-    return value * reinterpret_cast<Floats>(exponent);
+    return value * two_to_the(shifted);
 }
 
 // x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u))
