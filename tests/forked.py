@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -62,6 +63,12 @@ class Forked:
         )
         self._process.start()
         atexit.register(self._process.kill)  # else a test session waits for what a test left
+
+    def wait_for_output(self) -> None:
+        """Wait until it has printed something, or has ended."""
+        output = Path(self._folder.name, "1")
+        while not output.stat().st_size and self._process.is_alive():
+            select.select([self._process.sentinel], [], [], 0.02)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""

@@ -133,3 +133,16 @@ def launcher_environment() -> dict[str, str]:
     """The environment for a subprocess: ours without a launcher's variables."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def topology(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process on one machine, with the port of the store in which all meet."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }

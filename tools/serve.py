@@ -89,7 +89,8 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
 
     import torch.distributed as dist
 
-    from megatron.serving.channel import Channel, LostPeer
+    from megatron.parallel.lost_peer import LostPeer
+    from megatron.serving.channel import Channel
     from megatron.serving.worker import Worker, follow
     from megatron.training.leave import leave_at_once
 

@@ -6,10 +6,8 @@ something every second, also when there is nothing to do. Where one is lost, all
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,30 +15,12 @@ import orjson
 import torch
 import torch.distributed as dist
 
-from megatron.errors import MegatronError
 from megatron.inference.options import SamplingOptions
 from megatron.inference.request import Request
 from megatron.parallel.launch import Launch
-from megatron.training.watchdog.watch import is_lost_peer, shortened
+from megatron.parallel.lost_peer import check_launcher
 
 HEARTBEAT_SECONDS = 1.0
-
-
-class LostPeer(MegatronError):
-    """Another process of this model is gone, or the launcher of all."""
-
-
-@contextlib.contextmanager
-def losses_named() -> Iterator[None]:
-    """Raise LostPeer in place of what torch says of a collective that another process broke."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        raise LostPeer(
-            f"another process of this model is gone, and this one ends with it ({shortened(error)})"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -90,8 +70,7 @@ class Channel:
         """
         if self._launch.world_size == 1:
             return
-        if self._launch.parent_pid not in (None, os.getppid()):
-            raise LostPeer("the launcher of these processes is gone, and they end with it")
+        check_launcher(self._launch)
         data = orders.to_bytes()
         dist.broadcast(torch.tensor([len(data)]), src=0)
         if data:

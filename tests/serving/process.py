@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from tests.world import PRELOADED
+from tests.world import PRELOADED, topology
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
@@ -66,7 +66,7 @@ class ServerProcess:
         for rank in range(num_processes):
             environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             if self._store is not None:
-                environment |= _topology(rank, num_processes, self._store.port)
+                environment |= topology(rank, num_processes, self._store.port)
             process = context.Process(target=_run_script, args=(arguments, environment, theirs))
             process.start()
             self.processes.append(process)
@@ -150,16 +150,3 @@ class ServerProcess:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read() or b"{}")
-
-
-def _topology(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process on one machine."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }

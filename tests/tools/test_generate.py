@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from megatron.cli import EXIT_LOST_PEER
 from megatron.errors import CheckpointError, ConfigError, DataError
 from tests.convert.runs import make_run
-from tests.world import launcher_environment
+from tests.forked import Forked
+from tests.world import launcher_environment, topology
 from tools import convert_to_hf
 from tools import generate as tool
 
@@ -192,6 +195,24 @@ def test_two_processes_print_once_what_one_prints(run: Path, capsys) -> None:
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == generate(run, capsys, *args[2:])
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_loses_another_says_so_in_a_line_and_ends(tmp_path, lost) -> None:
+    make_run(tmp_path, max_position_embeddings=4096)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    args = ("--load", tmp_path, "--prompt", "a", "--pipeline-model-parallel-size", 2, "--cpu")
+    args = (*args, "--ignore-eod", "--max-new-tokens", 4000)
+    processes = [
+        Forked("tools/generate.py", *args, environment=topology(rank, 2, store.port))
+        for rank in range(2)
+    ]
+    processes[0].wait_for_output()
+    processes[lost].send_signal(signal.SIGKILL)
+    processes.pop(lost).communicate()
+    _, said = processes[0].communicate()
+    assert processes[0].returncode == EXIT_LOST_PEER, said
+    assert "another process of this model is gone" in said and "Traceback" not in said
 
 
 def test_a_message_is_asked_as_training_wrote_it(run: Path, tmp_path, capsys) -> None:

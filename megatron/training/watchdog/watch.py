@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import re
 import signal
 import socket
 import sys
@@ -26,6 +25,7 @@ from megatron.errors import CheckpointError, ConfigError, TrainingError
 from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
+from megatron.parallel.lost_peer import is_lost_peer, shortened
 from megatron.training.leave import leave_at_once
 from megatron.training.marks import Marks
 from megatron.training.signals import STOP_SIGNALS
@@ -49,8 +49,6 @@ PEER_SECONDS = 3.0  # that a failing process has for its own message
 LAST_SECONDS = 30.0  # for a failing process to end
 # Every process raises them alike; a ConfigError at least those of a node, and its launcher ends the others.
 AGREED_ERRORS = (CheckpointError, ConfigError, TrainingError)
-# Of NCCL's errors those that are this process's own: a GPU that fails, no memory, two processes on one GPU.
-OWN_NCCL_ERRORS = re.compile("ncclUnhandledCudaError|ncclInvalidArgument|ncclInvalidUsage")
 
 
 class Watch:
@@ -290,19 +288,3 @@ def within(seconds: float, action: Callable[[], None]) -> None:
     thread = Thread(target=action, daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def shortened(error: BaseException) -> str:
-    """Give what an error of a collective says, without the file of the library and its advice."""
-    line = str(error).partition("\n")[0].partition(". This is typically")[0]
-    return re.sub(r"^\[\S+\] ", "", line)
-
-
-def is_lost_peer(error: BaseException | None) -> bool:
-    """Say whether an error, or what it came from, is a collective that another process broke."""
-    while error is not None:
-        is_gloo = isinstance(error, RuntimeError) and "gloo/" in str(error)
-        if is_gloo or isinstance(error, dist.DistError):
-            return OWN_NCCL_ERRORS.search(str(error)) is None
-        error = error.__cause__ or error.__context__
-    return False

@@ -15,6 +15,7 @@ from megatron import logging
 from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.errors import ConfigError, DataError, MegatronError
 from megatron.parallel.launch import Launch
+from megatron.parallel.lost_peer import is_lost_peer
 from megatron.training.marks import Mark, Marks
 from megatron.training.watchdog.board import Report
 from megatron.training.watchdog.heartbeat import Heartbeat
@@ -26,7 +27,7 @@ from megatron.training.watchdog.straggler import (
     Stragglers,
 )
 from megatron.training.watchdog.verdict import verdict
-from megatron.training.watchdog.watch import Watch, is_lost_peer
+from megatron.training.watchdog.watch import Watch
 from tests.training.runs import flags_of, parse, read_lines
 from tests.training.watchdog.watched import train_watched
 
