@@ -99,29 +99,35 @@ class PartSource:
         return f"{place}:{status.st_size}:{status.st_mtime_ns}:{keys}"
 
     def read(self) -> Iterator[Document | BadRecord]:
-        for document, _ in self.read_with_bytes():
-            if document is not None:
-                yield document
+        number = 0
+        for chunk in self.chunks():
+            for item in self.records_of(chunk, number):
+                number += 1
+                if item is not None:
+                    yield item
 
-    def read_with_bytes(self) -> Iterator[tuple[Document | BadRecord | None, int]]:
-        """Give documents and, behind those of a chunk, None with the bytes of input they stood for."""
-        place = self.name or self.part.path.name
-        place += f"@{self.part.start}" if self.part.start else ""
+    def chunks(self) -> Iterator[Chunk]:
+        """Give the records in chunks that are not parsed."""
         fields = column_names(self.part.path) if is_parquet(self.part.path) else []
         most = self.max_document_bytes
         longest = None if most is None else RECORD_FACTOR * most
-        number = 0
-        for piece in read_chunks(self.part, [self.text_key], fields, max_record_bytes=longest):
-            chunk = load(piece)
-            for row, raw in _rows(chunk):
-                number += 1
-                if row is not None:
-                    yield self._document(row, f"{place}:{number}", raw), 0
-            if chunk.num_skipped_bytes:
-                number += 1
-                # Without its size, since reasons are counted.
-                yield BadRecord(f"{place}:{number}", "too long to be decoded, see --max-document-mb", ""), 0  # fmt: skip
-            yield None, chunk.num_bytes
+        keys = [self.text_key]
+        yield from map(load, read_chunks(self.part, keys, fields, max_record_bytes=longest))
+
+    def records_of(
+        self, chunk: Chunk, num_before: int = 0
+    ) -> Iterator[Document | BadRecord | None]:
+        """Parse a chunk, with num_before records before it in the part; a blank line is None."""
+        place = self.name or self.part.path.name
+        place += f"@{self.part.start}" if self.part.start else ""
+        number = num_before
+        for row, raw in _rows(chunk):
+            number += 1
+            yield None if row is None else self._document(row, f"{place}:{number}", raw)
+        if chunk.num_skipped_bytes:
+            # Without its size, since reasons are counted.
+            reason = "too long to be decoded, see --max-document-mb"
+            yield BadRecord(f"{place}:{number + 1}", reason, "")
 
     def _document(
         self, row: dict[str, Any] | str, place: str, raw: bytes | memoryview

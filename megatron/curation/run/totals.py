@@ -52,21 +52,6 @@ class Totals:
         self.bad += later.bad
         self.bytes_written = later.bytes_written
 
-    def scaled(self, factor: float) -> Totals:
-        """Give the counts of so many times as much; rounded, so that they no longer add up to the last document."""
-
-        def times(counts: Counter[Any]) -> Counter[Any]:
-            return Counter({key: round(count * factor) for key, count in counts.items()})
-
-        return Totals(
-            round(self.num_read * factor),
-            round(self.bytes_read * factor),
-            round(self.bytes_written * factor),
-            times(self.bad),
-            times(self.documents),
-            times(self.num_bytes),
-        )
-
     def kept(self) -> int:
         """Count the documents that were kept."""
         return sum(count for key, count in self.documents.items() if key[1] == "kept")
@@ -142,6 +127,29 @@ class Totals:
             totals.documents[key] = row["documents"]
             totals.num_bytes[key] = row["bytes"]
         return totals
+
+
+def weighted_sum(parts: Iterable[tuple[Totals, float, float]]) -> Totals:
+    """Add up so many times the documents and so many times the bytes of each part.
+
+    Rounded, so that they no longer add up to the last document.
+    """
+    whole = Totals()
+    for totals, documents, num_bytes in parts:
+        whole.num_read += totals.num_read * documents  # type: ignore[assignment]
+        whole.bytes_read += totals.bytes_read * num_bytes  # type: ignore[assignment]
+        for counts, found, factor in (
+            (whole.bad, totals.bad, documents),
+            (whole.documents, totals.documents, documents),
+            (whole.num_bytes, totals.num_bytes, num_bytes),
+        ):
+            for key, count in found.items():
+                counts[key] += count * factor  # type: ignore[assignment, index]
+    for counts in (whole.bad, whole.documents, whole.num_bytes):
+        for key, count in [*counts.items()]:
+            counts[key] = round(count)
+    whole.num_read, whole.bytes_read = round(whole.num_read), round(whole.bytes_read)
+    return whole
 
 
 def _grouped(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

@@ -188,6 +188,11 @@ def is_parquet(path: Path) -> bool:
     return _kind(path) == "parquet"
 
 
+def is_plain(path: Path) -> bool:
+    """Say whether a file can be read from any byte on."""
+    return not (_is_compressed(path) or is_parquet(path))
+
+
 def _kind(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".parquet":

@@ -9,10 +9,11 @@ import zstandard
 pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
 
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
-from megatron.curation.run.document import Drop, Keep, Stage
+from megatron.curation.run.document import Document, Drop, Keep, Stage
 from megatron.curation.run.estimate import estimate
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
+from megatron.curation.run.record_io import RecordWriter
 
 LONG = Stage("long", lambda d: Drop("long") if len(d.text) > 5000 else Keep(d), {})
 
@@ -60,3 +61,65 @@ def test_what_compares_properties_says_nothing_of_texts(tmp_path, source):
     given = RunOptions((str(source),), str(tmp_path / "out"), sample_mb=0.5)
     guess = estimate([dedup_comparison(DedupConfig(by=("repo",)))], given)
     assert guess.repeated == (None,) and "dedup: of the whole" in guess.describe()
+
+
+def write_halves(path, kind):
+    """Write 6,000 short documents, then 1,200 long ones that are compressed much better, and that `LONG` drops."""
+    draw = random.Random(2)
+    words = [draw.randbytes(4).hex() for _ in range(50)]
+    with RecordWriter(path, kind) as writer:
+        for number in range(7200):
+            hard, easy = draw.randbytes(300).hex(" ", 3), " ".join(draw.choices(words, k=600))
+            writer.write(Document(str(number), hard if number < 6000 else easy, {"n": number}))
+        writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "jsonl.gz", "parquet"])
+def test_one_file_is_looked_into_to_its_end(tmp_path, kind):
+    """Whose beginning says nothing of the rest."""
+    path = write_halves(tmp_path / f"in.{kind}", kind)
+    size = path.stat().st_size
+    given = RunOptions((str(path),), str(tmp_path / "out"), sample_mb=size * 0.2e-6)
+    guess = estimate([LONG], given)
+    totals = run_steps([LONG], given)
+    assert totals.dropped() == 1200 and guess.read_part == 1
+    assert guess.sampled_bytes < 0.5 * size
+    assert guess.whole.num_read == pytest.approx(7200, rel=0.2)
+    assert guess.whole.kept() == pytest.approx(6000, rel=0.2)
+    assert guess.whole.bytes_read == pytest.approx(totals.bytes_read, rel=0.2)
+
+
+def test_bounds_hold_the_truth_about_as_often_as_they_say(tmp_path):
+    draw = random.Random(3)
+    path = tmp_path / "in.jsonl"
+    sizes = [int(draw.lognormvariate(6, 1)) for _ in range(8000)]
+    rows = [{"text": "x" * size, "id": str(number)} for number, size in enumerate(sizes)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hits = []
+    for number in range(40):
+        options = RunOptions((str(path),), sample_mb=0.4 + number * 0.013, dry_run=True)
+        guess = estimate([], options)
+        assert guess.documents_error is not None and 0.01 < guess.documents_error < 0.5
+        hits.append(abs(guess.whole.num_read / 8000 - 1) <= guess.documents_error)
+        assert f"(±{guess.documents_error:.0%})" in guess.describe()
+    assert sum(hits) >= 34
+
+
+def test_a_sample_of_all_is_what_there_is_and_one_of_few_places_says_so(tmp_path, source):
+    given = RunOptions((str(source),), str(tmp_path / "out"), sample_mb=1000)
+    guess = estimate([LONG], given)
+    totals = run_steps([LONG], given)
+    assert (guess.whole.num_read, guess.whole.bytes_read) == (totals.num_read, totals.bytes_read)
+    assert guess.whole.documents == totals.documents
+    said = guess.describe()
+    assert "the sample is all of the input" in said and "±" not in said
+    few = estimate([LONG], RunOptions((str(source),), sample_mb=0.1, dry_run=True))
+    assert few.documents_error is None and "too few to tell how far off" in few.describe()
+
+
+def test_files_that_are_not_read_through_are_named(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("megatron.curation.run.sample.LOOK_THROUGH", 1)
+    guess = estimate([], RunOptions((str(source),), sample_mb=1.0, dry_run=True))
+    assert guess.read_part < 0.9
+    assert f"the first {guess.read_part:.0%} was looked into" in guess.describe()
