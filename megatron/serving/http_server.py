@@ -124,7 +124,9 @@ class _Serving:
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         name = self._service.model.name
-        print(f"serving {name} at http://{shown}:{port}/v1", file=sys.stderr, flush=True)
+        address = f"http://{shown}:{port}"
+        print(f"serving {name} at {address}/v1, a page to write on at {address}/", file=sys.stderr)
+        sys.stderr.flush()
 
     def _on_signal(self, number: int) -> None:
         """Let requests in work end at the first signal; end them at the second."""
@@ -135,7 +137,11 @@ class _Serving:
             return
         self._asked_at = loop.time()
         grace = self._service.options.grace
-        logger.info("%s: no new requests, %g s for the others", signal.Signals(number).name, grace)
+        logger.info(
+            "%s: no new requests, %g s for those in work; again: end them at once",
+            signal.Signals(number).name,
+            grace,
+        )
         self._leave()
         loop.call_later(grace, self._drop_all)
 

@@ -5,6 +5,7 @@ Knows nothing of completions.
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,25 @@ from typing import Any, NoReturn
 import orjson
 
 from megatron.serving.error import RequestError
+
+# What clients of other interfaces send, and what to send here.
+ELSEWHERE = {
+    "messages": "there is no chat; send the text to continue as prompt",
+    "max_completion_tokens": "send max_tokens",
+    "max_new_tokens": "send max_tokens",
+    "input": "send prompt",
+    "inputs": "send prompt",
+}
+MAX_SHOWN = 80  # characters of a value
+
+
+def shown(value: Any) -> str:
+    """Spell a value of JSON as its client did, cut where it is long."""
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # nested deeper than it writes
+        text = reprlib.repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -23,15 +43,16 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the body is not JSON: {error}; send an object in UTF-8") from None
     if not isinstance(values, dict):
         raise RequestError(
-            f"the body holds {reprlib.repr(values)}; send an object, such as "
+            f"the body holds {shown(values)}; send an object, such as "
             f'{{"model": "…", "prompt": "def f("}}'
         )
     return values
 
 
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
-    """Say what a parameter may be."""
-    raise RequestError(f"{name} is {reprlib.repr(value)}; allowed: {allowed}", param=name)
+    """Say what a parameter may be; null is none that was given."""
+    what = "is missing" if value is None else f"is {shown(value)}"
+    raise RequestError(f"{name} {what}; allowed: {allowed}", param=name)
 
 
 class Parameters:
@@ -41,10 +62,12 @@ class Parameters:
         self._values = values
         self._prefix = prefix
         self._left = set(values)
+        self._known: list[str] = []
 
     def take(self, name: str) -> Any:
         """Give a value as it is, None for one that is not given."""
         self._left.discard(name)
+        self._known.append(name)
         return self._values.get(name)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -94,8 +117,9 @@ class Parameters:
         """Refuse names that nothing has read."""
         if self._left:
             name = min(self._left)
-            shown = f"{self._prefix}{name[:40]}"
-            raise RequestError(
-                f"{shown!r} is not a parameter here; leave it out (docs/serving.md lists them)",
-                param=shown,
-            )
+            advice = ELSEWHERE.get(name, "leave it out (docs/serving.md lists them)")
+            near = difflib.get_close_matches(name[:MAX_SHOWN], self._known, n=1)
+            if near and name not in ELSEWHERE:
+                advice = f"did you mean {self._prefix}{near[0]}?"
+            place = f"{self._prefix}{name[:40]}"
+            raise RequestError(f"{place!r} is not a parameter here; {advice}", param=place)

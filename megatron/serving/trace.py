@@ -39,8 +39,8 @@ class Trace:
         """Tell how it went."""
         seconds = time.monotonic() - self.started
         return (
-            f"request {self.id} of {self.client}: {self.status}, waited {self.seconds_waited:.3f} s, "
-            f"{self.num_read} tokens read, {self.num_written} written, {seconds:.3f} s in all"
+            f"request {self.id} of {self.client}: {self.status}, waited {self.seconds_waited:.3f} s, tokens read "
+            f"{self.num_read}, written {self.num_written}, {seconds:.3f} s in all"
         )
 
 

@@ -75,7 +75,7 @@ class ServerProcess:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nobody has waited for
         self._reader = Thread(target=self._read_log, args=(log,), daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line("serving .* at (http.*)")[1]
+        self.url = self.wait_for_line("serving .* at (http.*/v1)")[1]
         self.port = int(self.url.split(":")[-1].split("/")[0])
 
     def __enter__(self) -> ServerProcess:

@@ -150,15 +150,15 @@ def test_a_request_has_one_id_in_header_answer_and_log(server, client) -> None:
         name = answer._request_id
         assert (name == given) == has_it and answer.id == f"cmpl-{name}"
         client_name = hashlib.sha256(b"none").hexdigest()[:8]
-        line = f"request {name} of key {client_name}: 200, waited .* s, 7 tokens read, 2 written,"
+        line = f"request {name} of key {client_name}: 200, waited .* s, tokens read 7, written 2,"
         server.wait_for_line(line)
     with client.completions.create(**asked, stream=True) as stream:
         names = {chunk.id for chunk in stream}
         assert names == {f"cmpl-{stream.response.headers['x-request-id']}"}
-        server.wait_for_line(f"request {names.pop()[5:]} of .*: 200, .* 2 written")
+        server.wait_for_line(f"request {names.pop()[5:]} of .*: 200, .* written 2,")
     with pytest.raises(openai.BadRequestError) as refusal:
         client.completions.create(model="run", prompt="a", temperature=3)
-    server.wait_for_line(f"request {refusal.value.request_id} of .*: 400, .* 0 tokens read")
+    server.wait_for_line(f"request {refusal.value.request_id} of .*: 400, .* tokens read 0,")
     with pytest.raises(openai.NotFoundError) as missing:  # has an id, and no line
         client.get("/nothing", cast_to=object)
     assert missing.value.request_id and not any(missing.value.request_id in x for x in server.log)
@@ -170,7 +170,7 @@ def test_the_log_tells_of_a_client_that_left_and_of_the_proxy_that_it_came_by(se
     with server.connect() as connection:
         connection.sendall(_post(body, *headers))
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
-    server.wait_for_line(r"request forwarded of 192\.0\.2\.7: 499, .* 7 tokens read, [1-9]")
+    server.wait_for_line(r"request forwarded of 192\.0\.2\.7: 499, .* tokens read 7, written [1-9]")
     server.wait_for("rows_in_use", lambda number: number == 0)
 
 
