@@ -79,7 +79,7 @@ def test_nothing_to_write_is_one_token_that_is_not_told(model: ServedModel) -> N
     [
         ({"prompt": None}, "prompt is missing; allowed: a string, a list of strings"),
         ({"prompt": {"a": None}}, 'prompt is {"a":null}; allowed'),
-        ({"prompt": [[True]] * 99}, r"prompt is \[(\[true\],)+…; allowed"),
+        ({"prompt": [[True]] * 99}, r"prompt is \[(\[true\],)+\[…; allowed"),
         ({"prompt": []}, "prompt is \\[\\]"),
         ({"prompt": [[]]}, "prompt is"),
         ({"prompt": ["a", 3]}, "prompt is"),
