@@ -28,13 +28,17 @@ EXTENSIONS = {
     "megatron.curation._pii_scan": "csrc/pii_scan.cpp",
     "megatron.curation._text_scan": "csrc/text_scan.cpp",
     "megatron.data._helpers": "csrc/data_helpers.cpp",
+    "megatron.kernels._cpu_attention": "csrc/cpu_attention.cpp",
     "megatron.kernels._cpu_operations": "csrc/cpu_operations.cpp",
     "megatron.kernels._prediction": "csrc/prediction.cpp",
     "megatron.tokenizer._byte_pair": "csrc/byte_pair_encoder.cpp",
 }
 # threads as torch's on Linux: its libgomp is the one that is loaded; elsewhere one thread computes
-WITH_THREADS = ("megatron.kernels._cpu_operations", "megatron.kernels._prediction")
-OPENMP = dict.fromkeys(WITH_THREADS, ["-fopenmp"] if sys.platform == "linux" else [])
+OPENMP = {
+    name: ["-fopenmp"] if sys.platform == "linux" else []
+    for name in EXTENSIONS
+    if name.startswith("megatron.kernels.")
+}
 HEADERS = sorted(map(str, Path("csrc").glob("*.h")))
 
 COMPILER_HINT = """

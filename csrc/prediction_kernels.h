@@ -34,7 +34,7 @@ TARGET inline void multiply_row(const Product& p, const float* x, size_t steps, 
     const float* w = p.weight + panel * panel_size;
     for (size_t k = 0; k < steps; k += kChunk, w += kChunk * kPanel) {
         const size_t count = std::min(kChunk, steps - k);
-        tile<Weight, 1, kTogether, 0>(x + k, 0, w, kPanel, panel_size, count, k == 0, total, 0);
+        tile<Weight, 1, kTogether, 0>(x + k, 0, 1, w, kPanel, panel_size, count, k == 0, total, 0);
     }
     for (size_t i = 0; i < kTogether; ++i) finish(p, row, 1, panel + i, total + i * kPanel);
 }
@@ -52,12 +52,12 @@ TARGET inline void multiply_rows(const Product& p, const float* x, size_t x_stri
             const float* from = x + r * x_stride + k;
             float* to = total + r * kPanel;
             if (rows <= kBlockRows) {
-                tile_of<Weight, kPanel>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel, ahead);
+                tile_of<Weight, kPanel>(block, from, x_stride, 1, w, kPanel, count, k == 0, to, kPanel, ahead);
             } else if (r <= kBlockRows) {  // the first two blocks fetch a half each
-                tile_of<Weight, LANES>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel, ahead);
+                tile_of<Weight, LANES>(block, from, x_stride, 1, w, kPanel, count, k == 0, to, kPanel, ahead);
                 ahead += count * LANES;
             } else {
-                tile_of<Weight, 0>(block, from, x_stride, w, kPanel, count, k == 0, to, kPanel);
+                tile_of<Weight, 0>(block, from, x_stride, 1, w, kPanel, count, k == 0, to, kPanel);
             }
         }
     }
@@ -138,12 +138,12 @@ TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_
     const size_t first = panel * kPanel, stride = panels * kPanel - first + LANES;
     float* scores = scratch;
     for (; count == 1 && panel + kTogether <= panels; panel += kTogether, scores += kTogether * kPanel) {
-        tile<Fp32, 1, kTogether, 0>(queries, 0, keys + panel * panel_size, kPanel, panel_size, d, true, scores, 0);
+        tile<Fp32, 1, kTogether, 0>(queries, 0, 1, keys + panel * panel_size, kPanel, panel_size, d, true, scores, 0);
     }
     for (; panel < panels; ++panel, scores += kPanel) {
         // meanwhile the values of these tokens come, which are as many numbers
         const float* ahead = a.values + cells * a.capacity * d + panel * panel_size;
-        tile_of<Fp32, kPanel>(count, queries, d, keys + panel * panel_size, kPanel, d, true, scores, stride, ahead);
+        tile_of<Fp32, kPanel>(count, queries, d, 1, keys + panel * panel_size, kPanel, d, true, scores, stride, ahead);
     }
     const size_t seen = end - begin;
     scores = scratch + begin - first;
@@ -151,7 +151,7 @@ TARGET void attend(const Attention& a, size_t token, size_t group, size_t first_
     for (size_t h = 0; h < count; ++h) shares[h] = 1.0f / exponentials(scores + h * stride, seen, a.scale);
     float* out = a.out + token * a.out_stride + first_head * d;
     const size_t whole = d / kPanel * kPanel;
-    for (size_t i = 0; i < whole; i += kPanel) tile_of<Fp32, 0>(count, scores, stride, values + i, d, seen, true, out + i, d);
+    for (size_t i = 0; i < whole; i += kPanel) tile_of<Fp32, 0>(count, scores, stride, 1, values + i, d, seen, true, out + i, d);
     for (size_t h = 0; h < count; ++h, out += d) {
         std::fill(out + whole, out + d, 0.0f);
         for (size_t j = 0; j < seen && whole < d; ++j) {

@@ -10,11 +10,13 @@ constexpr size_t kBlockRows = LANES == 16 ? 8 : 4;  // of x, whose sums stay in 
 
 // What a step along a panel adds to a sum: x, 4 bytes of a row, times w, as many for each of its outputs.
 struct Fp32 {
+    using Number = float;
     static constexpr size_t kInputs = 1;
     TARGET static inline void add(Floats& sum, Ints x, Floats w) { sum += reinterpret_cast<Floats>(x) * w; }
 };
 
 struct Bf16 {
+    using Number = uint16_t;
     static constexpr size_t kInputs = 2;
     TARGET static inline void add(Floats& sum, Ints x, Floats w) {
 #ifdef HAS_DOT
@@ -38,21 +40,21 @@ TARGET inline void to_pairs(const float* x, size_t x_stride, size_t rows, size_t
     }
 }
 
-// Add to totals, rows of kPanels panels, total_stride apart, the products of rows of x, x_stride apart, and of `steps` pairs
-// of vectors of each panel of w, w_stride apart; a sum starts there, or totals hold some. Meanwhile kFetched numbers for each
-// of these pairs come into a cache, from `ahead` on.
+// Add to totals, rows of kPanels panels, total_stride apart, the products of rows of x, x_stride apart, its steps x_step
+// apart, and of `steps` pairs of vectors of each panel of w, w_stride apart; a sum starts there, or totals hold some.
+// Meanwhile kFetched numbers for each of these pairs come into a cache, from `ahead` on.
 template <class Weight, size_t kRows, size_t kPanels, size_t kFetched>
-TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t w_stride, size_t panel_size, size_t steps,
+TARGET inline void tile(const float* x, size_t x_stride, size_t x_step, const float* w, size_t w_stride, size_t panel_size, size_t steps,
                         bool starts, float* totals, size_t total_stride, const float* ahead = nullptr) {
     Floats sums[kPanels][kRows][2] = {};
-    for (size_t k = 0; k < steps; ++k, w += w_stride, ahead += kFetched) {
+    for (size_t k = 0; k < steps; ++k, x += x_step, w += w_stride, ahead += kFetched) {
         for (size_t i = 0; i < kFetched; i += 16) __builtin_prefetch(ahead + i);
 #pragma GCC unroll 4
         for (size_t p = 0; p < kPanels; ++p) {
             const Floats first = load(w + p * panel_size), second = load(w + p * panel_size + LANES);
 #pragma GCC unroll 8
             for (size_t r = 0; r < kRows; ++r) {
-                const Ints factor = repeat(x + r * x_stride + k);
+                const Ints factor = repeat(x + r * x_stride);
                 Weight::add(sums[p][r][0], factor, first);
                 Weight::add(sums[p][r][1], factor, second);
             }
@@ -72,12 +74,12 @@ TARGET inline void tile(const float* x, size_t x_stride, const float* w, size_t 
 
 // The same for one panel and any number of rows up to kRows.
 template <class Weight, size_t kFetched, size_t kRows = kBlockRows>
-TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, const float* w, size_t w_stride, size_t steps,
+TARGET inline void tile_of(size_t rows, const float* x, size_t x_stride, size_t x_step, const float* w, size_t w_stride, size_t steps,
                            bool starts, float* totals, size_t total_stride, const float* ahead = nullptr) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            return tile_of<Weight, kFetched, kRows - 1>(rows, x, x_stride, w, w_stride, steps, starts, totals, total_stride, ahead);
+            return tile_of<Weight, kFetched, kRows - 1>(rows, x, x_stride, x_step, w, w_stride, steps, starts, totals, total_stride, ahead);
         }
     }
-    tile<Weight, kRows, 1, kFetched>(x, x_stride, w, w_stride, 0, steps, starts, totals, total_stride, ahead);
+    tile<Weight, kRows, 1, kFetched>(x, x_stride, x_step, w, w_stride, 0, steps, starts, totals, total_stride, ahead);
 }

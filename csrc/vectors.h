@@ -21,13 +21,36 @@ TARGET inline void store(float* to, Floats value) { std::memcpy(to, &value, size
 
 TARGET inline void store_part(float* to, Floats value, size_t count) { std::memcpy(to, &value, count * sizeof(float)); }
 
+TARGET inline Ints lanes_from(int32_t first) {
+    Ints lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+    return lane + first;
+}
+
+// Each number in the place of the one `distance` before or after it, a power of 2.
+TARGET inline Floats swapped(Floats value, int32_t distance) {
+#ifdef __clang__
+    Floats other;
+    for (int i = 0; i < LANES; ++i) other[i] = value[i ^ distance];
+    return other;
+#else
+    return __builtin_shuffle(value, lanes_from(0) ^ distance);
+#endif
+}
+
 TARGET inline float sum(Floats value) {
-    float parts[LANES];
-    store(parts, value);
-    for (size_t size = LANES / 2; size > 0; size /= 2) {
-        for (size_t i = 0; i < size; ++i) parts[i] += parts[i + size];
+#pragma GCC unroll 4
+    for (int distance = LANES / 2; distance > 0; distance /= 2) value += swapped(value, distance);
+    return value[0];
+}
+
+TARGET inline float maximum(Floats value) {
+#pragma GCC unroll 4
+    for (int distance = LANES / 2; distance > 0; distance /= 2) {
+        const Floats other = swapped(value, distance);
+        value = value > other ? value : other;
     }
-    return parts[0];
+    return value[0];
 }
 
 // x, but `bound` where it is below or above; NaN stays NaN. Compilers make two instructions of what is one.
