@@ -9,7 +9,7 @@
 // Backward computes the scores again. What its rows add to the gradients of keys and values is summed in kParts parts, and
 // these in their order: the number of threads changes no bit.
 //
-// Memory is passed as addresses: megatron/kernels/cpu_attention.py holds the tensors and checks them.
+// Memory is passed as addresses: megatron/kernels/tiled_attention.py holds the tensors and checks them.
 
 #include <memory>
 #include <tuple>
@@ -51,7 +51,8 @@ struct Attention {
     float scale;
     const int64_t* first_keys;  // that each query sees, [samples, num_queries], or none
     size_t first_keys_stride;
-    const int64_t* row_keys;  // of dropout, [num_queries, samples, heads], or none
+    const uint64_t* row_keys;  // of dropout, [num_queries, samples], or none
+    uint64_t first_head;       // of the keys' heads
     int16_t drop_level;
     float keep_scale;
     Sizes sizes;
@@ -105,8 +106,8 @@ class Call {
 
     void see_from(Address first_keys, size_t stride) { a_.first_keys = at<const int64_t>(first_keys), a_.first_keys_stride = stride; }
 
-    void drop(Address row_keys, int16_t level, float keep_scale) {
-        a_.row_keys = at<const int64_t>(row_keys), a_.drop_level = level, a_.keep_scale = keep_scale;
+    void drop(Address row_keys, uint64_t first_head, int16_t level, float keep_scale) {
+        a_.row_keys = at<const uint64_t>(row_keys), a_.first_head = first_head, a_.drop_level = level, a_.keep_scale = keep_scale;
     }
 
     void forward(const HeadsArgument& query, const HeadsArgument& key, const HeadsArgument& value, const HeadsArgument& out, int threads) {
@@ -195,14 +196,16 @@ class Call {
 }  // namespace
 
 PYBIND11_MODULE(_cpu_attention, module) {
-    module.doc() = "Causal attention on a CPU for megatron.kernels.cpu_attention.";
+    module.doc() = "Causal attention on a CPU for megatron.kernels.tiled_attention.";
+    module.attr("VERSION") = 1;  // of these calls: to be counted up with megatron/kernels/cpu_library.py's
     module.def("kinds", &kinds, "Name the kinds of kernels that the processor runs, the fastest first.");
     py::class_<Call>(module, "Call", "Attention of one shape.")
         .def(py::init<bool, const std::string&, size_t, size_t, size_t, size_t, size_t, size_t, Address>(), py::arg("is_bf16"),
              py::arg("kind"), py::arg("samples"), py::arg("heads"), py::arg("groups"), py::arg("head_dim"), py::arg("num_queries"),
              py::arg("num_keys"), py::arg("log_sums"))
         .def("see_from", &Call::see_from, py::arg("first_keys"), py::arg("stride"), "Hide what is before each query's first key.")
-        .def("drop", &Call::drop, py::arg("row_keys"), py::arg("level"), py::arg("keep_scale"), "Drop shares of keys.")
+        .def("drop", &Call::drop, py::arg("row_keys"), py::arg("first_head"), py::arg("level"), py::arg("keep_scale"),
+             "Drop shares of keys.")
         .def("forward", &Call::forward, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"), py::arg("threads"),
              "Compute out and log_sums.")
         .def("backward", &Call::backward, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"), py::arg("out_grad"),

@@ -7,6 +7,7 @@
 
 static_assert(kColumns % kPanel == 0 && kRows % kBlockRows == 0);
 
+constexpr uint64_t kGamma = 0x9e3779b97f4a7c15u;
 using Words [[gnu::vector_size(LANES * 4)]] = uint64_t;
 using Halves [[gnu::vector_size(LANES * 4)]] = int16_t;  // as many as a panel has rows
 
@@ -37,8 +38,16 @@ TARGET inline void store_pairs(float* to, Floats first, Floats second) {
 #endif
 }
 
+// splitmix64's finaliser, of a number or a vector of them.
+template <class Word>
+TARGET inline Word mixed(Word z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
 // What dropout leaves of a panel's columns, from `channel` on, a multiple of 4: all bits where it leaves them. As
-// megatron/kernels/dropout.py draws it: 16 bits of splitmix64's finaliser of a row's key and a counter of 4 channels.
+// megatron/kernels/dropout.py draws it: 16 bits for each of 4 channels, of a row's key and a counter.
 struct Kept {
     Ints of[2];  // each of the panel's vectors
     TARGET Floats operator()(Floats value, size_t vector) const {
@@ -46,14 +55,10 @@ struct Kept {
     }
 };
 
-TARGET inline Kept draw(int64_t row_key, size_t channel, int16_t level) {
-    Words z;
-    for (size_t i = 0; i < LANES / 2; ++i) z[i] = channel / 4 + 1 + i;
-    z = z * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(row_key);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    z = z ^ (z >> 31);
-    const Halves kept = reinterpret_cast<Halves>(z) >= level;
+TARGET inline Kept draw(uint64_t row_key, size_t channel, int16_t level) {
+    Words counter;
+    for (size_t i = 0; i < LANES / 2; ++i) counter[i] = channel / 4 + 1 + i;
+    const Halves kept = reinterpret_cast<Halves>(mixed(counter * kGamma + row_key)) >= level;
     Shorts parts[2];
     std::memcpy(parts, &kept, sizeof kept);
     return {{__builtin_convertvector(parts[0], Ints), __builtin_convertvector(parts[1], Ints)}};
@@ -128,7 +133,7 @@ TARGET inline void put(const float* from, size_t size, float factor, typename We
 // A query of one head.
 struct Row {
     size_t begin, end;  // of the keys that it sees; none: it stands for no query
-    int64_t key;        // of dropout
+    uint64_t key;       // of dropout
     size_t head, position;
 };
 
@@ -145,7 +150,7 @@ TARGET inline size_t rows_of(const Attention& a, size_t sample, size_t group, si
         const size_t position = (first_row + r) / heads, head = group * heads + (first_row + r) % heads;
         rows[r] = {a.first_keys ? static_cast<size_t>(a.first_keys[sample * a.first_keys_stride + position]) : 0,
                    a.num_keys - a.num_queries + position + 1,
-                   a.row_keys ? a.row_keys[(position * a.samples + sample) * a.heads + head] : 0, head, position};
+                   a.row_keys ? mixed(a.row_keys[position * a.samples + sample] + (a.first_head + head + 1) * kGamma) : 0, head, position};
     }
     return padded_count;
 }

@@ -119,7 +119,7 @@ class ModelConfig:
         None, "with full: layers a chunk (uniform), or layers recomputed (block)", minimum=1
     )
     attention_backend: Literal[
-        "auto", "cudnn", "flash-attn", "flash", "sdpa", "blocked", "explicit"
+        "auto", "cudnn", "flash-attn", "flash", "sdpa", "tiled", "blocked", "explicit"
     ] = option(
         "auto",
         "attention kernel; auto takes the fastest that can run and logs why. flash is torch's FlashAttention, "

@@ -1,13 +1,10 @@
 """Which attention is chosen, what is said of it, and what is refused."""
 
-from unittest import mock
-
 import pytest
 import torch
 
 from megatron.errors import ConfigError
-from megatron.kernels import attention_choice
-from megatron.kernels.attention_choice import AttentionImplementation, select_attention
+from megatron.kernels.attention_choice import select_attention
 from megatron.kernels.choice import Situation
 from megatron.kernels.flash_attention import find_flash_library
 from megatron.kernels.registry import choose_kernels
@@ -44,7 +41,7 @@ def masked(
 @pytest.mark.parametrize(
     "backend, where, name",
     [
-        ("auto", situation(dropout=0.1), "blocked"),
+        ("auto", situation(dropout=0.1), "tiled"),
         ("auto", situation("cuda"), "sdpa"),
         ("auto", situation("cuda", torch.bfloat16), "cudnn"),
         ("auto", situation("cuda", torch.bfloat16, dropout=0.125), "cudnn"),
@@ -82,7 +79,7 @@ def test_flash_that_cannot_run_is_an_error_that_says_why(where, obstacle):
 
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(
-        ConfigError, match="auto, flash-attn, cudnn, flash, sdpa, blocked, explicit"
+        ConfigError, match="auto, flash-attn, cudnn, flash, sdpa, tiled, blocked, explicit"
     ):
         select_attention("flsh", situation())
 
@@ -99,12 +96,12 @@ def test_unknown_backend_names_the_known_ones():
         (
             "auto",
             masked("cpu", torch.float32, 0.1),
-            "blocked",
+            "tiled",
             "hidden by --reset-attention-mask not touched",
         ),
         ("auto", masked(has_window=True), "flash", "--window-size"),
         ("auto", masked(dtype=torch.float32, has_window=True), "sdpa", "--window-size by a mask"),
-        ("auto", masked("cpu", torch.float32, has_window=True), "blocked", "--window-size"),
+        ("auto", masked("cpu", torch.float32, has_window=True), "tiled", "--window-size"),
         ("flash", masked(), "flash", "asked for"),
         ("sdpa", masked(), "sdpa", "asked for"),
         ("explicit", masked("cpu"), "explicit", "asked for"),
@@ -186,13 +183,11 @@ def test_a_package_is_found_without_importing_what_it_lies_in(tmp_path, monkeypa
         choose_kernels("flash-attn", gpu(flash_library=library))
 
 
-def test_a_cpu_takes_the_first_attention_that_can_run_and_says_why_not_another(monkeypatch):
-    fast = AttentionImplementation(
-        "fast", mock.Mock(), "in C++", lambda where: where.without_cpu_attention
-    )
-    order = (fast, *attention_choice.CPU_ATTENTION_ORDER)
-    monkeypatch.setattr(attention_choice, "CPU_ATTENTION_ORDER", order)
-    assert select_attention("auto", situation()) == (fast, "fastest on cpu: in C++")
+def test_a_cpu_takes_the_first_attention_that_can_run_and_says_why_not_another():
     without = Situation("cpu", torch.float32, 64, 0.0, without_cpu_attention="needs a compiler")
     chosen, reason = select_attention("auto", without)
-    assert chosen.name == "blocked" and reason.endswith("; fast needs a compiler")
+    assert chosen.name == "blocked" and reason.endswith("; tiled cannot run: needs a compiler")
+    with pytest.raises(ConfigError, match="tiled cannot run: needs a compiler; use"):
+        select_attention("tiled", without)
+    with pytest.raises(ConfigError, match="tiled needs a CPU; use --attention-backend auto"):
+        select_attention("tiled", situation("cuda"))
