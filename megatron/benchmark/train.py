@@ -184,10 +184,10 @@ def _measure(args: argparse.Namespace, inputs: Inputs, launch: Launch, device: o
     import torch
 
     from megatron.benchmark import train_report
-    from megatron.benchmark.gpu_monitor import GpuMonitor
     from megatron.benchmark.profile import profile_steps
     from megatron.benchmark.steps import time_parts, time_steps
     from megatron.parallel.context import ParallelContext
+    from megatron.planning.gpu_monitor import GpuMonitor
     from megatron.training.pretrain import build_run
 
     assert isinstance(device, torch.device)

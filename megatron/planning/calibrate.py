@@ -21,6 +21,7 @@ from megatron.config import Config
 from megatron.errors import ConfigError
 from megatron.logging import get_logger
 from megatron.parallel.launch import Launch
+from megatron.planning.gpu_monitor import GpuMonitor
 from megatron.planning.hardware import (
     FOLDER,
     Efficiency,
@@ -41,7 +42,7 @@ from megatron.planning.rates import (
     measure_products,
 )
 from megatron.planning.stage import hidden_bytes
-from megatron.planning.stopwatch import Stopwatch, sampled_power
+from megatron.planning.stopwatch import Stopwatch
 
 logger = get_logger(__name__)
 
@@ -141,7 +142,7 @@ def _measure(
 ) -> Measured:
     """Time one kind of work after another."""
     seconds = {name: share * budget for name, share in SHARES.items()}
-    with sampled_power(bench.device) as watts:
+    with GpuMonitor(bench.device) as monitor:
         products, rows = measure_products(bench, seconds["products"])
         logger.info(f"products of {rows:,} rows: {products.value / 1e12:,.4g} TFLOP/s")
         attention = measure_attention(bench, document_length, seconds["attention"])
@@ -167,6 +168,7 @@ def _measure(
         logger.info(
             f"{link}: collectives {collectives.value / 1e9:,.4g} GB/s, to a neighbour {neighbour.value / 1e9:,.4g}"
         )
+    watts = monitor.readings("power_w")
     return Measured(products, rows, attention, copy, memory, links, watts, reserved)
 
 

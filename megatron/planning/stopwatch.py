@@ -1,18 +1,14 @@
-"""Median times of repeated calls on a device, within a budget, and the power that it draws meanwhile.
+"""Median times of repeated calls on a device, within a budget.
 
 Knows nothing of what is timed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import shutil
 import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,28 +59,3 @@ class Stopwatch:
 def num_calls(estimate: float, budget: float) -> int:
     """Give how many calls of an estimated length to time within a budget, both in seconds."""
     return max(FEWEST, min(MOST, int(budget / max(estimate, 1e-9))))
-
-
-@contextlib.contextmanager
-def sampled_power(device: torch.device) -> Iterator[list[float]]:
-    """Collect what nvidia-smi says that a GPU draws inside, in watts; filled at the end, empty without nvidia-smi."""
-    samples: list[float] = []
-    program = shutil.which("nvidia-smi")
-    if device.type != "cuda" or program is None:
-        yield samples
-        return
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    query = ["--query-gpu=power.draw", "--format=csv,noheader,nounits"]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [program, "-i", uuid, *query, "-lms", "200"], stdout=output, stderr=subprocess.DEVNULL
-        )
-        try:
-            yield samples
-        finally:
-            process.terminate()
-            process.wait()
-            output.seek(0)
-            for line in output.read().splitlines():
-                with contextlib.suppress(ValueError):  # "[N/A]", or a line cut short
-                    samples.append(float(line))

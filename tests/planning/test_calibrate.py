@@ -1,8 +1,6 @@
 """A machine measured on the CPU: the file that comes of it, and what it was measured with."""
 
 import dataclasses
-import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from megatron.planning.calibrate import Device, calibrate, compare, shipped_file
 from megatron.planning.documents import draw_starts, expected_pairs
 from megatron.planning.hardware import read_hardware, write_hardware
 from megatron.planning.rates import Bench, _product_calls, products_of
-from megatron.planning.stopwatch import FEWEST, MOST, Stopwatch, num_calls, sampled_power
+from megatron.planning.stopwatch import FEWEST, MOST, Stopwatch, num_calls
 from megatron.training.throughput import peak_flops
 from tests.model.tiny import tiny_config
 
@@ -213,28 +211,3 @@ def test_a_gpu_is_measured():
     assert hardware.memory_bytes > hardware.reserved_bytes > 0
     shares = dataclasses.asdict(hardware.efficiency)
     assert all(0.0 < shares[name] < 1.1 for name in shares if name not in ("link", "flash"))
-
-
-def test_power_is_what_nvidia_smi_says_until_the_end(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        '#!/bin/sh\necho "$@" > "$0.asked"\necho 650.5\necho \'[N/A]\'\necho 700\nexec sleep 60\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    properties = SimpleNamespace(uuid="12-34")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    asked = tmp_path / "nvidia-smi.asked"
-    with sampled_power(torch.device("cuda", 0)) as samples:
-        deadline = time.monotonic() + 30
-        while not asked.exists() or not asked.read_text():
-            assert time.monotonic() < deadline
-        assert samples == []
-    assert samples == [650.5, 700.0]
-    assert "-i GPU-12-34" in asked.read_text()
-
-
-def test_power_of_a_cpu_is_not_asked_for():
-    with sampled_power(torch.device("cpu")) as samples:
-        pass
-    assert samples == []

@@ -66,10 +66,14 @@ class GpuMonitor:
             output.seek(0)
             self.samples = read_samples(output.read())
 
+    def readings(self, name: str) -> list[float]:
+        """Give what was read of one quantity."""
+        return [sample[name] for sample in self.samples if name in sample]
+
     def summary(self) -> dict[str, list[float]]:
         """Give the lowest, the median and the highest value of each quantity; empty if nothing was seen."""
         names = {name: None for sample in self.samples for name in sample}
-        columns = {n: [sample[n] for sample in self.samples if n in sample] for n in names}
+        columns = {name: self.readings(name) for name in names}
         return {
             name: [min(values), statistics.median(values), max(values)]
             for name, values in columns.items()
