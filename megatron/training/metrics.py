@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint.files import replace_durably
 from megatron.config import Config
 from megatron.data.consumption import Consumption
-from megatron.errors import CheckpointError
 from megatron.logging import get_logger
 from megatron.metrics_file import METRICS_FILE
+from megatron.whole_file import replacing
 
 logger = get_logger(__name__)
 
@@ -43,7 +42,8 @@ def truncate_metrics(path: Path, iteration: int) -> None:
                 kept.append(line + b"\n")
         except (ValueError, RecursionError, KeyError, TypeError):
             continue  # the torn last line of a killed run, or one that the disk damaged
-    replace_durably(path, b"".join(kept))
+    with replacing(path) as file:
+        file.write(b"".join(kept))
 
 
 class MetricsWriter:
@@ -159,7 +159,7 @@ def _going_on_without(name: str) -> Iterator[None]:
     """Say that a full or failing disk took numbers, and no more: the weights are worth more than their curve."""
     try:
         yield
-    except (OSError, CheckpointError) as error:
+    except OSError as error:
         logger.warning("%s cannot be written (%s); training goes on without", name, error)
 
 
