@@ -59,7 +59,7 @@ def _change(line: str, span: Span) -> str | None:
     return line[: found.start()] + new + line[found.end() :]
 
 
-def _arguments(line: str, start: int, separator: str = ",") -> list[Span]:
+def _arguments(line: str, start: int) -> list[Span]:
     """Give the parts of a bracket whose inside begins at start; none where it does not end in the line."""
     parts: list[Span] = []
     depth, first, place = 0, start, start
@@ -75,21 +75,21 @@ def _arguments(line: str, start: int, separator: str = ",") -> list[Span]:
             if depth == 0:
                 return [*parts, (first, place)]
             depth -= 1
-        elif letter == separator and depth == 0:
+        elif letter == "," and depth == 0:
             parts.append((first, place))
             first = place + 1
         place += 1
     return []
 
 
-def _argument(call: str, number: int, separator: str = ",") -> Callable[[str], Span | None]:
+def _argument(call: str, number: int) -> Callable[[str], Span | None]:
     """Give what finds an argument of a call, such as `assert.deepEqual(`."""
 
     def find(line: str) -> Span | None:
         place = line.find(call)
         if place < 0:
             return None
-        parts = _arguments(line, place + len(call), separator)
+        parts = _arguments(line, place + len(call))
         return parts[number] if len(parts) > 1 else None
 
     return find

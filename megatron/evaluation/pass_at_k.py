@@ -33,13 +33,11 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / terms))
 
 
-def estimate(counts: Sequence[tuple[int, int]], k: int, seed: int = 0) -> Estimate:
+def estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate:
     """Give pass@k over tasks, each (samples, correct), with a bootstrap interval over the tasks."""
     values = np.array(
         [pass_at_k(num_samples, num_correct, k) for num_samples, num_correct in counts]
     )
-    draws = np.random.default_rng([seed, k]).integers(
-        len(values), size=(NUM_RESAMPLES, len(values))
-    )
+    draws = np.random.default_rng([0, k]).integers(len(values), size=(NUM_RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return Estimate(float(values.mean()), float(low), float(high))
