@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.placement_types import Placement
 
 from megatron.kernels import cuda_library
 from megatron.kernels.square_sum import fused_square_sum, square_sum
@@ -22,6 +23,7 @@ def num_replicas(tensor: DTensor) -> int:
     return replicas
 
 
+@torch.no_grad()
 def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
     """Sum the squares of this process's gradients, each divided by its number of replicas: fp64 [].
 
@@ -30,10 +32,13 @@ def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts, weights = [], []
+    shares: dict[tuple[Placement, ...], float] = {}  # all lie on one mesh
     for gradient in gradients:
         assert isinstance(gradient, DTensor)
         parts.append(gradient.to_local())
-        weights.append(1.0 / num_replicas(gradient))
+        if gradient.placements not in shares:
+            shares[gradient.placements] = 1.0 / num_replicas(gradient)
+        weights.append(shares[gradient.placements])
     is_fused = device.type == "cuda" and cuda_library.obstacle() is None
     return (fused_square_sum if is_fused else square_sum)(parts, weights, device)
 
