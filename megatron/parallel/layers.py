@@ -6,6 +6,9 @@ layers share an input. Weights have torch's layout, [out, in]. Knows nothing of 
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard
@@ -131,6 +134,30 @@ class PartialGradientLinear(nn.Module):
         return self.product(x, weight, bias, None)
 
 
+class RowSum(Protocol):
+    """Where gradients of a table [v, h] add up that are 0 but for some rows."""
+
+    def add_rows(self, ids: Tensor, grad: Tensor) -> None:
+        """Add rows grad [r, h] to those of ids, int64 [r]."""
+        ...
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table whose gradient is never made as a whole: as many rows as there are tokens are not 0."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor, row_sum: RowSum) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.row_sum = row_sum
+        return F.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        ctx.row_sum.add_rows(ids.flatten(), grad.flatten(0, -2))
+        return None, None, None
+
+
 class VocabParallelEmbedding(nn.Module):
     """Rows of a [v, h] table, process i holding rows i v/t … (i+1) v/t - 1."""
 
@@ -145,6 +172,7 @@ class VocabParallelEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.region = region
+        self.row_sum: RowSum | None = None  # of the weight's gradients, if any takes rows
         self.weight = parameters.create("weight", (num_embeddings, hidden_size), Shard(0), initial)
 
     def local_weight(self) -> Tensor:
@@ -155,12 +183,18 @@ class VocabParallelEmbedding(nn.Module):
         """ids [s, b] -> [s, b, h] or, with sequence parallel, [s/t, b, h]. Collective over tp."""
         weight = self.local_weight()
         if self.region.size == 1:
-            return F.embedding(ids, weight)
+            return self._rows(ids, weight)
         local_ids = ids - self.region.rank * weight.size(0)
         elsewhere = (local_ids < 0) | (local_ids >= weight.size(0))
-        rows = F.embedding(local_ids.masked_fill(elsewhere, 0), weight)
+        rows = self._rows(local_ids.masked_fill(elsewhere, 0), weight)
         rows = rows.masked_fill(elsewhere.unsqueeze(-1), 0.0)
         # every id is one process's: the sum picks its row and is exact
         if self.region.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(rows, self.region.group)
         return reduce_from_tensor_model_parallel_region(rows, self.region.group)
+
+    def _rows(self, ids: Tensor, weight: Tensor) -> Tensor:
+        if self.row_sum is None:
+            return F.embedding(ids, weight)
+        rows: Tensor = _Rows.apply(ids, weight, self.row_sum)
+        return rows

@@ -15,7 +15,11 @@ from torch.distributed.tensor import DTensor, Partial
 
 from megatron.kernels.accumulate import add_product_, product_in_fp32
 from megatron.parallel.context import ParallelContext
-from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
 
 
 class MasterWeights:
@@ -43,6 +47,11 @@ class MasterWeights:
             _Weight(parameter, where, piece)
             for (parameter, where), piece in zip(places.items(), pieces, strict=True)
         ]
+        if context.device.type == "cpu":  # a GPU adds rows in any order
+            for weight in self._weights:
+                for module, name in weight.places:
+                    if name == "weight" and isinstance(module, VocabParallelEmbedding):
+                        module.row_sum = weight
         model.register_forward_pre_hook(self._show)
 
     @torch.no_grad()
@@ -50,8 +59,8 @@ class MasterWeights:
         """Let the model see today's weights in its dtype, unless it does."""
         if self._is_shown:
             return
-        # of another step, they would be summed over tp twice
-        assert all(weight.parameter.grad is None for weight in self._weights)
+        for weight in self._weights:  # of another step, its gradient would be summed over tp twice
+            assert not weight.is_partial or weight.parameter.grad is None
         if self._is_cast:
             pieces = [_local(weight.computed) for weight in self._weights]
             torch._foreach_copy_(pieces, [_local(weight.parameter) for weight in self._weights])
@@ -64,6 +73,7 @@ class MasterWeights:
         for weight in self._weights:
             weight.is_last_micro_batch = is_last_micro_batch
 
+    @torch.no_grad()
     def accumulate_in_fp32(self) -> None:
         """Move gradients that came about outside of `backward`, in its dtype, to the fp32 sums of earlier ones."""
         for weight in self._weights:
@@ -76,6 +86,7 @@ class MasterWeights:
             return
         for weight in self._weights:
             weight.show(weight.parameter)
+            weight.add_waiting_rows()
         self._is_shown = False
         sums = [
             _local(w.parameter.grad)
@@ -115,9 +126,8 @@ class _Weight:
         self.computed.register_post_accumulate_grad_hook(lambda _: self.take_gradient())
         self.is_partial = False  # what each process of tp has is a part of the sum
         self.is_last_micro_batch = False
-        self._kept: Tensor | None = (
-            None  # the sum of the last step, whose memory the next one takes
-        )
+        self._kept: Tensor | None = None  # the last step's sum, whose memory the next one takes
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # arguments of `add_rows`
 
     def _over_tp(self, local: Tensor) -> Tensor:
         return DTensor.from_local(local, self._mesh, self._placements, run_check=False)
@@ -127,9 +137,8 @@ class _Weight:
         for module, name in self.places:
             module._parameters[name] = weight
 
-    @torch.no_grad()
     def take_gradient(self) -> None:
-        """Add what autograd has left to the sum."""
+        """Add what autograd has left to the sum. Without recording: called in a backward pass, or after one."""
         grad, self.computed.grad = self.computed.grad, None
         if grad is None:
             return
@@ -140,6 +149,28 @@ class _Weight:
             _local(self.parameter.grad).add_(grad)
         else:
             self._begin_sum(grad)
+        self.add_waiting_rows()
+
+    def add_rows(self, ids: Tensor, grad: Tensor) -> None:
+        """Add rows grad [r, h] to those of ids, int64 [r], of a sum that is there; others wait for one.
+
+        A tied LM head's gradient comes right behind the first ones and begins it.
+        """
+        has_sum = self.parameter.grad is not None
+        self._waiting.append((ids, grad))
+        if has_sum or len(self._waiting) > 1:
+            self.add_waiting_rows()
+
+    def add_waiting_rows(self) -> None:
+        """Add rows that wait to the sum, or to zeros."""
+        if not self._waiting:
+            return
+        if self.parameter.grad is None:
+            self._begin_sum(torch.zeros_like(_local(self.parameter)))
+        assert self.parameter.grad is not None
+        for ids, grad in self._waiting:
+            _local(self.parameter.grad).index_add_(0, ids, grad.float())
+        self._waiting.clear()
 
     def add(self, grad: Tensor, x: Tensor) -> bool:
         """Add grad^T x, of grad [r, out/t] and x [r, in]; False in the only backward pass of a step.

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import Partial, Replicate
 
+from megatron.parallel.collectives import TensorParallelRegion
 from megatron.parallel.data_parallel import shard_data_parallel
+from megatron.parallel.layers import VocabParallelEmbedding
 from megatron.parallel.master_weights import MasterWeights
-from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
+from megatron.parallel.parameter import Constant, Normal, ParameterFactory, local_tensor
 from tests.grid import grid
 
 THIRD = 1 / 3  # no value of bf16
@@ -103,16 +105,21 @@ def test_partial_gradients_are_summed_over_tensor_parallel_processes_once(world)
     world(2).run(check_partial)
 
 
-def check_left(rank):
-    model, weights = make(torch.float32)
+def check_left(rank, tp):
+    model, weights = make(torch.bfloat16, tp=tp)
     model(X).backward()
     weights.finish()
+    if tp == 1:
+        total, _ = take_step(model, weights, [2 * X])
+        assert torch.equal(total, 3 * X)
+        return
     with pytest.raises(AssertionError):
         model(X)
 
 
-def test_a_step_does_not_begin_with_gradients_of_another(world):
-    world(1).run(check_left)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_gradients_of_another_step_are_added_to_and_never_summed_twice(world, tp):
+    world(tp).run(check_left, tp)
 
 
 def check_memory(rank):
@@ -126,3 +133,41 @@ def check_memory(rank):
 
 def test_weights_in_fp32_are_not_copied(world):
     world(1).run(check_memory)
+
+
+class Table(nn.Module):
+    """An embedding whose weight is also used as a whole, or not."""
+
+    def __init__(self, context, is_tied):
+        super().__init__()
+        parameters = ParameterFactory(context.tp_mesh, context.device, seed=1)
+        region = TensorParallelRegion(context.tp_group, sequence_parallel=False)
+        self.embedding = VocabParallelEmbedding(6, 2, parameters, region, initial=Normal(1.0))
+        self.is_tied = is_tied
+
+    def forward(self, ids):
+        out = self.embedding(ids).float().sum()
+        return out + 2 * self.embedding.local_weight().float().sum() if self.is_tied else out
+
+
+def check_rows(rank, tp, is_tied):
+    """Two steps of three micro-batches in which a token comes so often that bf16 could not count it."""
+    context = grid(tp=tp)
+    model = Table(context, is_tied)
+    weights = shard_data_parallel(model, [], context, torch.bfloat16)
+    often = torch.tensor([[1, 1, 5, 4] * 200])
+    expected = torch.tensor([1.0, 802.0, 0.0, 0.0, 400.0, 401.0]) + (6 if is_tied else 0)
+    for _ in range(2):
+        for ids in (often, torch.tensor([[1, 0, 1, 5]]), often):
+            model(ids).backward()
+        weights.finish()
+        gradient = model.embedding.weight.grad.full_tensor()
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, expected.unsqueeze(1).expand(6, 2))
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_rows_of_an_embedding_are_added_to_its_sum_in_fp32(world, tp, is_tied):
+    world(tp).run(check_rows, tp, is_tied)
