@@ -90,7 +90,8 @@ class Pipeline:
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
         self._splits_backward = splits_backward
-        self._made: tuple[int, _PipelineSchedule] | None = None  # for a number of micro-batches
+        # for a number of micro-batches, and whether for training
+        self._made: tuple[int, bool, _PipelineSchedule] | None = None
         self._loss_factor = 1.0
         self.has_first_stage = stages[0].is_first
         self.has_last_stage = stages[-1].is_last
@@ -168,7 +169,8 @@ class Pipeline:
         return inputs
 
     def _run_schedule(self, batch: Batch, *, train: bool) -> Tensor:
-        schedule = self._schedule_of(len(batch.sample_ids) // self._shape.micro_batch_size)
+        num_micro_batches = len(batch.sample_ids) // self._shape.micro_batch_size
+        schedule = self._schedule_of(num_micro_batches, train=train)
         run: Callable[..., object] = schedule.step if train else schedule.eval
         losses: list[Tensor] = []
         args = (batch.tokens,) if self.has_first_stage else ()
@@ -184,15 +186,19 @@ class Pipeline:
     def _loss(self, token_losses: Tensor, mask: Tensor) -> Tensor:
         return (token_losses * mask).sum() * self._loss_factor
 
-    def _schedule_of(self, num_micro_batches: int) -> _PipelineSchedule:
+    def _schedule_of(self, num_micro_batches: int, *, train: bool) -> _PipelineSchedule:
         """Give the schedule for a number of micro-batches, which --rampup-batch-size and validation change.
 
-        Only the last one is kept: its stages hold what they received for each micro-batch.
+        Only the last one is kept: its stages hold what they received for each micro-batch. One that was first used for
+        a validation does not train: in torch 2.11 what it received never asks for a gradient.
         """
-        if self._made is None or self._made[0] != num_micro_batches:
-            self._made = None
-            self._made = num_micro_batches, self._make_schedule(num_micro_batches)
-        return self._made[1]
+        if self._made is not None:
+            size, trains, schedule = self._made
+            if size == num_micro_batches and (trains or not train):
+                return schedule
+        self._made = None
+        self._made = num_micro_batches, train, self._make_schedule(num_micro_batches)
+        return self._made[2]
 
     def _make_schedule(self, num_micro_batches: int) -> _PipelineSchedule:
         parts = zip(self._stages, self._modules, self._data_parallel, strict=True)

@@ -87,11 +87,31 @@ def test_a_step_of_another_size_leaves_nothing_behind(world, corpus, tmp_path, f
         assert again == first > 0
 
 
+def losses_after(rank, flags, is_validated):
+    """Give the losses of two steps, after a validation of as many micro-batches or without one."""
+    inputs = open_inputs(parse(flags), 2)
+    run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
+    batch = run.loader.batch(0, 4)
+    if is_validated:
+        run.parts.pipeline.evaluate(batch)
+    losses = [run.parts.pipeline.forward_backward(batch, 1.0).item() for _ in range(2)]
+    gradients = [p.grad.full_tensor() for p in run.saver._tensors.parameters.values()]
+    run.close()
+    return losses, [gradient.norm().item() for gradient in gradients]
+
+
+@pytest.mark.parametrize("flags", [PP2, *IN_V])
+def test_a_step_after_a_validation_of_its_size_is_the_step_without(world, corpus, tmp_path, flags):
+    flags = flags_of(corpus, tmp_path, flags)
+    expected = world(2).run(losses_after, flags, False)
+    assert world(2).run(losses_after, flags, True) == expected
+
+
 def ranks_met(rank, flags):
     """The ranks that this one's stages send to or hear from before the first step, with torch 2.11 or later."""
     inputs = open_inputs(parse(flags), 2)
     run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
-    stages = run.parts.pipeline._schedule_of(4)._stages
+    stages = run.parts.pipeline._schedule_of(4, train=True)._stages
     run.close()
     return [one.group_peer for stage in stages for one in stage._get_init_p2p_neighbors_ops()]
 
