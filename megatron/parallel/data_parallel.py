@@ -214,17 +214,36 @@ class _StepSum:
 
     def add(self, grad: Tensor, x: Tensor) -> bool:
         """Add grad^T x, of grad [r, out/t] and x [r, in]; False in the only backward pass of a step."""
-        total = self._parameter.unsharded_accumulated_grad
+        total = _sum_of(self._parameter)
         if total is not None:
             add_product_(total.to_local(), grad.t(), x)
             return True
         if self._group.reduce_grads:
             return False
         weight = self._parameter.unsharded_param
-        self._parameter.unsharded_accumulated_grad = DTensor.from_local(
+        total = DTensor.from_local(
             product_in_fp32(grad.t(), x), weight.device_mesh, weight.placements, run_check=False
         )
+        if _is_sum_a_gradient(self._parameter):
+            weight.grad = total
+        else:
+            self._parameter.unsharded_accumulated_grad = total
         return True
+
+
+def _is_sum_a_gradient(parameter: Any) -> bool:
+    """Whether a parameter's gradient is itself the sum, in fp32 between the backward passes of a step: torch 2.15."""
+    return hasattr(parameter, "unsharded_grad_dtype")
+
+
+def _sum_of(parameter: Any) -> DTensor | None:
+    """Give the sum that `fully_shard` keeps for later backward passes of a step (of torch's FSDPParam)."""
+    is_gradient = _is_sum_a_gradient(parameter)
+    total = (
+        parameter.unsharded_param.grad if is_gradient else parameter.unsharded_accumulated_grad
+    )
+    assert total is None or isinstance(total, DTensor)
+    return total
 
 
 def _groups(model: nn.Module) -> Iterator[tuple[FSDPModule, Any]]:
@@ -237,14 +256,14 @@ def _groups(model: nn.Module) -> Iterator[tuple[FSDPModule, Any]]:
 
 
 def _check_sums(group: Any) -> None:
-    """Raise ConfigError unless torch keeps its sums where it did when this was written (2.11 to 2.13)."""
+    """Raise ConfigError unless torch keeps its sums where it did when this was written (2.11 to 2.15)."""
     has_sums = hasattr(group, "reduce_grads") and all(
-        hasattr(parameter, name)
+        hasattr(parameter, "sharded_param")
+        and (_is_sum_a_gradient(parameter) or hasattr(parameter, "unsharded_accumulated_grad"))
         for parameter in getattr(group, "fsdp_params", [None])
-        for name in ("sharded_param", "unsharded_accumulated_grad")
     )
     if not has_sums:
         raise ConfigError(
-            f"torch {torch.__version__} does not keep the sums of gradients where 2.11 to 2.13 do; give "
+            f"torch {torch.__version__} does not keep the sums of gradients where 2.11 to 2.15 do; give "
             "--gradient-accumulation-fusion off, or take one of these"
         )

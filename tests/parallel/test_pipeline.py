@@ -7,6 +7,7 @@ import gc
 
 import pytest
 import torch
+from torch.distributed.pipelining import PipelineStage
 
 from megatron.model.transformer import TransformerLayer
 from megatron.training.inputs import open_inputs
@@ -84,7 +85,8 @@ def count_hidden_states(rank, flags):
 @pytest.mark.parametrize("flags", [PP2, *IN_V])
 def test_a_step_of_another_size_leaves_nothing_behind(world, corpus, tmp_path, flags):
     for first, _, again in world(2).run(count_hidden_states, flags_of(corpus, tmp_path, flags)):
-        assert again == first > 0
+        assert again == first
+        assert first > 0 or torch.__version__ >= "2.15"  # which lets go of all at the end of a step
 
 
 def losses_after(rank, flags, is_validated):
@@ -116,6 +118,10 @@ def ranks_met(rank, flags):
     return [one.group_peer for stage in stages for one in stage._get_init_p2p_neighbors_ops()]
 
 
+@pytest.mark.skipif(
+    not hasattr(PipelineStage, "_get_init_p2p_neighbors_ops"),
+    reason="from torch 2.15 on nobody meets before the first step",
+)
 def test_no_rank_meets_itself_where_two_of_its_stages_follow_each_other(world, corpus, tmp_path):
     met = world(2).run(ranks_met, flags_of(corpus, tmp_path, f"{PP2} --pipeline-schedule zbv"))
     assert met == [[1] * 4, [0] * 4]

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from megatron.errors import ConfigError
 from megatron.options import ParallelConfig
 from megatron.parallel.context import ParallelContext, initialize_distributed
-from megatron.parallel.data_parallel import _check_sums, _groups
+from megatron.parallel.data_parallel import _check_sums, _groups, _sum_of
 from megatron.parallel.launch import Launch
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.parallel.master_weights import MasterWeights
@@ -69,7 +69,7 @@ def layers_of(run):
 def sums_of(run):
     """Give the gradients that are still held for a later backward pass, by `fully_shard` or beside parameters."""
     groups = [group for module in run.parts.pipeline.modules for _, group in _groups(module)]
-    sums = [p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params]
+    sums = [_sum_of(p) for group in groups for p in group.fsdp_params]
     alone = [one for one in run.parts.pipeline._data_parallel if isinstance(one, MasterWeights)]
     sums += [weight.computed.grad for one in alone for weight in one._weights]
     return [one for one in sums if one is not None]
@@ -220,7 +220,8 @@ def test_no_step_leaves_anything_in_the_sums(world, corpus, tmp_path, layout):
 
 def test_a_torch_that_keeps_no_sums_is_named_with_the_way_around():
     parameter = SimpleNamespace(sharded_param=None, unsharded_accumulated_grad=None)
-    _check_sums(SimpleNamespace(reduce_grads=True, fsdp_params=[parameter]))
+    since_2_15 = SimpleNamespace(sharded_param=None, unsharded_grad_dtype=torch.float32)
+    _check_sums(SimpleNamespace(reduce_grads=True, fsdp_params=[parameter, since_2_15]))
     del parameter.unsharded_accumulated_grad
     for group in (SimpleNamespace(reduce_grads=True, fsdp_params=[parameter]), SimpleNamespace()):
         with pytest.raises(ConfigError, match="gradient-accumulation-fusion off"):
