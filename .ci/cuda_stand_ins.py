@@ -17,6 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 OF_CUDA = re.compile(r"lib(cu|nv|nccl)")
+GIVES_TEXT = re.compile(r"(Error|Result)(String|Name)$|^ncclGetLastError$")
 NO_DEVICE = 100  # cudaErrorNoDevice; to the other libraries any number but 0 is a failure
 
 
@@ -68,7 +69,7 @@ def missing_functions(folder: Path) -> dict[str, dict[str, set[str]]]:
 
 def source_of(function: str) -> str:
     """Give a function in C that fails, or, where a text is asked for, gives one."""
-    if "String" in function:
+    if GIVES_TEXT.search(function):
         return f'const char *{function}(void) {{ return "no CUDA here"; }}'
     return f"int {function}(void) {{ return {NO_DEVICE}; }}"
 

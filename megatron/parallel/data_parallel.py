@@ -239,9 +239,7 @@ def _is_sum_a_gradient(parameter: Any) -> bool:
 def _sum_of(parameter: Any) -> DTensor | None:
     """Give the sum that `fully_shard` keeps for later backward passes of a step (of torch's FSDPParam)."""
     is_gradient = _is_sum_a_gradient(parameter)
-    total = (
-        parameter.unsharded_param.grad if is_gradient else parameter.unsharded_accumulated_grad
-    )
+    total = parameter.unsharded_param.grad if is_gradient else parameter.unsharded_accumulated_grad
     assert total is None or isinstance(total, DTensor)
     return total
 

@@ -117,19 +117,19 @@ def test_stand_ins_have_each_function_that_is_asked_for_and_all_fail(tmp_path):
             check=True,
         )
 
-    (tmp_path / "versions").write_text("CUDNN_9 { cudnnCreate; cudnnGetErrorString; };")
+    (tmp_path / "versions").write_text("CUDNN_9 { cudnnCreate; cudnnGetErrorName; };")
     build(
         "libcudnn.so.9",
-        "int cudnnCreate(void) { return 0; } char *cudnnGetErrorString(void) { return 0; }",
+        "int cudnnCreate(void) { return 0; } char *cudnnGetErrorName(void) { return 0; }",
         "-Wl,-soname,libcudnn.so.9",
         f"-Wl,--version-script={tmp_path / 'versions'}",
     )
     build("libnccl.so.2", "int ncclInit(void) { return 0; }", "-Wl,-soname,libnccl.so.2")
     build(
         "libtorch_cuda.so",
-        "int cudnnCreate(void), ncclInit(void); char *cudnnGetErrorString(void);"
+        "int cudnnCreate(void), ncclInit(void); char *cudnnGetErrorName(void);"
         "int create(void) { return cudnnCreate(); } int init(void) { return ncclInit(); }"
-        "char *error(void) { return cudnnGetErrorString(); }",
+        "char *error(void) { return cudnnGetErrorName(); }",
         *(f"-L{tmp_path}", "-l:libcudnn.so.9", "-l:libnccl.so.2", "-Wl,-z,now,-rpath,$ORIGIN"),
     )
     for name in ("libcudnn.so.9", "libnccl.so.2", "versions"):
