@@ -35,3 +35,8 @@ template <class T = const float>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
+
+// All threads of a parallel region come here before one goes on.
+inline void wait_for_others() {
+#pragma omp barrier
+}

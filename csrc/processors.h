@@ -90,7 +90,3 @@ std::pair<size_t, size_t> share(size_t count) {
 #endif
     return {count * thread_number() / threads, count * (thread_number() + 1) / threads};
 }
-
-void wait_for_others() {
-#pragma omp barrier
-}
