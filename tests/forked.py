@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
-from tests.world import PRELOADED, launcher_environment
+from tests.world import launcher_environment, preloaded
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ class Forked:
         self._command = [str(ROOT / tool), *map(str, arguments)]
         variables = launcher_environment() | {"OMP_NUM_THREADS": "1", **(environment or {})}
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload(preloaded())
         self._process = context.Process(
             target=_become,
             args=(self._command[0], self._command[1:], variables, self._folder.name),

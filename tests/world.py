@@ -9,6 +9,7 @@ its traceback.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,12 @@ import torch.multiprocessing as mp
 from tests import shared_memory
 
 TIMEOUT_SECONDS = 120
-PRELOADED = ["tests.training.matrix", "tests.model.tiny", "transformers"]
+PRELOADED = ("tests.training.matrix", "tests.model.tiny")
+
+
+def preloaded() -> list[str]:
+    """Name what the server that processes are forked off imports: transformers only if a test of this session does."""
+    return [*PRELOADED, *({"transformers"} & set(sys.modules))]
 
 
 def _serve(rank: int, size: int, backend: str, rendezvous: str, connection: Connection) -> None:
@@ -59,7 +65,7 @@ class World:
         self.size = size
         # Processes are forked off a server that has imported what they need: it takes seconds for each otherwise.
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload(preloaded())
         self._folder = tempfile.TemporaryDirectory(prefix="world_")
         self._connections: list[Connection] = []
         self._processes = []

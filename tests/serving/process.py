@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from tests.world import PRELOADED, topology
+from tests.world import preloaded, topology
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
@@ -56,7 +56,7 @@ class ServerProcess:
         """
         context = mp.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload(PRELOADED)
+            context.set_forkserver_preload(preloaded())
         arguments = [*launcher, SERVE, "--load", str(run), "--port", "0", *flags]
         log, theirs = context.Pipe(duplex=False)
         self._store = None  # that several processes meet in, as a launcher has one

@@ -26,7 +26,7 @@ from megatron.training.watchdog.straggler import Stragglers
 from megatron.training.watchdog.watch import Watch
 from tests.grid import grid_of
 from tests.training.runs import parse
-from tests.world import PRELOADED
+from tests.world import preloaded
 
 PATIENCE_SECONDS = 60
 
@@ -119,7 +119,7 @@ class Ended:
 def train_watched(size: int, folder: Path, flags: str, fault: str) -> Ended:
     """Run it, wait for all processes but one that is stopped, and kill what is left."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(preloaded())
     started = time.monotonic()
     processes = [
         context.Process(target=_train, args=(rank, size, str(folder), flags, fault))
