@@ -11,6 +11,7 @@ import difflib
 import errno
 import os
 import reprlib
+import signal
 import sys
 import types
 import typing
@@ -362,6 +363,17 @@ def one_line(text: str) -> str:
     """Give a message as one line: names and libraries' messages may hold ends of lines and control characters."""
     joined = " ".join(part.strip() for part in text.splitlines() if part.strip())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
+def end_on_sigterm(advice: str) -> None:
+    """Let SIGTERM end a tool as an exit does, with what is open closed, and say in a line what to do then."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        # Not by print: the signal may come in the middle of one.
+        os.write(2, f"{Path(sys.argv[0]).name}: terminated; {advice}\n".encode())
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from megatron.attribution.spelling import Spelling
 from megatron.cli import (
     EXIT_USER_ERROR,
     add_section,
+    end_on_sigterm,
     make_parser,
     parse_known,
     run_tool,
@@ -103,7 +103,7 @@ def _add_build(commands: Any) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm("indexes that are finished are kept, and the same command makes the others")
     options = section_from(args, BuildOptions)
     tasks = plan(args.prefix, args.kinds, options, again=args.again)
     if tasks:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import megatron.logging
-from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
+from megatron.cli import (
+    add_section,
+    end_on_sigterm,
+    make_parser,
+    parse_known,
+    run_tool,
+    section_from,
+)
 from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.mix import MixConfig, mix
 from megatron.curation.pii.train import report_table, train
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     card.add_argument("--output", type=Path, required=True, help="folder that curate.py wrote")
     args = parse_known(parser, given)
     megatron.logging.configure()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm("what is finished is kept, and the same command goes on")
     tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
     if args.command == "why":
         explain(args.output, args.id)
@@ -131,13 +137,15 @@ def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
     if options.dry_run:
         print(estimate.estimate(steps, options, sources=sources).describe())
         return
+    is_new = not (options.output and (options.folder / "run.json").exists())
     start = time.monotonic()
     with logging_redirect_tqdm([megatron.logging.get_logger("megatron")]):
         totals = run_steps(steps, options, sources=sources, command=given, progress=show)
     seconds = time.monotonic() - start
     data_card.write_card(options.folder)
-    speed = totals.bytes_read / 1e6 / max(seconds, 1e-9)
-    print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s ({speed:,.1f} MB/s)")
+    # Of a run that goes on, what was done before took no time now.
+    speed = f" ({totals.bytes_read / 1e6 / max(seconds, 1e-9):,.1f} MB/s)" if is_new else ""
+    print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s{speed}")
 
 
 def blend_groups(args: argparse.Namespace, given: Sequence[str]) -> None:

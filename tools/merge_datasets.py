@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import megatron.logging
-from megatron.cli import make_parser, parse_known, run_tool
+from megatron.cli import end_on_sigterm, make_parser, parse_known, run_tool
 from megatron.data.preprocessing.merge import list_prefixes, merge, merge_shuffled, open_sources
 from megatron.progress import byte_bar
 
@@ -40,7 +38,7 @@ def main() -> None:
     )
     args = parse_known(parser, None)
     megatron.logging.configure()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm("nothing of the output was kept; run it again")
 
     prefixes = list_prefixes(args.input, args.output_prefix)
     sources = open_sources(prefixes, drop_provenance=args.drop_provenance)

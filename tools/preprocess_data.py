@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import sys
 import time
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import megatron.logging
-from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
+from megatron.cli import (
+    add_section,
+    end_on_sigterm,
+    make_parser,
+    parse_known,
+    run_tool,
+    section_from,
+)
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
 from megatron.options import TokenizerConfig
@@ -40,7 +45,7 @@ def main() -> None:
     megatron.logging.configure()
     # One thread a worker: the processes share the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm("nothing of the output was kept; run it again")
     tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
 
     total = sum(part.stop - part.start for part in config.parts())

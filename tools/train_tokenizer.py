@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,10 @@ def main() -> None:
     skipped = [0]
     with byte_bar(total, "read") as bar:
         texts = read_texts(args.input, args.json_key, args.max_bytes, bar, skipped)
+        # Minutes in Rust, which Python's handler of Ctrl-C would wait for; nothing is written meanwhile.
+        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
         definition = train_tokenizer(texts, args.vocab_size)
+        signal.signal(signal.SIGINT, handler)
     write_definition(args.output, definition)
     found = len(definition["model"]["vocab"])
     if found < args.vocab_size:

@@ -1,7 +1,9 @@
 """tools/curate.py: from folders to clean text in single stages and in one pipeline, and what it says of mistakes."""
 
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +149,37 @@ def test_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert result.stderr == (
         "curate.py: error: input missing.jsonl does not exist (files only; nothing is downloaded)\n"
     )
+
+
+def test_a_run_that_is_terminated_says_how_to_go_on_and_then_does(tmp_path):
+    rows = [
+        json.dumps({"text": f"def f{n}(x):\n    return x\n" * 20, "id": str(n)})
+        for n in range(2000)
+    ]
+    (tmp_path / "in.jsonl").write_text("no record\n" + "\n".join(rows) + "\n")
+    command = [sys.executable, "-B", ROOT / "tools/curate.py", "filter", "--input", tmp_path / "in.jsonl"]  # fmt: skip
+    command += ["--output", tmp_path / "out", "--shard-mb", "0.02"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True
+    ) as stopped:
+        assert "set aside in.jsonl:1" in stopped.stderr.readline()  # of the first shard of 60
+        stopped.send_signal(signal.SIGTERM)
+        said = stopped.stderr.read().splitlines()
+    assert stopped.returncode == 143
+    assert said == ["curate.py: terminated; what is finished is kept, and the same command goes on"]
+    again = subprocess.run(
+        [*map(str, command)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "continuing read filter: " in again.stderr
+    assert "2,001 records = 2,000 kept + 0 dropped + 1 bad (1 not JSON)" in again.stdout
+    assert "MB/s" not in again.stdout  # of bytes that were read before
+
+
+def test_what_was_changed_is_said_at_the_end(curate, tmp_path):
+    (tmp_path / "in.jsonl").write_text(
+        '{"text": "mail = jane.miller@gmail.com"}\n{"text": "x = 1"}\n'
+    )
+    said = curate("pii", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    assert "2 kept + 0 dropped + 0 bad; changed: 1 pii: redacted; " in said
+    assert "MB/s" in said

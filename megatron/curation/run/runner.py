@@ -203,7 +203,9 @@ def run_pass(
             totals.add(done)
             on_shard(source.num_bytes)
     if len(tasks) < len(sources):
-        logger.info("continuing: %d of %d shards are done", len(sources) - len(tasks), len(sources))
+        names = " ".join(stage.name for stage in stages_of(0))
+        num_done = len(sources) - len(tasks)
+        logger.info("continuing %s: %d of %d shards are done", names, num_done, len(sources))
     if tasks:
         worker = _ShardWorker(stages_of, layout, strict=strict)
         with pool(worker, len(tasks)) as workers:

@@ -97,6 +97,8 @@ class Totals:
             line += (
                 " (" + ", ".join(f"{n:,} {reason}" for reason, n in self.bad.most_common()) + ")"
             )
+        if changes := self.by_rule("changed"):
+            line += "; changed: " + ", ".join(f"{count:,} {rule}" for rule, count, _ in changes)
         share = f" ({self.bytes_kept() / self.bytes_read:.1%})" if self.bytes_read else ""
         return f"{line}; {self.bytes_kept() / 1e6:,.1f} MB of {self.bytes_read / 1e6:,.1f} MB of text{share}"
 
