@@ -5,9 +5,10 @@
 PYTHON_IN_ENV := .venv/bin/python
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 # what stands on torch's own engines, formats and private names; three minutes of two cores
-CORE_TESTS := tests/parallel tests/launching tests/kernels/test_compiled.py tests/kernels/test_attention.py \
-	tests/model/test_gpt.py tests/model/test_recompute.py tests/optimizer/test_optimizer.py \
-	tests/training/test_gradient_accumulation.py tests/checkpoint/test_save_load.py tests/inference/test_layouts.py
+CORE_TESTS := tests/test_torch_names.py tests/parallel tests/launching \
+	tests/kernels/test_compiled.py tests/kernels/test_attention.py tests/model/test_gpt.py \
+	tests/model/test_recompute.py tests/optimizer/test_optimizer.py tests/training/test_gradient_accumulation.py \
+	tests/checkpoint/test_save_load.py tests/inference/test_layouts.py
 
 env: ## make .venv, which the others do too
 	@bash tools/make_env.sh

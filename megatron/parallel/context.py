@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 _MOST_HOSTS = 8  # that a message names
+# Releases of torch: setup.py's oldest, and the last one that the tests were run with (docs/dependencies.md).
+OLDEST_TORCH, NEWEST_TRIED_TORCH = (2, 11), (2, 15)
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,10 @@ def _join_pipeline_ends(mesh: DeviceMesh, timeout: timedelta) -> dist.ProcessGro
 def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.device:
     """Join the process group and give this process's device. Collective over the world.
 
-    Errors: ConfigError when nccl is asked for and this node has fewer GPUs than processes, or when some nodes have
-    enough and others do not.
+    Errors: ConfigError when nccl is asked for and this node has fewer GPUs than processes, when some nodes have
+    enough and others do not, or when torch is too old.
     """
+    check_torch(torch.__version__)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     use_gpu = num_gpus >= launch.local_world_size and config.distributed_backend != "gloo"
     if config.distributed_backend == "nccl" and not use_gpu:
@@ -175,6 +178,19 @@ def initialize_distributed(config: ParallelConfig, launch: Launch) -> torch.devi
         )
     check_same_device(device.type)
     return device
+
+
+def check_torch(version: str) -> None:
+    """Warn of a torch that nothing was tried with: much here stands on names that it may change. ConfigError if too old."""
+    major, minor = map(int, version.split(".")[:2])
+    oldest, newest = (".".join(map(str, one)) for one in (OLDEST_TORCH, NEWEST_TRIED_TORCH))
+    if (major, minor) < OLDEST_TORCH:
+        raise ConfigError(f"torch {version} is too old; install one from {oldest} on")
+    if (major, minor) > NEWEST_TRIED_TORCH:
+        logger.warning(
+            f"torch {version} is newer than {newest}, the last one that this was tried with: if something fails inside "
+            f"of torch, take one of {oldest} to {newest}"
+        )
 
 
 def check_same_device(kind: str) -> None:

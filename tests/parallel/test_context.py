@@ -1,6 +1,8 @@
 """Processes that join find out what they compute on, before one waits for another."""
 
 import logging
+import re
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -10,8 +12,10 @@ import torch.distributed as dist
 from megatron.errors import ConfigError
 from megatron.options import ParallelConfig
 from megatron.parallel import context
-from megatron.parallel.context import check_same_device, initialize_distributed
+from megatron.parallel.context import check_same_device, check_torch, initialize_distributed
 from megatron.parallel.launch import Launch
+
+ROOT = Path(__file__).parents[2]
 
 
 def told(rank, kinds):
@@ -59,3 +63,25 @@ def test_more_processes_than_gpus_say_that_they_are_on_the_cpu(two_gpus, caplog)
     assert "this node has 2 GPU(s) for 3 processes. Start 2" in caplog.text
     with pytest.raises(ConfigError, match="has 2 for 3 processes"):
         join(3, backend="nccl")
+
+
+def test_a_torch_that_was_not_tried_is_told_and_one_that_is_too_old_refused(caplog):
+    with caplog.at_level(logging.INFO, context.logger.name):
+        for version in ("2.11.0+cu130", "2.13.0+cpu", "2.15.1"):
+            check_torch(version)
+        assert not caplog.text
+        check_torch("2.16.0.dev20261201+cpu")
+        assert "torch 2.16.0.dev20261201+cpu is newer than 2.15" in caplog.text
+        check_torch("3.0.0")
+        assert "torch 3.0.0 is newer than 2.15" in caplog.text
+    with pytest.raises(ConfigError, match=r"torch 2.9.1 is too old; install one from 2.11 on"):
+        check_torch("2.9.1")
+
+
+def test_setup_and_the_environment_take_torch_from_the_same_release_on():
+    major, minor = context.OLDEST_TORCH
+    assert f'"torch>={major}.{minor}"' in (ROOT / "setup.py").read_text()
+    script = (ROOT / "tools/make_env.sh").read_text()
+    assert f'OLDEST_TORCH="({major}, {minor})"' in script
+    (pinned,) = re.findall(r"TORCH_VERSION=(\d+)\.(\d+)", script)
+    assert context.OLDEST_TORCH <= tuple(map(int, pinned)) <= context.NEWEST_TRIED_TORCH
