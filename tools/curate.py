@@ -32,7 +32,7 @@ from megatron.curation.pipeline import read_pipeline
 from megatron.curation.run import data_card, estimate, ledger
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import OnBytes, Step, plan, run_steps
-from megatron.curation.run.record_io import Source
+from megatron.curation.run.record_io import Source, no_text
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
@@ -143,6 +143,11 @@ def curate(args: argparse.Namespace, given: Sequence[str]) -> None:
         totals = run_steps(steps, options, sources=sources, command=given, progress=show)
     seconds = time.monotonic() - start
     data_card.write_card(options.folder)
+    if not totals.num_read and totals.bad[no_text(options.text_key)]:
+        raise DataError(
+            f"no record of {', '.join(options.input)} has text under {options.text_key!r}; name the key that has by "
+            "--text-key (The Stack: content), with --overwrite"
+        )
     # Of a run that goes on, what was done before took no time now.
     speed = f" ({totals.bytes_read / 1e6 / max(seconds, 1e-9):,.1f} MB/s)" if is_new else ""
     print(f"{options.output}: {totals.describe()}; {seconds:,.1f} s{speed}")

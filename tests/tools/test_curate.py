@@ -183,3 +183,13 @@ def test_what_was_changed_is_said_at_the_end(curate, tmp_path):
     said = curate("pii", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
     assert "2 kept + 0 dropped + 0 bad; changed: 1 pii: redacted; " in said
     assert "MB/s" in said
+
+
+def test_text_under_another_key_is_an_error_that_names_the_option(curate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"content": "x = 1", "hexsha": "a"}\n' * 3)
+    command = ["filter", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out"]
+    with pytest.raises(
+        DataError, match="has text under 'text'; name the key that has by --text-key"
+    ):
+        curate(*command)
+    assert "3 kept" in curate(*command, "--text-key", "content", "--overwrite")

@@ -106,7 +106,7 @@ class Estimate:
         ]
         if self.documents_error is None:
             lines = [
-                f"from {self.sampled_bytes / 1e6:,.1f} MB at {self.num_places} places of the input, too few to tell how "
+                f"from {self.sampled_bytes / 1e6:,.1f} MB at {self.num_places} place{'s' * (self.num_places != 1)} of the input, too few to tell how "
                 "far off that is: give a larger --sample-mb"
             ]
         if self.read_part < 1:

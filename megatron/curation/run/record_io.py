@@ -136,11 +136,16 @@ class PartSource:
             return BadRecord(place, row, _spelled(row, raw))
         text = _take(row, self.text_key)
         if not isinstance(text, str):
-            return BadRecord(place, f"no text under {self.text_key!r}", _spelled(row, raw))
+            return BadRecord(place, no_text(self.text_key), _spelled(row, raw))
         given = _take(row, self.id_key)
         if reason := why_unwritable(row):
             return BadRecord(place, reason, _spelled(row, raw))
         return Document(place if given is None else str(given), text, row)
+
+
+def no_text(key: str) -> str:
+    """Give the reason of a record without text under a key."""
+    return f"no text under {key!r}"
 
 
 def _take(row: dict[str, Any], key: str) -> Any:
