@@ -60,7 +60,7 @@ def _passes(rank, flags, num_micro_batches):
     """Give this rank's passes in order: (kind, micro-batch, chunk)."""
     inputs = open_inputs(parse(flags), 2)
     run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
-    schedule = run.parts.pipeline._schedule_of(num_micro_batches)
+    schedule = run.parts.pipeline._schedule_of(num_micro_batches, train=True)
     actions = [action for action in schedule.pipeline_order[rank] if action is not None]
     run.close()
     return [
