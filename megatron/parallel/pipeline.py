@@ -89,7 +89,8 @@ class Pipeline:
         self._context = context
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
-        self._splits_backward = splits_backward
+        # Before 2.13 torch may lose, to the garbage collection, what the second half of a backward pass begins at.
+        self._splits_backward = splits_backward and torch.__version__ >= "2.13"
         # for a number of micro-batches, and whether for training
         self._made: tuple[int, bool, _PipelineSchedule] | None = None
         self._loss_factor = 1.0
