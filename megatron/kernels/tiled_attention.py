@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.kernels.attention import AttentionDropout, explicit_attention
 from megatron.kernels.documents import Documents
@@ -34,6 +35,14 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
+def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Addresses say neither sizes nor dtypes."""
+    sk, _, g, _ = key.shape
+    assert key.shape == value.shape == (sk, query.size(1), g, query.size(3))
+    assert query.dtype == key.dtype == value.dtype
+    assert key.is_cpu and value.is_cpu
+
+
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -48,19 +57,24 @@ class _TiledAttention(torch.autograd.Function):
         sq, b, n, d = query.shape
         query, key, value = map(_side_by_side, (query, key, value))
         ctx.rest = dropout, documents, kind
-        out = query.new_empty(sq, b, n, d)
+        out = query.new_empty(sq, b, n * d)
         log_sums = query.new_empty(b, n, sq, dtype=torch.float32)
         call = _call(ctx, query, key, log_sums)
         call.forward(
-            _heads(query), _heads(key), _heads(value), _heads(out), torch.get_num_threads()
+            _heads(query),
+            _heads(key),
+            _heads(value),
+            _heads(out.view(sq, b, n, d)),
+            torch.get_num_threads(),
         )
         ctx.save_for_backward(query, key, value, out, log_sums)
-        return out.view(sq, b, n * d)
+        return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, out, log_sums = ctx.saved_tensors
-        out_grad = _side_by_side(out_grad.view(out.shape))
+        out, out_grad = out.view(query.shape), _side_by_side(out_grad.view(query.shape))
         query_grad, key_grad, value_grad = map(torch.empty_like, (query, key, value))
         call = _call(ctx, query, key, log_sums)
         call.backward(
@@ -85,9 +99,11 @@ def _call(ctx: Any, query: Tensor, key: Tensor, log_sums: Tensor) -> kernel.Call
     call = kernel.Call(is_bf16, kind, b, n, g, d, sq, sk, log_sums.data_ptr())
     if documents is not None:
         first_keys = documents.host_first_keys
+        assert first_keys.shape in ((b, sq), (1, sq)) and first_keys.dtype == torch.int64
+        assert first_keys.stride(1) == 1 or sq == 1
         call.see_from(first_keys.data_ptr(), first_keys.stride(0) if first_keys.size(0) > 1 else 0)
     if dropout is not None:
-        assert dropout.row_keys.is_contiguous()
+        assert dropout.row_keys.shape == (sq, b) and dropout.row_keys.is_contiguous()
         call.drop(
             dropout.row_keys.data_ptr(),
             dropout.first_head,
@@ -108,12 +124,13 @@ def tiled_attention(
 ) -> Tensor:
     """Attend tile by tile: query [sq, b, n, d], key and value [sk, b, g, d], g dividing n -> [sq, b, n*d].
 
-    fp32 and bf16; fp16 is computed in fp32, and others by the reference. kind: of the processor's kernels, the fastest
-    if empty.
+    fp32 and bf16; fp16 is computed in fp32, others, and what is on the meta device, by the reference. kind: of the
+    processor's kernels, the fastest if empty.
     """
     if query.dtype == torch.float16:
-        wide = tiled_attention(query.float(), key.float(), value.float(), dropout, documents)
-        return wide.to(query.dtype)
-    if query.dtype not in (torch.float32, torch.bfloat16):
+        wide = query.float(), key.float(), value.float()
+        return tiled_attention(*wide, dropout, documents, kind=kind).to(query.dtype)
+    if not query.is_cpu or query.dtype not in (torch.float32, torch.bfloat16):
         return explicit_attention(query, key, value, dropout, documents)
+    _check(query, key, value)
     return _TiledAttention.apply(query, key, value, dropout, documents, kind)

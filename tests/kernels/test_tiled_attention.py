@@ -152,3 +152,53 @@ def test_backward_keeps_the_inputs_the_output_and_a_number_for_each_query():
     known = {x.untyped_storage().data_ptr() for x in (query, key_value, out)}
     (log_sums,) = storages - known
     assert known < storages and sum(x.numel() for x in kept if x.data_ptr() == log_sums) == 4 * 64
+
+
+def test_second_derivatives_are_refused():
+    query, key_value = draw(9, 1, 2, 1, 8)
+    out = tiled_attention(query, *key_value.unbind(3), None)
+    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (grad.sum() + query.square().sum()).backward()
+
+
+def test_an_output_that_was_changed_in_place_ends_backward():
+    """It is not a view, which autograd lets no one change; but its old numbers are kept for the gradient."""
+    query, key_value = draw(9, 1, 2, 1, 8)
+    out = tiled_attention(query, *key_value.unbind(3), None).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (normal(9, 2, 1, 8).bfloat16(), normal(9, 2, 1, 8)),
+        (normal(9, 2, 1, 8), normal(9, 2, 1, 8).bfloat16()),
+        (normal(9, 1, 1, 8), normal(9, 1, 1, 8)),  # fewer samples
+        (normal(9, 2, 1, 8), normal(8, 2, 1, 8)),
+        (normal(9, 2, 1, 4), normal(9, 2, 1, 4)),
+    ],
+)
+def test_no_memory_is_read_that_is_not_the_inputs(key, value):
+    with pytest.raises(AssertionError):
+        tiled_attention(normal(9, 2, 1, 8), key, value, None)
+
+
+@pytest.mark.parametrize("rows", [(8, 2), (9, 1)])
+def test_keys_of_dropout_and_documents_are_those_of_the_queries(rows):
+    positions, samples = rows
+    query, key_value = draw(9, 2, 1, 1, 8)
+    with pytest.raises(AssertionError):
+        tiled_attention(query, *key_value.unbind(3), dropout_of(positions, samples))
+    starts = torch.arange(positions).expand(samples, -1)
+    documents = Documents.create(starts, CPU, shape=(samples, positions), window=None)
+    if positions < 9:
+        with pytest.raises(AssertionError):
+            tiled_attention(query, *key_value.unbind(3), None, documents)
+
+
+def test_tensors_of_the_meta_device_have_no_memory_to_read():
+    query, key_value = draw(9, 2, 1, 1, 8)
+    out = tiled_attention(query.to("meta"), *key_value.to("meta").unbind(3), None)
+    assert out.is_meta and out.shape == (9, 2, 8)
