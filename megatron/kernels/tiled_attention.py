@@ -75,7 +75,8 @@ class _TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, out, log_sums = ctx.saved_tensors
         out, out_grad = out.view(query.shape), _side_by_side(out_grad.view(query.shape))
-        query_grad, key_grad, value_grad = map(torch.empty_like, (query, key, value))
+        # not `empty_like`: of a head that is repeated without a copy it may put a head's numbers apart
+        query_grad, key_grad, value_grad = (x.new_empty(x.shape) for x in (query, key, value))
         call = _call(ctx, query, key, log_sums)
         call.backward(
             _heads(query),

@@ -91,6 +91,15 @@ def test_heads_that_do_not_lie_side_by_side_are_copied():
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def test_a_head_that_is_repeated_without_a_copy_gets_the_sum_of_its_gradients():
+    query, numbers = normal(1, 3, 2, 4), normal(3, 2, 4).requires_grad_()  # b, keys and values, d
+    key, value = (
+        x.as_strided((1, 3, 2, 4), (1, 8, 0, 1), x.storage_offset()) for x in numbers.unbind(1)
+    )
+    tiled_attention(query, key, value, None).sum().backward()
+    assert torch.equal(numbers.grad, torch.tensor([0.0, 2.0]).view(2, 1).expand(3, 2, 4))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(300, 1, 12, 1, 64), (90, 2, 3, 3, 16)])
 def test_the_number_of_threads_changes_no_bit(kind, shape):
