@@ -17,12 +17,20 @@ def _can_take(logits: Tensor) -> bool:
     return logits.is_cpu and logits.dtype in DTYPES and logits.stride(1) == 1
 
 
+def _check(logits: Tensor, columns: Tensor, *numbers: Tensor) -> None:
+    """Addresses say neither sizes nor dtypes."""
+    rows = logits.shape[:1]
+    assert columns.shape == rows and columns.dtype == torch.int64
+    assert all(x.shape == rows and x.dtype == torch.float32 for x in numbers)
+
+
 def row_statistics(
     logits: Tensor, columns: Tensor, num_valid: int, *, kind: str = ""
 ) -> tuple[Tensor, Tensor]:
     """Do what `cross_entropy.row_statistics` does, reading the logits once from memory."""
     if not _can_take(logits):
         return cross_entropy.row_statistics(logits, columns, num_valid)
+    _check(logits, columns)
     columns = columns.contiguous()
     log_sum_exp = torch.empty(logits.size(0), dtype=torch.float32)
     picked = torch.empty_like(log_sum_exp)
@@ -54,6 +62,7 @@ def gradient_(
     """Do what `cross_entropy.gradient_` does, reading and writing the logits once."""
     if not _can_take(logits):
         return cross_entropy.gradient_(logits, columns, num_valid, log_sum_exp, scale)
+    _check(logits, columns, log_sum_exp, scale)
     # a scale that is one number for all rows comes as a view of it
     columns, log_sum_exp, scale = columns.contiguous(), log_sum_exp.contiguous(), scale.contiguous()
     _cpu_operations.gradient(

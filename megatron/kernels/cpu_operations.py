@@ -46,9 +46,10 @@ def _can_take(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _check(x: Tensor, residual: Tensor, dropout: Dropout | None, *vectors: Tensor | None) -> None:
-    """Addresses say no sizes."""
+    """Addresses say neither sizes nor dtypes."""
     assert residual.shape == x.shape
     assert dropout is None or dropout.row_keys.shape == x.shape[:-1]
+    assert dropout is None or dropout.row_keys.dtype == torch.int64
     assert all(y is None or y.shape == x.shape[-1:] for y in vectors)
 
 

@@ -315,6 +315,15 @@ def test_what_does_not_fit_is_an_error():
         cpu_bias_dropout_residual(x, None, draw(4, 8), None)
     with pytest.raises(AssertionError):
         cpu_bias_dropout_residual(x, None, x, dropout_for(2))
+    with pytest.raises(AssertionError):
+        cpu_bias_dropout_residual(x, None, x, Dropout(0.3, torch.zeros(3, dtype=torch.int32)))
+    three, scale = torch.tensor([0, 7, 1]), torch.ones(3)
+    for columns in (three[:2], three.int()):
+        with pytest.raises(AssertionError):
+            row_statistics(x, columns, 8)
+    for numbers in ((scale[:2], scale), (scale, scale.double())):
+        with pytest.raises(AssertionError):
+            gradient_(x, three, 8, *numbers)
     with pytest.raises(IndexError, match="column"):
         row_statistics(x, torch.tensor([0, 8, 1]), 8)
     with pytest.raises(ValueError, match="does not run avx1024"):
