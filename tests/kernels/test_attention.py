@@ -11,14 +11,14 @@ from megatron.kernels.attention import (
 from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.tiled_attention import tiled_attention
+from tests.kernels.tiled import TILED
 
 FUNCTIONS = [
     explicit_attention,
     sdpa_attention,
     flash_attention,
     blocked_attention,
-    tiled_attention,
+    TILED,
 ]
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
@@ -93,7 +93,7 @@ def keyed(first_head, num_heads, seed=3):
     return AttentionDropout(0.4, rows, first_head, seed)
 
 
-@pytest.mark.parametrize("function", [explicit_attention, blocked_attention, tiled_attention])
+@pytest.mark.parametrize("function", [explicit_attention, blocked_attention, TILED])
 def test_keyed_dropout_of_a_share_of_the_heads_is_that_of_all(function):
     query, key_value = draw(1, torch.float32)
     key, value = key_value.unbind(3)
@@ -102,9 +102,7 @@ def test_keyed_dropout_of_a_share_of_the_heads_is_that_of_all(function):
     torch.testing.assert_close(share.view(7, 2, 2, 5), whole[:, :, 2:4])
 
 
-@pytest.mark.parametrize(
-    "function", [explicit_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention, TILED])
 def test_dropout_keeps_the_mean_and_drops_at_its_rate(function):
     """With values 1 each output is the sum of the kept probabilities, scaled: 1 on average."""
     query = torch.randn(64, 8, 6, 4, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.tiled_attention import tiled_attention
+from tests.kernels.tiled import TILED
 
 CPU = torch.device("cpu")
 SAMPLES = {  # lengths of the documents of each sample
@@ -70,9 +70,7 @@ def draw(samples, groups, dtype=torch.float64):
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("samples", SAMPLES.values(), ids=SAMPLES)
-@pytest.mark.parametrize(
-    "function", [explicit_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention, TILED])
 def test_each_document_is_as_if_alone(function, samples, groups):
     query, key_value = draw(samples, groups)
     expected = by_document(query, *key_value.unbind(3), samples)
@@ -98,9 +96,7 @@ WINDOWED = [
 
 
 @pytest.mark.parametrize("samples, window", WINDOWED)
-@pytest.mark.parametrize(
-    "function", [explicit_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention, TILED])
 def test_window_ends_what_a_token_sees_of_its_document(function, samples, window):
     query, key_value = draw(samples, 2)
     expected = by_document(query, *key_value.unbind(3), samples, window)
@@ -203,9 +199,7 @@ def test_flash_is_handed_the_documents_one_after_another(monkeypatch, samples, w
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize(
-    "function", [flash_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [flash_attention, sdpa_attention, blocked_attention, TILED])
 def test_each_document_is_as_if_alone_on_a_gpu(function, groups, window):
     device = torch.device("cuda")
     starts = starts_of([[70, 3, 2, 181], [256]])

@@ -15,8 +15,8 @@ from megatron.kernels.blocked_attention import blocked_attention
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import token_keys
 from megatron.kernels.flash_attention import flash_attention
-from megatron.kernels.tiled_attention import tiled_attention
 from tests.kernels.test_documents import CPU, packed_attention, starts_of
+from tests.kernels.tiled import TILED
 
 SAMPLES = [[70, 3, 2, 75], [33, 100, 17]]  # lengths of the documents
 LENGTH = 150
@@ -66,7 +66,7 @@ def run_whole(inputs, first, *, masks=(None, None), probability=0.0):
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize(
     "function",
-    [explicit_attention, sdpa_attention, flash_attention, blocked_attention, tiled_attention],
+    [explicit_attention, sdpa_attention, flash_attention, blocked_attention, TILED],
 )
 def test_last_queries_attend_to_all_before_them(function, first, groups):
     inputs = draw(groups)
@@ -84,9 +84,7 @@ MASKS = {
 
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize(
-    "function", [explicit_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [explicit_attention, sdpa_attention, blocked_attention, TILED])
 def test_last_queries_see_their_document_as_far_as_the_window_goes(function, masks, first):
     inputs = draw(2)
     expected = run_whole(inputs, first, masks=masks)
@@ -106,7 +104,7 @@ def test_flash_is_handed_the_last_queries_of_each_document(monkeypatch, masks, f
 
 @pytest.mark.parametrize("masks", [(None, None), *MASKS.values()])
 @pytest.mark.parametrize("first", FIRST)
-@pytest.mark.parametrize("function", [explicit_attention, blocked_attention, tiled_attention])
+@pytest.mark.parametrize("function", [explicit_attention, blocked_attention, TILED])
 def test_last_queries_drop_the_keys_that_they_drop_among_all(function, first, masks):
     inputs = draw(1)
     expected = run_whole(inputs, first, masks=masks, probability=0.3)
@@ -118,9 +116,7 @@ def test_last_queries_drop_the_keys_that_they_drop_among_all(function, first, ma
 @pytest.mark.gpu
 @pytest.mark.parametrize("masks", [(None, None), *MASKS.values()])
 @pytest.mark.parametrize("groups", [1, 8])
-@pytest.mark.parametrize(
-    "function", [flash_attention, sdpa_attention, blocked_attention, tiled_attention]
-)
+@pytest.mark.parametrize("function", [flash_attention, sdpa_attention, blocked_attention, TILED])
 def test_last_queries_on_a_gpu(function, groups, masks):
     device, first = torch.device("cuda"), 40
     window, samples = masks
