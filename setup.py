@@ -44,6 +44,7 @@ HEADERS = sorted(map(str, Path("csrc").glob("*.h")))
 COMPILER_HINT = """
 csrc/ could not be compiled. The lines above say why; usually one of these is missing:
   a C++17 compiler     Debian, Ubuntu: apt-get install g++        macOS: xcode-select --install
+                       (GCC from 9 on, or clang: vectors are converted by __builtin_convertvector)
   Python's C headers   Debian, Ubuntu: apt-get install python3-dev
 Another compiler is chosen with CC=... and CXX=... before the command."""
 

@@ -3,7 +3,7 @@
 #
 #   bash tools/make_env.sh          (make env; `make test` and the examples call it too)
 #
-# Needs: Python >= 3.10 with venv, a C++17 compiler, and, the first time, a package index.
+# Needs: Python >= 3.10 with venv, a C++17 compiler (GCC from 9 on, or clang), and, the first time, a package index.
 # Reads: PYTHON   the interpreter to build on (default: python3, then python3.13 … python3.10)
 #        CC, CXX  the compiler, and pip's own variables: PIP_INDEX_URL, PIP_FIND_LINKS, …
 #
