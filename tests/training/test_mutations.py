@@ -330,12 +330,6 @@ TAKEN_AWAY = {
             "total = self._run_schedule(batch, train=True)",
         ),
         (
-            "gradients that no schedule scales",
-            PIPELINE,
-            '"scale_grads": False',
-            '"scale_grads": True',
-        ),
-        (
             "sum of the tied embedding's gradients",
             PIPELINE,
             "dist.all_reduce(trained.grad.to_local(), group=self._group)",
@@ -352,6 +346,15 @@ TAKEN_AWAY = {
             PRETRAIN,
             "is_copy = tied_embedding is not None and not pipeline.has_first_stage",
             "is_copy = False",
+        ),
+    ],
+    # where fully_shard sums: MasterWeights takes gradients before a schedule can scale them
+    Cell(4, "PP2 DP2", "multihead", "FIM"): [
+        (
+            "gradients that no schedule scales",
+            PIPELINE,
+            '"scale_grads": False',
+            '"scale_grads": True',
         ),
     ],
     Cell(2, "PP2 ZBV", "multihead", "FIM"): [
