@@ -119,9 +119,13 @@ class Pipeline:
             total = self._run_schedule(batch, train=True) / loss_factor
         else:
             total = self._run_micro_batches(batch)
+        self._finish()
+        return total
+
+    def _finish(self) -> None:
+        """Give up what weights were gathered or cast to: the next pass may find other ones."""
         for one in self._data_parallel:
             one.finish()
-        return total
 
     def _run_micro_batches(self, batch: Batch) -> Tensor:
         """Do one forward and backward pass after another."""
@@ -143,11 +147,13 @@ class Pipeline:
             module.eval()
         self._loss_factor = 1.0
         if self._context.pp_size > 1:
-            return self._run_schedule(batch, train=False)
-        total = torch.zeros((), device=self._context.device)
-        (module,) = self._modules
-        for tokens, mask, inputs in self._split(batch):
-            total += (module(tokens, **inputs) * mask).sum()
+            total = self._run_schedule(batch, train=False)
+        else:
+            total = torch.zeros((), device=self._context.device)
+            (module,) = self._modules
+            for tokens, mask, inputs in self._split(batch):
+                total += (module(tokens, **inputs) * mask).sum()
+        self._finish()
         return total
 
     def _split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:

@@ -109,6 +109,33 @@ def test_a_step_after_a_validation_of_its_size_is_the_step_without(world, corpus
     assert world(2).run(losses_after, flags, True) == expected
 
 
+def losses_of_other_weights(rank, size, flags):
+    """Validate, let weights come from elsewhere, as from a checkpoint, and validate again, train, and validate."""
+    inputs = open_inputs(parse(flags), size)
+    run = build_run(inputs, plan_start(inputs, size), grid_of(inputs.config.parallel))
+    batch, losses = run.loader.batch(0, 4), []
+    for number in range(3):
+        losses.append(run.parts.pipeline.evaluate(batch).item())
+        if number == 0:
+            with torch.no_grad():
+                for parameter in run.saver._tensors.parameters.values():
+                    parameter.zero_()
+        if number == 1:
+            losses.append(run.parts.pipeline.forward_backward(batch, 1.0).item())
+    run.close()
+    return losses
+
+
+@pytest.mark.parametrize("flags", ["--bf16 --eval-iters 0", f"{PP2} --bf16"])
+def test_a_pass_after_a_validation_sees_weights_that_were_loaded_in_between(
+    world, corpus, tmp_path, flags
+):
+    flags = flags_of(corpus, tmp_path, flags)
+    size = 2 if PP2 in flags else 1
+    for before, *after in world(size).run(losses_of_other_weights, size, flags):
+        assert len(set(after)) == 1 and (before not in after or before == 0)
+
+
 def ranks_met(rank, flags):
     """The ranks that this one's stages send to or hear from before the first step, with torch 2.11 or later."""
     inputs = open_inputs(parse(flags), 2)
