@@ -25,8 +25,11 @@ from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor
 
 from megatron.layer_split import PipelineSchedule, StageLayers
+from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.data_parallel import DataParallel
+
+logger = get_logger(__name__)
 
 
 class Batch(Protocol):
@@ -89,8 +92,13 @@ class Pipeline:
         self._context = context
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
-        # Before 2.13 torch may lose, to the garbage collection, what the second half of a backward pass begins at.
+        # Before 2.13 the second half of a backward pass may fail inside torch: it finds no gradients to begin at.
         self._splits_backward = splits_backward and torch.__version__ >= "2.13"
+        if schedule in ("zbv", "dualpipev") and splits_backward and not self._splits_backward:
+            logger.info(
+                f"--pipeline-schedule {schedule}: torch {torch.__version__} computes both halves of a backward pass at "
+                "once, which makes the bubble longer (docs/pipeline.md); 2.13 and later compute them apart"
+            )
         # for a number of micro-batches, and whether for training
         self._made: tuple[int, bool, _PipelineSchedule] | None = None
         self._loss_factor = 1.0

@@ -4,12 +4,15 @@ And what a step leaves in memory.
 """
 
 import gc
+from unittest import mock
 
 import pytest
 import torch
 from torch.distributed.pipelining import PipelineStage
+from torch.torch_version import TorchVersion
 
 from megatron.model.transformer import TransformerLayer
+from megatron.parallel import pipeline
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
@@ -134,6 +137,26 @@ def test_a_pass_after_a_validation_sees_weights_that_were_loaded_in_between(
     size = 2 if PP2 in flags else 1
     for before, *after in world(size).run(losses_of_other_weights, size, flags):
         assert len(set(after)) == 1 and (before not in after or before == 0)
+
+
+def said_of_schedule(rank, flags, version):
+    """Give what a pipeline says of its schedule when it is made with a torch of this version."""
+    inputs = open_inputs(parse(flags), 2)
+    with (
+        mock.patch("torch.__version__", TorchVersion(version)),
+        mock.patch.object(pipeline.logger, "info") as say,
+    ):
+        build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel)).close()
+    return [call.args[0] for call in say.call_args_list]
+
+
+def test_a_run_says_where_torch_cannot_split_its_backward_passes(world, corpus, tmp_path):
+    flags = flags_of(corpus, tmp_path, IN_V[0])
+    for lines in world(2).run(said_of_schedule, flags, "2.12.1"):
+        assert len(lines) == 1 and "zbv: torch 2.12.1 computes both halves" in lines[0]
+    assert world(2).run(said_of_schedule, flags, "2.13.0") == [[], []]
+    flags = flags_of(corpus, tmp_path, PP2)
+    assert world(2).run(said_of_schedule, flags, "2.12.1") == [[], []]
 
 
 def ranks_met(rank, flags):
