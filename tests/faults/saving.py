@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from megatron import whole_file
 from megatron.benchmark.fault_injection import moments
 from megatron.benchmark.fault_injection.fault import Fault
 from megatron.benchmark.fault_injection.tripwire import Tripwire
 from megatron.checkpoint import layout
+from megatron.checkpoint import save as save_module
 from megatron.checkpoint.save import save_checkpoint
 from megatron.errors import CheckpointError
 
@@ -42,7 +44,14 @@ def save(values: dict[str, Any]) -> None:
 
 
 def _forget_folders() -> None:
-    layout.fsync_folder = lambda folder: None
+    force_to_disk = whole_file.force_to_disk
+
+    def force_files(path: Path) -> None:
+        if not path.is_dir():
+            force_to_disk(path)
+
+    for module in (whole_file, layout, save_module):
+        module.force_to_disk = force_files
 
 
 def _tracker_first() -> None:

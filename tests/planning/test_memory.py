@@ -22,7 +22,7 @@ from megatron.options import (
 )
 from megatron.parallel.data_parallel import FullyShardedModel, _groups, shard_data_parallel
 from megatron.planning.hardware import read_hardware
-from megatron.planning.kernels import choose_planned_kernels
+from megatron.planning.kernels import choose_planned_kernels, countable
 from megatron.planning.stage import count_states, moment_bytes, parameter_groups, plan_stage
 from megatron.planning.world import PlannedContext
 from tests.grid import grid
@@ -208,7 +208,9 @@ def test_activations_are_what_autograd_keeps(world, name):
     tp, stage, changes = CASES[name]
     config = _config(tp, **changes)
     for rank, bytes_kept in enumerate(world(tp).run(_saved, config, stage, tp)):
-        plan = plan_stage(config, stage, _kernels(config), tp_rank=rank, num_shards=1).one_pass
+        plan = plan_stage(
+            config, stage, countable(_kernels(config)), tp_rank=rank, num_shards=1
+        ).one_pass
         assert plan.saved_bytes + plan.logits_bytes == bytes_kept
         rows = SEQ_LENGTH * BATCH_SIZE
         is_whole = stage.is_last and config.model.logits_chunk_size is None
@@ -217,7 +219,7 @@ def test_activations_are_what_autograd_keeps(world, name):
 
 def test_what_tensor_parallelism_moves_is_noted_without_a_process_group():
     config = _config(2, attention_head_type="multiquery")
-    plan = plan_stage(config, FIRST, _kernels(config), tp_rank=0, num_shards=1)
+    plan = plan_stage(config, FIRST, countable(_kernels(config)), tp_rank=0, num_shards=1)
     whole = SEQ_LENGTH * BATCH_SIZE * config.model.hidden_size * 4
     # a layer gathers the sequence twice and scatters it twice, in either direction; of two processes each sends half
     layers = len(FIRST.layers)
@@ -261,7 +263,7 @@ def test_a_pass_works_on_no_more_for_having_more_layers():
     for layers in (range(2), range(4)):
         config = _config(recompute_granularity="full")
         stage = StageLayers(1, 3, layers)  # no end of the model
-        plan = plan_stage(config, stage, _kernels(config), tp_rank=0, num_shards=1)
+        plan = plan_stage(config, stage, countable(_kernels(config)), tp_rank=0, num_shards=1)
         work.append(plan.one_pass.work_bytes)
     assert (
         work[0] == work[1] > 0
@@ -271,7 +273,9 @@ def test_a_pass_works_on_no_more_for_having_more_layers():
 def test_activations_of_a_shared_sequence_are_what_autograd_keeps(world):
     config = _config(2, cp=2, attention_head_type="multiquery", hidden_dropout=0.1)
     plans = [
-        plan_stage(config, LAST, _kernels(config), tp_rank=tp_rank, num_shards=1).one_pass
+        plan_stage(
+            config, LAST, countable(_kernels(config)), tp_rank=tp_rank, num_shards=1
+        ).one_pass
         for tp_rank in range(2)
     ]
     kept = [plan.saved_bytes + plan.logits_bytes for plan in plans]
