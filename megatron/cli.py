@@ -6,22 +6,25 @@ Errors of the user become one line on stderr and exit code 2 (`run_tool`). Knows
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import difflib
 import errno
 import os
-import reprlib
 import signal
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
 from megatron.errors import ConfigError, MegatronError, TrainingError, not_compiled
 from megatron.option_field import flag_of
+from megatron.presets import (
+    check_text,
+    nearest,
+    options_of,
+    read_defaults,
+    sections,
+)
 
 Section = TypeVar("Section")
 
@@ -107,7 +110,7 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     known = _flags_of(parser)
     argv = sys.argv[1:] if argv is None else argv
     for word in argv:
-        _check_text("an argument", word)
+        check_text("an argument", word)
     try:
         args, unknown = parser.parse_known_args(argv)
     except ConfigError:
@@ -124,21 +127,9 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     if not first.startswith("-"):
         raise ConfigError(f"{first!r} belongs to no option; options start with --")
     flags = {name.lstrip("-"): name for name in known}
-    near = _nearest(first.lstrip("-"), flags)
+    near = nearest(first.lstrip("-"), flags)
     hint = f"; did you mean {flags[near]}?" if near else "; see --help"
     raise ConfigError(f"{first} is not an option{hint}")
-
-
-def _check_text(name: str, text: str) -> None:
-    """Raise ConfigError for what no file name can hold, or no configuration can be saved with."""
-    try:
-        is_text = "\0" not in text and bool(text.encode() or True)
-    except UnicodeEncodeError:
-        is_text = False
-    if not is_text:
-        raise ConfigError(
-            f"{name} is {text[:80]!r}, which is not UTF-8 or has a NUL character in it"
-        )
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -151,34 +142,12 @@ def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
     return flags
 
 
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """Give the known name that a misspelled one resembles, None if none comes close."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
-
-
-def _value_type(hint: Any) -> Any:
-    """Strip `| None` from a type hint."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
-
-
-def _options(section: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    """List (field, type without None) of every field that has a flag."""
-    hints = typing.get_type_hints(section)
-    return [
-        (field, _value_type(hints[field.name]))
-        for field in dataclasses.fields(section)
-        if not field.metadata.get("derived")
-    ]
-
-
 def add_section(parser: argparse.ArgumentParser, section: type, title: str | None = None) -> None:
     """Add a flag for every field of a section (a dataclass of `megatron.options`)."""
     group = parser.add_argument_group(
         title or section.__name__, (section.__doc__ or "").split("\n")[0]
     )
-    for field, value_type in _options(section):
+    for field, value_type in options_of(section):
         is_plain = field.default is None or field.default is False or field.default == ()
         default = "" if is_plain else f" (default: {field.default})"
         settings: dict[str, Any] = {
@@ -200,7 +169,7 @@ def add_section(parser: argparse.ArgumentParser, section: type, title: str | Non
         if field.metadata["metavar"] and value_type is not bool:
             settings["metavar"] = field.metadata["metavar"]
         group.add_argument(flag_of(field), **settings)
-    names = {field.name for field, _ in _options(section)}
+    names = {field.name for field, _ in options_of(section)}
     for flag, (target, value, help_text) in ALIASES.items():
         if target in names:
             group.add_argument(
@@ -224,7 +193,7 @@ def section_from(
     """Build a section from parsed flags; what they leave out comes from defaults, then the fields."""
     given = dict(defaults or {})
     said = vars(args)
-    for field, value_type in _options(section):
+    for field, value_type in options_of(section):
         alias = _alias_of(field.name)
         if alias in said:
             given[field.name] = said[alias]
@@ -238,95 +207,6 @@ def section_from(
     return section(**given)
 
 
-def _coerce(name: str, value: Any, value_type: Any) -> Any:
-    """Turn a YAML value into a field's type, or raise ConfigError. YAML reads 3e-4 as a string."""
-    shown = reprlib.repr(value)  # what aliases make may be longer than all memory
-    origin = typing.get_origin(value_type)
-    if origin is Literal:
-        allowed = typing.get_args(value_type)
-        if not isinstance(value, str) or value not in allowed:
-            raise ConfigError(f"{name} is {shown}; allowed: {', '.join(map(str, allowed))}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_coerce(name, item, typing.get_args(value_type)[0]) for item in items)
-    if value_type is bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} is {shown}; allowed: true, false")
-        return value
-    try:
-        if isinstance(value, (list, dict, set)):
-            raise TypeError
-        if value_type is str:
-            _check_text(name, str(value))
-        if isinstance(value, bool) or (value_type is int and float(value) != int(float(value))):
-            raise ValueError
-        if value_type is int and isinstance(value, int):
-            return value
-        return value_type(float(value)) if value_type is int else value_type(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} is {shown}; expected {value_type.__name__}") from None
-
-
-def parse_yaml(where: str, text: str) -> Any:
-    """Read a YAML text; ConfigError if it is none. Aliases are kept as such: write values out with `reprlib`."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
-
-
-def read_defaults(path: Path) -> dict[str, Any]:
-    """Read a YAML file of options: field names with - or _, flat or under section names.
-
-    Returns {field name: value}. Raises ConfigError for a missing file, an unknown name or a wrong type.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from None
-    content = parse_yaml(f"--config {path}", text) or {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} holds no options; write lines such as 'num-layers: 24'")
-    sections = {field.name for field in dataclasses.fields(Config)}
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= value if key in sections and isinstance(value, dict) else {key: value}
-    options = {
-        field.name: (field, value_type)
-        for section in _sections().values()
-        for field, value_type in _options(section)
-    }
-    result: dict[str, Any] = {}
-    for key, value in flat.items():
-        name = str(key).replace("-", "_")
-        if name not in options:
-            near = _nearest(name, options)
-            hint = f"; did you mean {near}?" if near else ""
-            raise ConfigError(f"--config {path}: {key} is not an option{hint}")
-        if value is None:
-            continue
-        field, value_type = options[name]
-        if field.metadata["parse"]:
-            try:
-                if isinstance(value, list) and all(type(item) is int for item in value):
-                    value = ",".join(map(str, value))
-                value = field.metadata["parse"](_coerce(f"--config {path}: {key}", value, str))
-            except ConfigError as error:
-                raise ConfigError(f"--config {path}: {key}: {error}") from None
-        result[name] = _coerce(f"--config {path}: {key}", value, value_type)
-    return result
-
-
-def _sections() -> dict[str, type]:
-    """Name every section of Config and its class."""
-    return {field.name: type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)}
-
-
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add --config and the flags of every section."""
     parser.add_argument("--config", type=Path, help="YAML file of options that flags override")
@@ -336,7 +216,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="as --distributed-timeout-minutes, in seconds",
     )
-    for name, section in _sections().items():
+    for name, section in sections().items():
         add_section(parser, section, title=name)
 
 
@@ -346,8 +226,8 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.distributed_timeout is not None:
         args.distributed_timeout_minutes = args.distributed_timeout / 60
     built: dict[str, Any] = {}
-    for name, section in _sections().items():
-        names = {field.name for field, _ in _options(section)}
+    for name, section in sections().items():
+        names = {field.name for field, _ in options_of(section)}
         built[name] = section_from(
             args, section, {key: value for key, value in defaults.items() if key in names}
         )

@@ -19,6 +19,7 @@ LAYERS = (
         "options",
         "option_field",
         "layer_split",
+        "presets",
         "cli",
         "errors",
         "logging",

@@ -3,8 +3,8 @@
 Each is an autograd function that calls csrc/cpu_operations.cpp; its reference is in the file of the operation (`bias_gelu`,
 `layer_norm`, `bias_dropout_residual`). Tensors in fp32 or bf16, arithmetic in fp32, rounded once; the same
 bits on any number of threads. Backward keeps what the references keep, or less. What the kernels do not take, tensors of
-several dtypes, not contiguous ones or those of the meta device, goes to the reference. Not operators of torch.library: those cost more a call than
-the work of a small layer.
+several dtypes, not contiguous ones or those of the meta device, goes to the reference. These are no custom operators:
+torch's dispatch of those costs more a call than the work of a small layer.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from megatron.cli import parse_yaml
 from megatron.errors import ConfigError
+from megatron.presets import parse_yaml
 from megatron.whole_file import replacing
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, read_sums
 from megatron.checksum import hash_file
-from megatron.cli import _value_type
 from megatron.config import Config, from_json, to_json
 from megatron.data.content import FileContent, SourceContent
 from megatron.data.indexed_dataset import IndexedDataset
@@ -22,6 +21,7 @@ from megatron.errors import CheckpointError, DataError
 from megatron.optimizer.schedule import Schedule
 from megatron.option_field import flag_of
 from megatron.options import CheckpointConfig
+from megatron.presets import value_type_of
 from megatron.training.contents import Contents
 from megatron.training.fingerprint import FREE_OF_MODEL, NUMERICS, Fingerprint, rules_for
 from megatron.training.history.trace import RunRecord, RunTrace
@@ -77,7 +77,7 @@ def _print(config: Config) -> Fingerprint:
 
 def _other(value, hint):
     """Give another value of a field's type."""
-    kind = _value_type(hint)
+    kind = value_type_of(hint)
     if typing.get_origin(kind) is typing.Literal:
         return next(choice for choice in typing.get_args(kind) if choice != value)
     if typing.get_origin(kind) is tuple:
