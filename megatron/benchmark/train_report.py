@@ -15,7 +15,7 @@ from megatron.benchmark.shape import SHAPES
 from megatron.benchmark.steps import PARTS, TimedSteps
 from megatron.model.flops import num_parameters
 from megatron.training.inputs import Inputs
-from megatron.training.pretrain import choose_run_kernels
+from megatron.training.kernel_choice import choose_run_kernels
 from megatron.training.run import Run
 from megatron.training.summary import summarize
 

@@ -17,13 +17,11 @@ from megatron.checkpoint.lock import FolderLock
 from megatron.config import Config, to_json
 from megatron.data.gpt_dataset import Dataset
 from megatron.data.loader import BatchLoader, DocumentResets
-from megatron.errors import ConfigError, TrainingError
-from megatron.kernels.choice import Choice
+from megatron.errors import TrainingError
 from megatron.kernels.registry import Kernels
 from megatron.layer_split import StageLayers, assign_stages, resolve_schedule
 from megatron.logging import get_logger
 from megatron.model.flops import flops_per_token
-from megatron.model.gpt import choose_model_kernels
 from megatron.model.stage import build_stage
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
@@ -35,6 +33,7 @@ from megatron.tokenizer import chat_template
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
+from megatron.training.kernel_choice import choose_accumulation, choose_run_kernels
 from megatron.training.kernel_record import names_of, tell_changes
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
@@ -104,23 +103,16 @@ def build_run(
     config, marks = inputs.config, marks or Marks()
     marks.enter("load")
     start = verified_start(inputs, start, context.world_size)
-    compute_dtype = getattr(torch, config.precision.compute_dtype)
     kernels = choose_run_kernels(config, context.device)
-    accumulation = _choose_accumulation(config, context.device)
+    accumulation = choose_accumulation(config, context.device)
     choices = (*kernels.choices, accumulation)
     for choice in choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
     tell_changes(start, names_of(choices))
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
-    modules: list[nn.Module] = []
-    data_parallel: list[DataParallel] = []
-    for stage in stages:
-        module = build_stage(config, context, stage, kernels)
-        sharded = shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
-        if accumulation.name == "fused":
-            sharded.fuse_gradient_accumulation()
-        modules.append(module)
-        data_parallel.append(sharded)
+    modules, data_parallel = _build_stages(
+        config, context, stages, kernels, fuses=accumulation.name == "fused"
+    )
     parameters: dict[str, nn.Parameter] = {}
     for held in modules:
         for name, parameter in held.named_parameters():
@@ -186,42 +178,26 @@ def build_run(
     )
 
 
-def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
-    """Choose the operations of a run's model. ConfigError if the options ask for what cannot run."""
-    return choose_model_kernels(
-        config.model,
-        device,
-        getattr(torch, config.precision.compute_dtype),
-        masks_documents=config.data.reset_attention_mask,
-        seq_length=config.data.seq_length,
-        splits_sequences=config.parallel.context_parallel_size > 1,
-        has_fp8=config.precision.fp8_format is not None,
-    )
-
-
-def _choose_accumulation(config: Config, device: torch.device) -> Choice:
-    """Say who adds up the gradients of micro-batches, and why: the products that make them (fused), or who gets them.
-
-    ConfigError if the products cannot and --gradient-accumulation-fusion asks them to.
-    """
-    asked = config.precision.gradient_accumulation_fusion
-    obstacle = None
-    if config.precision.compute_dtype == "float32":
-        obstacle = "gradients are in fp32 without --bf16 or --fp16"
-    elif config.parallel.has_stages_in_v and config.allows_split_backward:
-        schedule = config.parallel.pipeline_schedule
-        obstacle = f"--pipeline-schedule {schedule} computes gradients of weights later than others"
-    if asked == "on" and obstacle is not None:
-        raise ConfigError(f"--gradient-accumulation-fusion on: {obstacle}; leave it to auto")
-    if asked == "auto" and obstacle is None and device.type == "cpu":
-        obstacle = "faster on cpu"
-    if asked == "auto" and obstacle is None and config.model.recompute_granularity == "full":
-        # a product saves its input when it is done; torch's own is left out where recomputation has come to its input
-        obstacle = "--recompute-granularity full would run a product a layer more"
-    if asked == "off" or obstacle is not None:
-        return Choice("gradient sums", "separate", obstacle or "asked for")
-    reason = "products of the layers add to fp32, nothing is rounded"
-    return Choice("gradient sums", "fused", reason)
+def _build_stages(
+    config: Config,
+    context: ParallelContext,
+    stages: list[StageLayers],
+    kernels: Kernels,
+    *,
+    fuses: bool,
+) -> tuple[list[nn.Module], list[DataParallel]]:
+    """Make this process's stages, and what shares their weights and gradients out. fuses: products sum gradients."""
+    compute_dtype = getattr(torch, config.precision.compute_dtype)
+    modules: list[nn.Module] = []
+    data_parallel: list[DataParallel] = []
+    for stage in stages:
+        module = build_stage(config, context, stage, kernels)
+        sharded = shard_data_parallel(module, list(module.layers.values()), context, compute_dtype)
+        if fuses:
+            sharded.fuse_gradient_accumulation()
+        modules.append(module)
+        data_parallel.append(sharded)
+    return modules, data_parallel
 
 
 def _validation(

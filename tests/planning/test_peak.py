@@ -13,7 +13,8 @@ from megatron.planning.options import complete
 from megatron.planning.passes import _Recorder, held_storages, storage_key
 from megatron.planning.plan import Question, make_plan
 from megatron.training.inputs import open_inputs
-from megatron.training.pretrain import _choose_accumulation, build_run
+from megatron.training.kernel_choice import choose_accumulation
+from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
 from megatron.training.step import train_step
 from tests.grid import grid_of
@@ -86,6 +87,6 @@ def test_gradients_are_summed_where_a_run_sums_them(corpus, tmp_path, fusion, de
     config = parse(flags_of(corpus, tmp_path, f"{layout} --gradient-accumulation-fusion {fusion}"))
     if "zbv" in layout and fusion == "on":
         return  # refused
-    chosen = _choose_accumulation(config, torch.device(device_type)).name
+    chosen = choose_accumulation(config, torch.device(device_type)).name
     hardware = dataclasses.replace(CPU, device_type=device_type)
     assert sums_gradients(config, hardware, 4) == (chosen == "fused")
