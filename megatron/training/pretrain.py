@@ -113,11 +113,7 @@ def build_run(
     modules, data_parallel = _build_stages(
         config, context, stages, kernels, fuses=accumulation.name == "fused"
     )
-    parameters: dict[str, nn.Parameter] = {}
-    for held in modules:
-        for name, parameter in held.named_parameters():
-            # Of a name that two stages share, the tied embedding's, the second one follows the first.
-            parameters.setdefault(name, parameter)
+    parameters = _parameters_of(modules)
     tied_embedding = _tied_embedding(config, context, stages, modules)
 
     tensors = RunTensors(
@@ -198,6 +194,15 @@ def _build_stages(
         modules.append(module)
         data_parallel.append(sharded)
     return modules, data_parallel
+
+
+def _parameters_of(modules: list[nn.Module]) -> dict[str, nn.Parameter]:
+    """Name what this process trains. Of a name that two stages share, the tied embedding's, the second follows the first."""
+    parameters: dict[str, nn.Parameter] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            parameters.setdefault(name, parameter)
+    return parameters
 
 
 def _validation(
