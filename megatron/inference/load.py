@@ -177,7 +177,8 @@ def _choose_products(
 def predicting_config(model: ModelConfig, tp_size: int, attention_backend: str) -> ModelConfig:
     """Leave out of a model's options what is for training only."""
     backend: Any = attention_backend  # a Literal, checked where the kernel is chosen
-    # Never what is compiled: anew for each length of a prompt, and torch gives up at the ninth.
+    # Never what is compiled: anew for each length of a prompt, and torch gives up at the ninth. Nor ours on a CPU, which
+    # beside products of several processes takes two to five times torch's microseconds for one token.
     kernels = ("auto",) if cuda_library.obstacle() is None else ("reference",)
     return dataclasses.replace(
         model,

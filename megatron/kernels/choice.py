@@ -28,7 +28,7 @@ class Situation:
     without_cpu_attention: str | None = None  # why csrc/cpu_attention.cpp cannot be
     flash_library: FlashLibrary | None = None  # that is installed
     has_fp8: bool = False  # --fp8-format
-    cpu_kind: str = ""  # as `onednn_product.cpu_kind` names it
+    cpu_kind: str = ""  # as `processor.cpu_kind` names it
 
     @property
     def hides(self) -> str:

@@ -7,24 +7,12 @@ in fp32. Weights are taken as they lie, for they change each step; `packed_produ
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from megatron.kernels.linear_product import GradientSum, ProductBy, linear_product
 
-FASTER_THAN_MKL = "AuthenticAMD AVX512"  # as `cpu_kind` names it; no other was measured
-
-
-def cpu_kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the CPU's maker and the widest instructions that torch uses, as in GenuineIntel AVX2; empty if unknown."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:  # not Linux
-        return ""
-    vendors = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
-    return f"{vendors[0]} {torch.backends.cpu.get_cpu_capability()}" if vendors else ""
+FASTER_THAN_MKL = "AuthenticAMD AVX512"  # as `processor.cpu_kind` names it; no other was measured
 
 
 def obstacle(device_type: str, dtype: torch.dtype) -> str | None:

@@ -18,7 +18,7 @@ from megatron.kernels.choice import Situation
 from megatron.kernels.documents import Documents
 from megatron.kernels.dropout import Dropout, site_keys, token_keys
 from megatron.kernels.flash_attention import find_flash_library
-from megatron.kernels.onednn_product import cpu_kind
+from megatron.kernels.processor import cpu_kind
 from megatron.kernels.registry import Kernels, choose_kernels
 from megatron.kernels.rotary import Rotation
 from megatron.model.attention import Cache, DropoutKeys, MicroBatch, QueryChunk

@@ -34,7 +34,7 @@ from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
 from megatron.training.inputs import Inputs
 from megatron.training.kernel_choice import choose_accumulation, choose_run_kernels
-from megatron.training.kernel_record import names_of, tell_changes
+from megatron.training.kernel_record import record_of, tell_changes
 from megatron.training.marks import Marks
 from megatron.training.metrics import MetricsWriter
 from megatron.training.replicas import ReplicaCheck
@@ -108,7 +108,8 @@ def build_run(
     choices = (*kernels.choices, accumulation)
     for choice in choices:
         logger.info(f"kernel     {choice.operation}: {choice.name} ({choice.reason})")
-    tell_changes(start, names_of(choices))
+    record = record_of(choices, context.device)
+    tell_changes(start, record)
     stages = assign_stages(config.model.num_layers, config.parallel, context.pp_rank)
     modules, data_parallel = _build_stages(
         config, context, stages, kernels, fuses=accumulation.name == "fused"
@@ -141,7 +142,7 @@ def build_run(
         inputs.contents,
         tensors,
         marks,
-        kernels=names_of(choices),
+        kernels=record,
         last_saved=progress.iteration,
     )
     return Run(

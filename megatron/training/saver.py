@@ -48,7 +48,7 @@ class RunSaver:
         self._config = config
         self._marks = marks
         self._contents = contents
-        self._kernels = kernels  # as `kernel_record.names_of` gives them
+        self._kernels = kernels  # as `kernel_record.record_of` gives them
         self._tensors = tensors
         self._last_begun = self._last_saved = last_saved
         self._plan: PlannedSave | None = None  # the layout of a run stays

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.kernels.onednn_product import cpu_kind, obstacle, onednn_product
+from megatron.kernels.onednn_product import obstacle, onednn_product
 
 pytestmark = pytest.mark.skipif(
     obstacle("cpu", torch.float32) is not None, reason="torch is built without oneDNN"
@@ -77,10 +77,3 @@ def test_what_it_gives_may_be_overwritten():
     assert not out._is_view()  # fully_shard and recomputation hang hooks on it
     out.add_(1.0).sum().backward()
     assert x.grad is not None and x.grad.any()
-
-
-def test_the_kind_of_a_cpu_is_read_from_what_linux_says(tmp_path):
-    told = tmp_path / "cpuinfo"
-    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t\t: 2\n")
-    assert cpu_kind(told) == f"AuthenticAMD {torch.backends.cpu.get_cpu_capability()}"
-    assert cpu_kind(tmp_path / "nothing") == ""
