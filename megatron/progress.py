@@ -5,18 +5,39 @@ from __future__ import annotations
 import io
 import sys
 import time
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
+
 LOG_SECONDS = 30.0  # between two lines of a log; what takes less says nothing
-_LINE = "{desc}: {percentage:.0f}% of {total_fmt}B in {elapsed}, {remaining} left"
+_LINE = "{desc}: {percentage:.0f}% of {total_fmt}{unit} in {elapsed}, {remaining} left"
 
 
-def byte_bar(total: int, what: str) -> tqdm[NoReturn]:
-    """Give a bar of bytes, to be told of those that are done by `update`. Use as a context manager."""
-    settings: dict[str, Any] = {"total": total, "unit": "B", "unit_scale": True, "desc": what}
+def progress_bar(
+    total: int | None, what: str, unit: str = "B", *, is_silent: bool = False
+) -> tqdm[NoReturn]:
+    """Give a bar, to be told of what is done by `update`. Use as a context manager.
+
+    total: None where it is set later. unit: "B", or a word for one such as "sample". is_silent: on processes beside the
+    one that tells.
+    """
+    unit = unit if unit == "B" else f" {unit}s"
+    settings: dict[str, Any] = {"total": total, "unit": unit, "desc": what, "disable": is_silent}
+    settings["unit_scale"] = unit in ("B", " tokens")  # thousands and more of them
     return tqdm(**settings) if sys.stderr.isatty() else _LoggedBar(**settings)
+
+
+def counted(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield items, and count those that are done. total: where they have no length."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress_bar(total, what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 class _LoggedBar(tqdm):
@@ -25,7 +46,8 @@ class _LoggedBar(tqdm):
     def __init__(self, **settings: Any) -> None:
         self._last_line = time.monotonic()
         # tqdm writes carriage returns to its file as it begins and ends.
-        super().__init__(**settings, file=io.StringIO(), bar_format=_LINE)
+        # At each update the clock is read: work may go fast at first, as what is known already, and slowly then.
+        super().__init__(**settings, file=io.StringIO(), bar_format=_LINE, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Write a line if it is time for one."""

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import megatron.logging
 from megatron.attribution import membership, report, suffix_array, word_index
 from megatron.attribution.attribution import Attribution
@@ -33,7 +31,7 @@ from megatron.cli import (
 )
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -115,7 +113,7 @@ def _build(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _show(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, unit="tok", unit_scale=True, disable=None, desc=Path(name).name) as bar:
+    with progress_bar(total, Path(name).name, "token") as bar:
         yield bar.update
 
 
@@ -324,7 +322,7 @@ def _list(args: argparse.Namespace) -> int:
             try:
                 index = KINDS[kind].open(prefix)
                 if args.verify:
-                    with byte_bar(index.num_bytes, "verify") as bar:
+                    with progress_bar(index.num_bytes, "verify") as bar:
                         index.verify(bar.update)
             except DataError as error:
                 is_good = False

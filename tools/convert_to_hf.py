@@ -16,7 +16,7 @@ from megatron.convert.output_folder import add_folders, check_target, new_folder
 from megatron.convert.source import Source
 from megatron.convert.verification import verify_hf
 from megatron.errors import ConfigError
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 
 EXAMPLES = """\
   python tools/convert_to_hf.py --load runs/py --save export/py --verify
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Source.open(args.load, args.iteration)
     if args.verify:
         size = source.reader.num_bytes
-        with byte_bar(size, "hashes") as bar:
+        with progress_bar(size, "hashes") as bar:
             source.reader.verify(bar.update)
     model = source.config.model
     total = sum(tensor.num_values for tensor in architecture_of(model).map(model))
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     try:
         with new_folder(args.save, may_replace) as folder:
-            with byte_bar(total * dtype.itemsize, "convert") as bar:
+            with progress_bar(total * dtype.itemsize, "convert") as bar:
                 summary = export_hf(
                     source,
                     folder,

@@ -36,7 +36,7 @@ from megatron.curation.run.record_io import Source, no_text
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -174,7 +174,7 @@ def train_pii(args: argparse.Namespace) -> None:
     options.check()
     if options.dry_run:
         raise ConfigError("pii-train has no --dry-run; give a part of the input and --epochs 1")
-    with tqdm(unit="step", disable=None, desc="pii-train") as bar:
+    with progress_bar(None, "pii-train", "step") as bar:
 
         def on_step(done: int, total: int) -> None:
             bar.total = total
@@ -189,7 +189,7 @@ def train_pii(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def show(name: str, total: int) -> Iterator[OnBytes]:
     """Show a step as a bar."""
-    with byte_bar(total, name) as bar:
+    with progress_bar(total, name) as bar:
         yield bar.update
 
 

@@ -26,6 +26,7 @@ from megatron.inference.prompt import Order, encode_text, infilling_ends, infill
 from megatron.inference.request import Request, too_long
 from megatron.option_field import require
 from megatron.parallel.launch import Launch
+from megatron.progress import progress_bar
 
 if TYPE_CHECKING:
     from megatron.convert.model_source import ModelSource
@@ -169,7 +170,6 @@ def _draw(
     file: SampleFile,
 ) -> None:
     import torch.distributed as dist
-    from tqdm import tqdm
 
     names = {request.name for request in requests}
     num_done = sum(name in names for name, _ in file.done)
@@ -178,7 +178,7 @@ def _draw(
         for request in requests:
             engine.add(request)
         total = sum(request.num_samples for request in requests) - num_done
-        with tqdm(total=total, unit="sample", disable=None) as bar:
+        with progress_bar(total, "sample", "sample") as bar:
             while not engine.is_idle:
                 for update in engine.step():
                     if update.completion is not None:
@@ -204,13 +204,12 @@ def _perplexity(args: argparse.Namespace) -> int:
     source, tokenizer = _open(args, launch)
     plan = perplexity.plan_of(args, source.model.max_position_embeddings, tokenizer)
     import torch.distributed as dist
-    from tqdm import tqdm
 
     from megatron.inference.token_scorer import TokenScorer
 
     scorer = TokenScorer(load(args, launch, source).runner(1))
     try:
-        with tqdm(total=plan.num_scores, unit="token", disable=None) as bar:
+        with progress_bar(plan.num_scores, "perplexity", "token") as bar:
             report = plan.run(scorer.log_probabilities, bar.update)
     finally:
         dist.destroy_process_group()

@@ -36,6 +36,7 @@ from megatron.inference.request import Completion, Update
 from megatron.inference.writer import Write, json_writer, text_writer
 from megatron.option_field import require
 from megatron.parallel.launch import Launch
+from megatron.progress import progress_bar
 from megatron.tokenizer.chat_template import ChatEncoder, Message, choose_template
 
 if TYPE_CHECKING:
@@ -359,13 +360,11 @@ def _writer(
     if launch.rank > 0:
         yield lambda job, update: None
     elif args.output is not None:
-        from tqdm import tqdm
-
         total = sum(job.num_samples for job in jobs)
         with (
             _naming_output(args.output),
             args.output.open("w", encoding="utf-8") as file,
-            tqdm(total=total, unit="text", disable=None) as bar,
+            progress_bar(total, "generate", "text") as bar,
         ):
             write = json_writer(file, tokenizer, more)
 

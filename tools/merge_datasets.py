@@ -8,7 +8,7 @@ from pathlib import Path
 import megatron.logging
 from megatron.cli import end_on_sigterm, make_parser, parse_known, run_tool
 from megatron.data.preprocessing.merge import list_prefixes, merge, merge_shuffled, open_sources
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 
 EXAMPLES = """\
   python tools/merge_datasets.py --input shards/ --output-prefix data/py_text_document
@@ -43,7 +43,7 @@ def main() -> None:
     prefixes = list_prefixes(args.input, args.output_prefix)
     sources = open_sources(prefixes, drop_provenance=args.drop_provenance)
     total = sum(source.dataset.tokens.nbytes for source in sources) * (1 + args.shuffle)
-    with byte_bar(total, "merge") as bar:
+    with progress_bar(total, "merge") as bar:
         if args.shuffle:
             merged = merge_shuffled(sources, args.output_prefix, args.seed, on_bytes=bar.update)
         else:

@@ -22,7 +22,7 @@ from megatron.cli import (
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
 from megatron.options import TokenizerConfig
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 EXAMPLES = """\
@@ -52,7 +52,7 @@ def main() -> None:
     tokenizer = build_tokenizer(section_from(args, TokenizerConfig))
     start = time.monotonic()
     with (
-        byte_bar(total, "preprocess") as bar,
+        progress_bar(total, "preprocess") as bar,
         logging_redirect_tqdm([megatron.logging.get_logger("megatron")]),
     ):
         summary = preprocess(
@@ -68,7 +68,7 @@ def show_shuffled(bar: tqdm, num_tokens: int, total: int) -> None:
     """Turn the bar of the reading into one of the shuffling that follows it."""
     if bar.total != total:
         bar.reset(total)
-        bar.unit = "token"
+        bar.unit = " tokens"
         bar.set_description("shuffle", refresh=False)
     bar.update(num_tokens)
 

@@ -22,7 +22,7 @@ from megatron.data.preprocessing.document_reader import (
 )
 from megatron.data.preprocessing.records import parse_chunk
 from megatron.errors import ConfigError, DataError
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.json_tokenizer import write_definition
 from megatron.tokenizer.train import train_tokenizer
 
@@ -67,7 +67,7 @@ def main() -> None:
     start = time.monotonic()
     total = sum(path.stat().st_size for path in args.input)
     skipped = [0]
-    with byte_bar(total, "read") as bar:
+    with progress_bar(total, "read") as bar:
         texts = read_texts(args.input, args.json_key, args.max_bytes, bar, skipped)
         # Minutes in Rust, which Python's handler of Ctrl-C would wait for; nothing is written meanwhile.
         handler = signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from megatron import logging
 from megatron.cli import (
     EXIT_FAILURE,
@@ -28,7 +26,7 @@ from megatron.data.verify_dataset import dataset_files, verify_dataset
 from megatron.errors import ConfigError, MegatronError
 from megatron.options import TokenizerConfig
 from megatron.parallel.launch import Launch
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.training.history.replay_plan import plan_replay
 from megatron.training.history.trace import (
@@ -95,7 +93,7 @@ def _data(args: argparse.Namespace) -> int:
         vocab_size = build_tokenizer(section_from(args, TokenizerConfig)).vocab_size
     files = [path for prefix in args.prefix for path in dataset_files(prefix)]
     total = sum(path.stat().st_size for path in files)
-    with byte_bar(total, "verify") as bar:
+    with progress_bar(total, "verify") as bar:
         reports = [
             verify_dataset(prefix, vocab_size=vocab_size, on_bytes=bar.update)
             for prefix in args.prefix
@@ -235,7 +233,7 @@ def _replay(args: argparse.Namespace) -> int:
 
         is_first = launch.rank == 0
         total = plan.num_steps * args.times
-        with tqdm(total=total, unit="step", disable=None if is_first else True) as bar:
+        with progress_bar(total, "replay", "step", is_silent=not is_first) as bar:
             verdict = replay_times(plan, launch, args.times, on_step=bar.update)
     except MegatronError as error:
         if launch.local_rank == 0:
@@ -287,7 +285,7 @@ def _checkpoint(args: argparse.Namespace) -> int:
         _verify_files(source)
     pairs = compare.pair_tensors(first, second, args.tensors)
     totals, total = compare.Totals(), sum(pair.num_bytes for pair in pairs)
-    with byte_bar(total, "verify") as bar:
+    with progress_bar(total, "verify") as bar:
         for pair in pairs:
             summary, difference = compare.examine(pair, first, second, on_bytes=bar.update)
             totals.add(pair, summary, difference)
@@ -334,7 +332,7 @@ def _verify_files(source: TensorSource | None) -> None:
     from megatron.checkpoint.reader import CheckpointReader
 
     if isinstance(source, CheckpointReader):
-        with byte_bar(source.num_bytes, "hashes") as bar:
+        with progress_bar(source.num_bytes, "hashes") as bar:
             source.verify(bar.update)
 
 

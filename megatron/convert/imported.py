@@ -31,7 +31,7 @@ from megatron.convert.source import CONVERTED_FROM, GENERATION_CONFIG
 from megatron.errors import CheckpointError, ConfigError
 from megatron.option_field import check_bounds
 from megatron.options import ModelConfig
-from megatron.progress import byte_bar
+from megatron.progress import progress_bar
 from megatron.tokenizer.interface import Tokenizer
 
 
@@ -105,7 +105,7 @@ def convert(
     try:
         with new_folder(save, may_replace) as folder:
             num_bytes = 4 * imported.num_parameters
-            with byte_bar(num_bytes, "convert") as bar:
+            with progress_bar(num_bytes, "convert") as bar:
                 write_import(imported, folder, bar.update)
             seconds = time.perf_counter() - start
             verified = verify(folder) if verify is not None else ""

@@ -34,6 +34,7 @@ from megatron.evaluation.task import Task
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
 from megatron.evaluation.trial import Limits, Verdict
 from megatron.option_field import require
+from megatron.progress import counted
 from megatron.whole_file import replacing
 
 
@@ -119,8 +120,6 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 def run_score(args: argparse.Namespace) -> int:
     """Run samples, write results and report."""
-    from tqdm import tqdm
-
     tasks, limits = chosen_tasks(args), _limits(args)
     require(args.workers >= 1, f"--workers is {args.workers}; allowed: from 1")
     require(args.falsified >= 0, f"--falsified is {args.falsified}; allowed: from 0")
@@ -161,7 +160,7 @@ def run_score(args: argparse.Namespace) -> int:
             is_isolated=is_isolated,
             journal=journal,
         )
-        results = list(tqdm(found, total=len(samples), unit="sample", disable=None))
+        results = list(counted(found, "score", "sample", len(samples)))
         report = make_report(
             args.benchmark,
             tasks,

@@ -19,9 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from megatron.errors import DataError
+from megatron.progress import counted
 
 SUFFIXES = {
     "c": (".c",),
@@ -136,7 +135,7 @@ def collect(
     kept = {language: Language() for language in languages}
     dropped: Counter[str] = Counter()
     seen: set[bytes] = set()
-    for _, draw, shown, language, path in tqdm(files, "reading source", unit="file", disable=None):
+    for _, draw, shown, language, path in counted(files, "reading source", "file"):
         if kept[language].num_bytes >= max_bytes:
             dropped["beyond --max-mb"] += 1
             continue
