@@ -43,7 +43,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        # read_table would import pandas
+        with parquet.ParquetFile(path) as file:
+            rows: list[dict[str, Any]] = file.read().to_pylist()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     return rows

@@ -1,5 +1,8 @@
 import gzip
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -39,6 +42,23 @@ def test_gzip_and_parquet_hold_the_same_rows(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.jsonl.gz", "a.parquet"):
         assert list(read_rows(tmp_path / name)) == [(1, rows[0]), (2, rows[1])]
+
+
+@pytest.mark.skipif(find_spec("pandas") is None, reason="pandas is not installed")
+def test_parquet_is_read_without_pandas(tmp_path):
+    """Which takes a second to import."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([{"task": "é"}]), tmp_path / "a.parquet")
+    script = f"""
+import sys
+from pathlib import Path
+from megatron.evaluation.row_file import read_rows
+print(list(read_rows(Path({str(tmp_path / "a.parquet")!r}))), "pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stdout.decode() == "[(1, {'task': 'é'})] False\n"
 
 
 @pytest.mark.parametrize(
