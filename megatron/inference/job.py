@@ -75,7 +75,7 @@ def read_jobs(path: Path, defaults: SamplingOptions, num_samples: int) -> Iterat
 
     Raises DataError or ConfigError, which name the line.
     """
-    for number, line in enumerate(read_text("--input", path).splitlines(), start=1):
+    for number, line in enumerate(read_text("--input", path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"--input {path}, line {number}"

@@ -68,6 +68,15 @@ def test_many_prompts_are_read_and_written_as_json_lines(run: Path, tmp_path, ca
     assert next(one for one in done if one["id"] == 3)["text"] + "\n" == alone
 
 
+def test_a_prompt_may_hold_what_only_python_takes_for_the_end_of_a_line(run, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    text = "a\u2028b\x85c"
+    path.write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n", newline="")
+    args = ("--max-new-tokens", 5)
+    out = generate(run, capsys, "--input", path, *args)
+    assert out == generate(run, capsys, "--prompt", text, *args)
+
+
 def test_a_file_is_filled_in_at_its_cursor(run: Path, tmp_path, capsys) -> None:
     file = tmp_path / "a.py"
     file.write_text("def add(<CURSOR>):\n    return a\n")
