@@ -6,7 +6,7 @@ The page is files of `page/`, as they are: nothing is built, and nothing comes f
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ from megatron.training.curves import Curves, read_curves
 
 PAGE = Path(__file__).with_name("page")
 MAX_BYTES = 100_000  # of a text that is looked up
-MAX_SPANS = (
-    200  # the longest ones; of a text of many, as one made of lines of many files, all take seconds
-)
+MAX_SPANS = 200  # the longest ones: of a text made of lines of many files, all take seconds
 MAX_WAITING = 16  # texts to be looked up beside the one that is
 LINES_AROUND = 200  # of a source that are shown before and behind a line
 MAX_POINTS = 1000  # of a curve
@@ -47,8 +45,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Playground:
