@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import typing
@@ -17,6 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
 from megatron.errors import ConfigError, MegatronError, TrainingError, not_compiled
+from megatron.megatron_flags import ALIASES, answer_to
 from megatron.option_field import flag_of
 from megatron.presets import (
     check_text,
@@ -36,52 +38,6 @@ EXIT_HUNG = 124  # what timeout(1) gives: the watchdog ended a run
 EXIT_SIGNAL = 128  # + the signal's number, as a shell reports it: left at once, nothing saved
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
-# Megatron's flags that say the same thing as one of ours.
-ALIASES: dict[str, tuple[str, Any, str]] = {
-    "--recompute-activations": (
-        "recompute_granularity",
-        "selective",
-        "same as --recompute-granularity selective",
-    ),
-    "--use-flash-attn": ("attention_backend", "flash", "same as --attention-backend flash"),
-    "--use-rotary-position-embeddings": (
-        "position_embedding_type",
-        "rope",
-        "same as --position-embedding-type rope",
-    ),
-    "--no-gradient-accumulation-fusion": (
-        "gradient_accumulation_fusion",
-        "off",
-        "same as --gradient-accumulation-fusion off",
-    ),
-}
-
-# Megatron's flags that cannot be honoured, with what to do instead.
-REPLACED: dict[str, str] = {
-    "--batch-size": "use --micro-batch-size",
-    "--warmup": "use --lr-warmup-fraction",
-    "--model-parallel-size": "use --tensor-model-parallel-size",
-    "--checkpoint-activations": "use --recompute-granularity full",
-    "--distribute-saved-activations": "use --sequence-parallel with --recompute-granularity full",
-    "--data-impl": "leave it out: datasets are memory-mapped",
-    "--dataset-impl": "leave it out: datasets are memory-mapped",
-    "--mmap-warmup": "leave it out: opening a dataset reads only its index",
-    "--DDP-impl": "leave it out: gradients are reduced by fully_shard",
-    "--local_rank": "leave it out: torchrun says it through the environment",
-    "--use-cpu-initialization": "leave it out: initial weights are the same on every device",
-    "--no-query-key-layer-scaling": "leave it out: scores are never scaled by layer",
-    "--apply-query-key-layer-scaling": "leave it out: the softmax runs in fp32",
-    "--attention-softmax-in-fp32": "leave it out: the softmax runs in fp32",
-    "--no-masked-softmax-fusion": "use --attention-backend to choose a kernel",
-    "--encoder-seq-length": "use --seq-length",
-    "--no-load-iteration": "use --finetune",
-    "--use-checkpoint-args": "give the model's flags: a checkpoint is checked against them",
-    "--tokenizer-name-or-path": "use --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR",
-    "--rotary-percent": "leave it out: --position-embedding-type rope turns whole heads",
-    "--rotary-interleaved": "leave it out: rope turns the halves of a head, as in Hugging Face",
-    "--sliding-window": "use --window-size",
-}
-
 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are ConfigErrors, so that a tool fails in one way.
@@ -93,7 +49,9 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(
+            message.replace(": ignored explicit argument", " takes no value, and is given")
+        )
 
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -106,7 +64,7 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse argv; an unknown flag is a ConfigError that names what to use or the nearest flag."""
+    """Parse argv; a ConfigError names every unknown flag, and what to use instead or the nearest one."""
     known = _flags_of(parser)
     argv = sys.argv[1:] if argv is None else argv
     for word in argv:
@@ -115,21 +73,45 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         args, unknown = parser.parse_known_args(argv)
     except ConfigError:
         # What is missing or wrong may be what a misspelled flag was meant to give.
-        given = [arg.split("=", 1)[0] for arg in argv]
-        unknown = [flag for flag in given if flag.startswith("--") and flag not in known]
+        unknown = [word for word in argv if word.startswith("--") and _flag_in(word) not in known]
         if not unknown:
             raise
     if not unknown:
         return args
-    first = unknown[0].split("=", 1)[0]
-    if first in REPLACED:
-        raise ConfigError(f"{first} is not an option here: {REPLACED[first]}")
-    if not first.startswith("-"):
-        raise ConfigError(f"{first!r} belongs to no option; options start with --")
-    flags = {name.lstrip("-"): name for name in known}
-    near = nearest(first.lstrip("-"), flags)
-    hint = f"; did you mean {flags[near]}?" if near else "; see --help"
-    raise ConfigError(f"{first} is not an option{hint}")
+    flags = [_flag_in(word) for word in unknown if re.match("--?[a-zA-Z]", word)]
+    if flags:
+        raise ConfigError(_explain(flags, known))
+    before = argv[list(argv).index(unknown[0]) - 1]
+    if before in known:
+        raise ConfigError(f"{before} takes no value, and {unknown[0]!r} follows it; leave that out")
+    raise ConfigError(f"{unknown[0]!r} belongs to no option; options start with --")
+
+
+def _flag_in(word: str) -> str:
+    return word.split("=", 1)[0]
+
+
+def _explain(unknown: Sequence[str], known: set[str]) -> str:
+    """Say of each unknown flag what to do, those with one answer together."""
+    flags: dict[str, list[str]] = {}
+    for flag in dict.fromkeys(unknown):
+        flags.setdefault(_answer(flag, known), []).append(flag)
+    number = sum(map(len, flags.values()))
+    if number == 1:
+        ((answer, (flag,)),) = flags.items()
+        return f"{flag} is not an option; {answer}"
+    parts = [f"{', '.join(names)} ({answer})" for answer, names in flags.items()]
+    return f"{number} flags are not options: {'; '.join(parts)}"
+
+
+def _answer(flag: str, known: set[str]) -> str:
+    """Say what to do instead of an unknown flag."""
+    answer = answer_to(flag)
+    if answer is not None and {*re.findall(r"--[a-z][\w-]*", answer)} <= known:
+        return answer
+    names = {name.lstrip("-"): name for name in known}
+    near = nearest(flag.lstrip("-"), names)
+    return f"did you mean {names[near]}?" if near else "see --help"
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from megatron.config import Config
 from megatron.errors import ConfigError
+from megatron.megatron_flags import ALIASES, answer_to
 
 
 def value_type_of(hint: Any) -> Any:
@@ -87,6 +88,18 @@ def _coerce(name: str, value: Any, value_type: Any) -> Any:
         raise ConfigError(f"{name} is {shown}; expected {value_type.__name__}") from None
 
 
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Say what to write in place of an unknown name."""
+    flag = "--" + name.replace("_", "-")
+    if flag in ALIASES:
+        target, value, _ = ALIASES[flag]
+        return f"; write {target}: {str(value).lower()}"
+    if (answer := answer_to(flag)) is not None:
+        return f"; {answer}"
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
 def parse_yaml(where: str, text: str) -> Any:
     """Read a YAML text; ConfigError if it is none. Aliases are kept as such: write values out with `reprlib`."""
     import yaml
@@ -124,9 +137,7 @@ def read_defaults(path: Path) -> dict[str, Any]:
     for key, value in flat.items():
         name = str(key).replace("-", "_")
         if name not in options:
-            near = nearest(name, options)
-            hint = f"; did you mean {near}?" if near else ""
-            raise ConfigError(f"--config {path}: {key} is not an option{hint}")
+            raise ConfigError(f"--config {path}: {key} is not an option{_hint(name, options)}")
         if value is None:
             continue
         field, value_type = options[name]

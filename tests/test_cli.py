@@ -115,7 +115,11 @@ def test_bigcode_launch_parses_and_validates(name):
 
 
 def test_aliases_set_what_they_stand_for():
-    config = parse(SMALL + " --recompute-activations --use-flash-attn --distributed-timeout 90")
+    config = parse(
+        SMALL + " --recompute-activations --use-flash-attn --distributed-timeout 90"
+        " --override-opt-param-scheduler"
+    )
+    assert config.checkpoint.override_opt_param_scheduler is True
     assert config.model.recompute_granularity == "selective"
     assert config.model.attention_backend == "flash"
     assert config.parallel.distributed_timeout_minutes == 1.5
@@ -160,7 +164,9 @@ def test_rotary_positions_by_every_name_they_have():
         ("--window-size 4095,1", "--window-size 4095,1: give the tokens"),
         ("--window-size wide", "--window-size wide: give the tokens"),
         ("--sliding-window 4096", "use --window-size"),
-        ("--bf16 stray", "'stray' belongs to no option"),
+        ("--bf16 true", "--bf16 takes no value, and 'true' follows it"),
+        ("--bf16=true", "--bf16 takes no value, and is given 'true'"),
+        ("--lr 1 2", "'2' belongs to no option"),
     ],
 )
 def test_unusable_flag_says_what_to_use(flags, message):
@@ -381,6 +387,8 @@ def test_yaml_gives_defaults_that_flags_override(tmp_path: Path):
         ("num-layers: 2.5", "expected int"),
         ("bf16: 1", "true, false"),
         ("lr_decay_style: quick", "allowed: constant"),
+        ("recompute-activations: true", "write recompute_granularity: selective"),
+        ("swiglu: true", "swiglu is not an option; the MLP is GELU"),
         ("- 3", "holds no options"),
         ("a: [", "is not YAML"),
     ],

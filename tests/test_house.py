@@ -20,6 +20,7 @@ LAYERS = (
         "option_field",
         "layer_split",
         "presets",
+        "megatron_flags",
         "cli",
         "errors",
         "logging",
