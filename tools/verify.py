@@ -82,20 +82,18 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "prefix", nargs="+", metavar="PREFIX", help="the path of .bin and .idx without these"
     )
-    add_section(parser, TokenizerConfig, title="tokenizer, to check that ids are of its range")
+    add_section(parser, TokenizerConfig, title="tokenizer, to check that ids are of it")
     parser.set_defaults(run=_data)
 
 
 def _data(args: argparse.Namespace) -> int:
     is_given = any(hasattr(args, field.name) for field in dataclasses.fields(TokenizerConfig))
-    vocab_size = None
-    if is_given:
-        vocab_size = build_tokenizer(section_from(args, TokenizerConfig)).vocab_size
+    tokenizer = build_tokenizer(section_from(args, TokenizerConfig)) if is_given else None
     files = [path for prefix in args.prefix for path in dataset_files(prefix)]
     total = sum(path.stat().st_size for path in files)
     with progress_bar(total, "verify") as bar:
         reports = [
-            verify_dataset(prefix, vocab_size=vocab_size, on_bytes=bar.update)
+            verify_dataset(prefix, tokenizer=tokenizer, on_bytes=bar.update)
             for prefix in args.prefix
         ]
     for report in reports:

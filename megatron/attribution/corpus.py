@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megatron.attribution.spelling import Spelling
 from megatron.data.exclusion import exclude_documents
 from megatron.data.indexed_dataset import IdArray, IndexedDataset
-from megatron.data.origin import read_origin
+from megatron.data.origin import other_tokenizer
 from megatron.data.provenance import Provenance
 from megatron.data.token_range import Runs, token_positions
 from megatron.errors import DataError
@@ -131,11 +131,11 @@ def require_tokenizer(file: TokenFile, tokenizer: Tokenizer) -> None:
 
     Without an end of each a match could lead from one document into the next.
     """
-    origin = read_origin(file.prefix) or {}
-    if origin.get("tokenizer", tokenizer.fingerprint()) != tokenizer.fingerprint():
+    other = other_tokenizer(file.prefix, tokenizer.fingerprint())
+    if other is not None:
         raise DataError(
             f"{file.prefix} was made with another tokenizer than {tokenizer.name}, by its fingerprint "
-            f"{origin['tokenizer'][:12]}…; give the one that preprocessed it"
+            f"{other}; give the one that preprocessed it"
         )
     for start, ends in file.chunks():
         sizes = np.diff(ends, prepend=0)

@@ -24,6 +24,7 @@ from megatron.data.exclusion import Exclusions, exclude_documents
 from megatron.data.fim import FillInTheMiddle
 from megatron.data.gpt_dataset import Dataset, GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset, idx_path
+from megatron.data.origin import other_tokenizer
 from megatron.data.split import DataPlan, SourceGroup, read_data_options
 from megatron.data.token_range import TokenRange
 from megatron.errors import ConfigError, DataError
@@ -105,6 +106,15 @@ def _open(prefix: str, tokenizer: Tokenizer) -> IndexedDataset:
     indexed = IndexedDataset(prefix)
     _check_ids(indexed, tokenizer)
     _check_ends(indexed, tokenizer)
+    other = other_tokenizer(prefix, tokenizer.fingerprint())
+    if other is not None:
+        logger.warning(
+            "%s: ATTENTION: it was made with another tokenizer than %s, by its fingerprint %s; its ids stand for other "
+            "text, unless the two differ in sentinels alone",
+            prefix,
+            tokenizer.name,
+            other,
+        )
     return indexed
 
 

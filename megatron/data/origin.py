@@ -42,6 +42,15 @@ def read_origin(prefix: str | Path) -> Origin | None:
     return origin
 
 
+def other_tokenizer(prefix: str | Path, fingerprint: str) -> str | None:
+    """Name the tokenizer that a dataset says its ids are of by its fingerprint in short; None if it is this one.
+
+    It may differ in sentinels alone, which takes nothing from the ids of text.
+    """
+    found = (read_origin(prefix) or {}).get("tokenizer", fingerprint)
+    return None if found == fingerprint else f"{str(found)[:12]}…"
+
+
 def join_origins(prefixes: Sequence[Path]) -> Origin | None:
     """Give the origin of datasets joined in this order: that of the whole for the shards of one run.
 

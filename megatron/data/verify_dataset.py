@@ -1,7 +1,7 @@
 """Everything that can be wrong with a dataset's files, found by reading all of them once.
 
 Opening a dataset finds what costs no pass over it; this makes the passes, and goes on after a finding. Knows nothing
-of tokenizers but the number of ids.
+of text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from megatron.checksum import PIECE, hash_file
 from megatron.data.checksum import checksum_path, read_checksums
 from megatron.data.indexed_dataset import IndexedDataset, bin_path, idx_path
-from megatron.data.origin import origin_path
+from megatron.data.origin import origin_path, other_tokenizer
 from megatron.data.provenance import Provenance, provenance_path
 from megatron.errors import DataError
+from megatron.tokenizer.interface import Tokenizer
 
 Progress = Callable[[int], None]  # told of bytes as they are read
 
@@ -44,11 +45,14 @@ def dataset_files(prefix: str) -> list[Path]:
 
 
 def verify_dataset(
-    prefix: str, *, vocab_size: int | None = None, on_bytes: Progress = lambda num_bytes: None
+    prefix: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    on_bytes: Progress = lambda num_bytes: None,
 ) -> Report:
-    """Check header, sizes, pointers, documents, the range of ids, provenance and checksums.
+    """Check header, sizes, pointers, documents, the tokenizer and range of ids, provenance and checksums.
 
-    on_bytes is told of each byte of `dataset_files` once. Without vocab_size ids need only not be negative.
+    on_bytes is told of each byte of `dataset_files` once. Without a tokenizer ids need only not be negative.
     """
     report = Report(prefix)
     digests = _checksums(report)
@@ -61,11 +65,13 @@ def verify_dataset(
         report.findings.append(str(error))
     if dataset is not None:
         _check_provenance(dataset, report)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, report)
     num_equal = 0
     for path in dataset_files(prefix):
         try:
             if path == bin_path(prefix) and dataset is not None:
-                found = _read_ids(dataset, vocab_size, report, on_bytes)
+                found = _read_ids(dataset, tokenizer, report, on_bytes)
             else:
                 found = hash_file(path, on_bytes)
         except OSError as error:
@@ -114,12 +120,25 @@ def _check_provenance(dataset: IndexedDataset, report: Report) -> None:
         report.findings.append(str(error))
 
 
+def _check_tokenizer(tokenizer: Tokenizer, report: Report) -> None:
+    try:
+        other = other_tokenizer(report.prefix, tokenizer.fingerprint())
+    except DataError as error:
+        report.findings.append(str(error))
+        return
+    if other is not None:
+        report.findings.append(
+            f"{report.prefix} was made with another tokenizer than {tokenizer.name}, by its fingerprint {other}; its "
+            "ids stand for other text, unless the two differ in sentinels alone"
+        )
+
+
 def _read_ids(
-    dataset: IndexedDataset, vocab_size: int | None, report: Report, on_bytes: Progress
+    dataset: IndexedDataset, tokenizer: Tokenizer | None, report: Report, on_bytes: Progress
 ) -> str:
     """Check the range of all ids and give the SHA-256 of the file, in one pass."""
     digest = hashlib.sha256()
-    limit = np.iinfo(dataset.dtype).max if vocab_size is None else vocab_size - 1
+    limit = np.iinfo(dataset.dtype).max if tokenizer is None else tokenizer.vocab_size - 1
     lowest, highest, num_outside, first_outside = limit, 0, 0, 0
     step = PIECE // dataset.dtype.itemsize
     with bin_path(dataset.prefix).open("rb") as file:

@@ -7,6 +7,7 @@ import pytest
 
 from megatron.data.build import build_datasets
 from megatron.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron.data.origin import format_origin, origin_path
 from megatron.errors import ConfigError, DataError
 from megatron.options import DataConfig, TokenizerConfig
 from megatron.tokenizer.tokenizer import build_tokenizer
@@ -153,6 +154,21 @@ def test_data_without_end_of_document_tokens_is_noticed(numbers, tmp_path, caplo
     with caplog.at_level(logging.INFO, "megatron"):
         build(numbers, train_data_path=(prefix,))
     assert "preprocess with --append-eod" in caplog.text
+
+
+def test_data_of_another_tokenizer_is_said_aloud_and_that_of_this_one_is_not(
+    numbers, tmp_path, caplog
+):
+    for name, fingerprint in (("ours", numbers.fingerprint()), ("other", "0123456789abcdef")):
+        path = write(tmp_path / name)
+        origin_path(path).write_bytes(format_origin({"tokenizer": fingerprint}))
+        build(numbers, train_data_path=(path,))
+    messages = [record.getMessage() for record in caplog.records if "ATTENTION" in record.msg]
+    (message,) = messages
+    assert message.startswith(
+        f"{tmp_path / 'other'}: ATTENTION: it was made with another tokenizer"
+    )
+    assert "0123456789ab…" in message
 
 
 def test_eod_mask_loss_reaches_the_samples(numbers, files):

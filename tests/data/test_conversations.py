@@ -233,7 +233,7 @@ def test_what_carries_loss_survives_shards_and_merging(tokenizer, tmp_path, join
     ]
     joined(open_sources(prefixes, drop_provenance=False), tmp_path / "all", on_bytes=lambda n: None)
     whole, parts = IndexedDataset(tmp_path / "all"), IndexedDataset(write(tmp_path, tokenizer))
-    assert verify_dataset(str(tmp_path / "all"), vocab_size=tokenizer.vocab_size).findings == []
+    assert verify_dataset(str(tmp_path / "all"), tokenizer=tokenizer).findings == []
     rows = [[items(one, i) for i in range(one.num_documents)] for one in (whole, parts)]
     assert sorted(rows[0]) == sorted(rows[1])
     assert isinstance(open_train(tokenizer, str(tmp_path / "all")), ConversationDataset)

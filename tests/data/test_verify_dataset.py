@@ -8,6 +8,7 @@ from megatron.data import verify_dataset as module
 from megatron.data.preprocessing.dataset_writer import DatasetWriter
 from megatron.data.preprocessing.documents import Documents
 from megatron.data.verify_dataset import dataset_files, verify_dataset
+from megatron.tokenizer.tokenizer import NullTokenizer
 
 NUM_DOCUMENTS = 50
 
@@ -30,7 +31,7 @@ def prefix(tmp_path):
 
 def test_a_good_dataset_is_described(prefix):
     told = []
-    report = verify_dataset(prefix, vocab_size=1000, on_bytes=told.append)
+    report = verify_dataset(prefix, tokenizer=NullTokenizer(999), on_bytes=told.append)
     assert report.findings == []
     assert report.describe() == (
         f"{prefix}: good; 50 items in 50 documents, 50 rows of repo, 1,275 ids from 0 to 999, checksums of 3 files"
@@ -46,7 +47,7 @@ def test_any_changed_byte_of_any_file_is_found(prefix, tmp_path):
             changed = bytearray(whole)
             changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
             path.write_bytes(changed)
-            report = verify_dataset(prefix, vocab_size=1000)
+            report = verify_dataset(prefix, tokenizer=NullTokenizer(999))
             assert report.findings, (path.name, bytes(changed))
         path.write_bytes(whole)
     assert verify_dataset(prefix).findings == []
@@ -67,14 +68,28 @@ def test_any_truncation_or_missing_file_is_found(prefix, tmp_path):
 def test_ids_outside_of_the_vocabulary_are_counted_and_placed(prefix, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 64)
     (tmp_path / "a.sha256").unlink()
-    report = verify_dataset(prefix, vocab_size=990)
+    report = verify_dataset(prefix, tokenizer=NullTokenizer(989))
     # Ids 990 to 999; id 990 is at position 990, in the document of 45 ids, which starts at 44 * 45 / 2.
     assert report.findings == [
         f"{prefix}.bin: 10 ids are not from 0 to 989, the first at position 990 (id 990, document 44); "
         "the file is damaged or comes from another tokenizer"
     ]
-    assert verify_dataset(prefix, vocab_size=1000).findings == []
+    assert verify_dataset(prefix, tokenizer=NullTokenizer(999)).findings == []
     assert "no checksum file" in verify_dataset(prefix).describe()
+
+
+def test_a_dataset_of_another_tokenizer_is_found_by_what_it_says(tmp_path):
+    """Ids of a vocabulary of the same size are all in its range."""
+    ours, other = NullTokenizer(999), NullTokenizer(998)
+    for name, origin in (("same", {"tokenizer": ours.fingerprint()}), ("silent", {})):
+        with DatasetWriter(tmp_path / name, "<u2", (), origin) as writer:
+            writer.finalize()
+        assert verify_dataset(str(tmp_path / name), tokenizer=ours).findings == []
+    (finding,) = verify_dataset(str(tmp_path / "same"), tokenizer=other).findings
+    assert (
+        f"another tokenizer than NullTokenizer, by its fingerprint {ours.fingerprint()[:12]}…"
+        in finding
+    )
 
 
 def test_every_finding_is_named_not_only_the_first(prefix, tmp_path):
@@ -85,7 +100,7 @@ def test_every_finding_is_named_not_only_the_first(prefix, tmp_path):
     ids[501] = 0xFF
     (tmp_path / "a.bin").write_bytes(ids)
     (tmp_path / "a.provenance.arrow").unlink()
-    findings = "\n".join(verify_dataset(prefix, vocab_size=1000).findings)
+    findings = "\n".join(verify_dataset(prefix, tokenizer=NullTokenizer(999)).findings)
     assert len(findings.splitlines()) == 5
     for message in (
         "arrow, which is missing",
@@ -134,4 +149,4 @@ def test_no_dataset_is_one_finding_and_an_empty_one_is_good(tmp_path):
     assert "none.idx does not exist" in finding
     with DatasetWriter(tmp_path / "empty", "<u2", ["repo"]) as writer:
         writer.finalize()
-    assert verify_dataset(str(tmp_path / "empty"), vocab_size=5).findings == []
+    assert verify_dataset(str(tmp_path / "empty"), tokenizer=NullTokenizer(4)).findings == []
