@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     logging.configure(launch.rank)
     import torch.distributed as dist
 
-    from megatron.checkpoint.agreement import on_first_rank
+    from megatron.parallel.agreement import on_first_rank
     from megatron.parallel.context import initialize_distributed
 
     device = initialize_distributed(ParallelConfig(), launch)

@@ -165,7 +165,7 @@ def make_config(args: argparse.Namespace, data_flags: Sequence[str]) -> Config:
 @contextmanager
 def _data_flags(args: argparse.Namespace, config: Config) -> Iterator[list[str]]:
     """Give the flags that name the data, which is made if none is named. Collective over the world."""
-    from megatron.checkpoint.agreement import on_first_rank
+    from megatron.parallel.agreement import on_first_rank
 
     given, vocab_size = config.data, SHAPES[args.model].vocab_size
     if args.data_path is not None:

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from megatron.checkpoint.agreement import gather_on_first, on_first_rank
 from megatron.checkpoint.save import (
     SideFolder,
     WrittenFile,
@@ -25,6 +24,7 @@ from megatron.checkpoint.save import (
 from megatron.checkpoint.save_plan import PlannedSave, part_values
 from megatron.checkpoint.snapshot import HostMemory, Snapshot
 from megatron.errors import MegatronError
+from megatron.parallel.agreement import gather_on_first, on_first_rank
 
 T = TypeVar("T")
 

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from megatron.checkpoint.agreement import agreed, on_first_rank
 from megatron.checkpoint.checksums import read_config
 from megatron.checkpoint.metadata import (
     CheckpointMetadata,
@@ -40,6 +39,7 @@ from megatron.checkpoint.metadata import (
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
 from megatron.checkpoint.verify import verify_files_together
 from megatron.errors import CheckpointError, first_of
+from megatron.parallel.agreement import agreed, on_first_rank
 
 
 def load_checkpoint(

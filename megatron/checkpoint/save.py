@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron.checkpoint import layout
-from megatron.checkpoint.agreement import gather_on_first, on_first_rank
 from megatron.checkpoint.checksums import SUMS_FILE, encode_sums, sha256_of
 from megatron.checkpoint.content_hash import ContentHash
 from megatron.checkpoint.files import encode_json, write_durably, writing
 from megatron.checkpoint.metadata import CheckpointMetadata, TensorEntry, encode_metadata
 from megatron.checkpoint.safetensors_file import SafetensorsWriter
 from megatron.checkpoint.save_plan import PlannedSave, part_values, plan_save
+from megatron.parallel.agreement import gather_on_first, on_first_rank
 from megatron.whole_file import force_to_disk
 
 

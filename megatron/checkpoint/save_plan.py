@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from megatron.checkpoint.agreement import gather_on_first, scatter_from_first
 from megatron.checkpoint.layout import rank_file
 from megatron.checkpoint.metadata import Chunk, TensorEntry, chunk_key, find_uncovered
 from megatron.checkpoint.safetensors_file import TensorSpec
+from megatron.parallel.agreement import gather_on_first, scatter_from_first
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron.checkpoint.agreement import gather_on_first, on_first_rank
 from megatron.checkpoint.checksums import SUMS_FILE, check_content, forget_cached, read_sums
 from megatron.checkpoint.layout import METADATA_FILE
 from megatron.checkpoint.metadata import read_metadata
 from megatron.errors import CheckpointError
 from megatron.logging import get_logger
+from megatron.parallel.agreement import gather_on_first, on_first_rank
 
 logger = get_logger(__name__)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TypeVar
 
-from megatron.checkpoint.agreement import gather_on_first, on_first_rank
 from megatron.config import Config
 from megatron.data.checksum import checksum_path
 from megatron.errors import CheckpointError
+from megatron.parallel.agreement import gather_on_first, on_first_rank
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
 from megatron.planning.goodput import checkpoint_bytes

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from megatron.checkpoint.agreement import gather_everywhere
 from megatron.errors import first_of
 from megatron.kernels.choice import Choice
 from megatron.kernels.processor import processor_name
 from megatron.logging import get_logger
+from megatron.parallel.agreement import gather_everywhere
 from megatron.training.start import Start
 
 logger = get_logger(__name__)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron.checkpoint.agreement import on_first_rank
 from megatron.checkpoint.files import encode_json, replace_durably, writing
 from megatron.checkpoint.layout import CONFIG_FILE
 from megatron.checkpoint.lock import FolderLock
@@ -25,6 +24,7 @@ from megatron.model.flops import flops_per_token
 from megatron.model.stage import build_stage
 from megatron.optimizer.adamw import AdamW
 from megatron.optimizer.loss_scale import LossScale
+from megatron.parallel.agreement import on_first_rank
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import DataParallel, shard_data_parallel
 from megatron.parallel.launch import Launch

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from megatron.checkpoint.agreement import gather_everywhere
 from megatron.errors import TrainingError, first_of
 from megatron.logging import get_logger
+from megatron.parallel.agreement import gather_everywhere
 from megatron.parallel.context import AXES, ParallelContext
 
 logger = get_logger(__name__)

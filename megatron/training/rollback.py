@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint.agreement import on_first_rank
 from megatron.checkpoint.checksums import read_state
 from megatron.checkpoint.choice import find_flaw
 from megatron.checkpoint.layout import checkpoint_folder, saved_iterations
@@ -23,6 +22,7 @@ from megatron.data.gpt_dataset import Dataset
 from megatron.data.trace import Tracer
 from megatron.errors import MegatronError, TrainingError
 from megatron.logging import get_logger
+from megatron.parallel.agreement import on_first_rank
 from megatron.parallel.pipeline import TiedEmbedding
 from megatron.training.account import Account
 from megatron.training.marks import Marks

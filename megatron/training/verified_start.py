@@ -12,11 +12,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron.checkpoint.agreement import gather_everywhere, on_first_rank
 from megatron.checkpoint.choice import choose_checkpoint, find_flaw, set_aside
 from megatron.checkpoint.verify import find_damage
 from megatron.errors import CheckpointError, DataError, first_of
 from megatron.logging import get_logger
+from megatron.parallel.agreement import gather_everywhere, on_first_rank
 from megatron.training.contents import BY_CHECKSUM, list_files
 from megatron.training.inputs import Inputs
 from megatron.training.start import Start, describe_fallback, plan_start

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron.checkpoint.agreement import gather_everywhere
 from megatron.checkpoint.load import load_checkpoint
 from megatron.errors import ConfigError, first_of
 from megatron.metrics_file import METRICS_FILE, read_losses
+from megatron.parallel.agreement import gather_everywhere
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.training.account import Account
