@@ -10,6 +10,8 @@ from collections.abc import Sequence
 class MegatronError(Exception):
     """Base of every error that a user's input can cause."""
 
+    is_shared = False  # every process of a run raises it: one of them has to say it
+
 
 class ConfigError(MegatronError):
     """A flag, a combination of flags, or a layout that cannot run."""
@@ -22,9 +24,13 @@ class DataError(MegatronError):
 class CheckpointError(MegatronError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
+    is_shared = True
+
 
 class TrainingError(MegatronError):
     """A run that cannot go on though its input is right: its numbers went wrong. Exit code 1."""
+
+    is_shared = True
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -14,7 +14,7 @@ from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
 from megatron.preflight.checks import Preflight, all_checks
 from megatron.preflight.finding import Finding, has_passed, to_json
-from megatron.training.inputs import open_inputs
+from megatron.training.inputs import Inputs, open_inputs
 
 EXAMPLES = """\
   two processes on this machine:
@@ -45,18 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launch.local_rank == 0:
             raise
         return cli.EXIT_USER_ERROR  # the node's first process sees the same and says it
-    device = initialize_distributed(config.parallel, launch)
-    context = ParallelContext.create(config.parallel, launch.world_size, device)
+    try:
+        return _check(inputs, launch, as_json=args.json)
+    except MegatronError as error:
+        if launch.has_to_say(error):
+            raise
+        return cli.exit_code(error)
+
+
+def _check(inputs: Inputs, launch: Launch, *, as_json: bool) -> int:
+    """Check the nodes, print what was found, and give the exit code. Collective over the world."""
+    device = initialize_distributed(inputs.config.parallel, launch)
+    context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
     preflight = Preflight(inputs, launch, context, socket.gethostname())
     findings: list[Finding] = []
     for found in all_checks(preflight):
         findings += found
-        if launch.rank == 0 and not args.json:
+        if launch.rank == 0 and not as_json:
             print(*(line for item in found for line in item.lines()), sep="\n", flush=True)
     passed = [has_passed(findings)]
     dist.broadcast_object_list(passed, src=0)
     if launch.rank == 0:
-        if args.json:
+        if as_json:
             print(json.dumps(to_json(findings)))
         else:
             print("preflight passed" if passed[0] else "preflight failed; nothing was started")

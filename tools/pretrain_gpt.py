@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron import cli, logging
 from megatron.checkpoint.choice import find_flaw_by_length
 from megatron.config import Config
-from megatron.errors import CheckpointError, ConfigError, MegatronError, TrainingError
+from megatron.errors import ConfigError, MegatronError
 from megatron.parallel.launch import Launch
 from megatron.training.inputs import open_inputs
 from megatron.training.signals import leaving_at_once
@@ -83,14 +83,10 @@ def _start_and_train(config: Config, launch: Launch) -> int:
 
     try:
         outcome = pretrain(inputs, start, launch)
-    except (CheckpointError, TrainingError) as error:
-        if launch.rank == 0:
+    except MegatronError as error:
+        if launch.has_to_say(error):
             raise
-        return cli.exit_code(error)  # every process raises the same
-    except ConfigError:
-        if launch.local_rank == 0:
-            raise
-        return cli.EXIT_USER_ERROR  # as above
+        return cli.exit_code(error)
     return 0 if outcome == "finished" else cli.EXIT_STOPPED
 
 

@@ -7,14 +7,16 @@ unpickled. Knows nothing of models and optimizers: tensors come by name.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -38,8 +40,8 @@ from megatron.checkpoint.metadata import (
 )
 from megatron.checkpoint.safetensors_file import SafetensorsReader, TensorSpec
 from megatron.checkpoint.verify import verify_files_together
-from megatron.errors import CheckpointError, first_of
-from megatron.parallel.agreement import agreed, on_first_rank
+from megatron.errors import CheckpointError, MegatronError, first_of
+from megatron.parallel.agreement import first_failure, of_user, on_first_rank, shared
 
 
 def load_checkpoint(
@@ -59,7 +61,29 @@ def load_checkpoint(
     metadata, vocab_size = on_first_rank(lambda: _describe(folder))
     planner = _Planner(folder, metadata, vocab_size)
     reader = _FolderReader(folder, metadata)
-    agreed(lambda: dcp.load(dict(tensors), storage_reader=reader, planner=planner))
+    _together(lambda: dcp.load(dict(tensors), storage_reader=reader, planner=planner))
+
+
+def _together(load: Callable[[], object]) -> None:
+    """Run a load of torch.distributed.checkpoint, which tells every rank the failures of all.
+
+    What a user can cause, and an OSError, is agreed on as in `megatron.parallel.agreement`; what else any rank raised
+    comes out as it is.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load()
+    except CheckpointException as error:
+        by_rank: list[MegatronError | None] = [None] * (max(error.failures) + 1)
+        for rank, (failure, _) in sorted(error.failures.items()):
+            known = of_user(failure) if isinstance(failure, OSError) else failure
+            if not isinstance(known, MegatronError):
+                raise failure from error
+            by_rank[rank] = known
+        first = first_failure(by_rank)
+        assert first is not None
+        raise shared(first) from None
 
 
 def _describe(folder: Path) -> tuple[CheckpointMetadata, int | None]:

@@ -1,70 +1,68 @@
 """How processes agree that something worked or failed: all of them raise, or none does.
 
-The collectives carry Python objects over the CPU backend of the default process group. Without one, this
-process is alone.
+An error that a user can cause is raised by every process as what it is, an OSError as a CheckpointError: what processes
+do together on a disk is checkpoints. Any other exception stays the one of its process, and the others raise LostPeer.
+The collectives carry Python objects over the CPU backend of the default process group. Without one, this process is
+alone.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.errors import CheckpointError, MegatronError
+from megatron.parallel.lost_peer import LostPeer
 
 T = TypeVar("T")
 
 
 def on_first_rank(action: Callable[[], T]) -> T:
-    """Run action on rank 0 and give its result on every rank. Collective over the world.
-
-    Where it fails with an error that a user can cause or an OSError, every rank raises the same CheckpointError.
-    """
+    """Run action on rank 0 and give its result, or raise its error, on every rank. Collective over the world."""
     if not dist.is_initialized():
         return _run(action)
-    outcome: list[T | str | None] = [None, "rank 0 failed; its own message says how"]
+    outcome: list[T | MegatronError | None] = [None, _failed_elsewhere("rank 0")]
     if dist.get_rank() > 0:
         dist.broadcast_object_list(outcome, src=0)
     else:
         try:
             outcome = [_run(action), None]
         except MegatronError as error:
-            outcome[1] = str(error)
+            outcome[1] = error
         finally:
             # After any other exception too: the other ranks are already waiting.
             dist.broadcast_object_list(outcome, src=0)
     result, failure = outcome
-    if failure is not None:
-        raise CheckpointError(str(failure))
+    if isinstance(failure, MegatronError):
+        raise shared(failure)
     return result  # type: ignore[return-value]
 
 
 def gather_on_first(action: Callable[[], T]) -> list[T]:
     """Run action on every rank; give all results, by rank, to rank 0 and none to the others. Collective over the world.
 
-    Where it fails on any with an error that a user can cause or an OSError, every rank raises the same CheckpointError.
+    Where it fails on any, every rank raises the first of these errors.
     """
     if not dist.is_initialized():
         return [_run(action)]
     is_first, size = dist.get_rank() == 0, dist.get_world_size()
-    outcome: tuple[list[T], str | None] = ([], "another rank failed; its own message says how")
-    outcomes: list[tuple[list[T], str | None]] = [outcome] * size
-    failure: list[str | None] = [None]
+    outcome: tuple[list[T], MegatronError | None] = ([], _failed_elsewhere("another rank"))
+    outcomes: list[tuple[list[T], MegatronError | None]] = [outcome] * size
+    failure: list[MegatronError | None] = [None]
     try:
         outcome = ([_run(action)], None)
     except MegatronError as error:
-        outcome = ([], str(error))
+        outcome = ([], error)
     finally:
         # After any other exception too: the other ranks are already waiting.
         dist.gather_object(outcome, outcomes if is_first else None, dst=0)
         if is_first:
-            failure = [_first_failure([message for _, message in outcomes])]
+            failure = [first_failure([error for _, error in outcomes])]
         dist.broadcast_object_list(failure, src=0)
     if failure[0] is not None:
-        raise CheckpointError(failure[0])
+        raise shared(failure[0])
     return [result[0] for result, _ in outcomes] if is_first else []
 
 
@@ -78,7 +76,7 @@ def gather_everywhere(value: T) -> list[T]:
 def scatter_from_first(action: Callable[[], list[T]]) -> T:
     """Run action on rank 0 and give each rank its item of the result. Collective over the world."""
     if not dist.is_initialized():
-        return _run(action)[0]
+        return action()[0]
     items: list[T | None] = [None] * dist.get_world_size()
     mine: list[T | None] = [None]
     if dist.get_rank() > 0:
@@ -90,47 +88,37 @@ def scatter_from_first(action: Callable[[], list[T]]) -> T:
             # After an exception too: the other ranks are already waiting.
             dist.scatter_object_list(mine, items, src=0)
     if mine[0] is None:
-        raise CheckpointError("rank 0 failed; its own message says how")
+        raise _failed_elsewhere("rank 0")
     return mine[0]
 
 
-def agreed(collective: Callable[[], object]) -> None:
-    """Run a load of torch.distributed.checkpoint, which tells every rank the failures of all.
-
-    A CheckpointError or OSError of any rank becomes a CheckpointError on every rank; what else was raised
-    comes out as it is.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            collective()
-    except CheckpointException as error:
-        failures = {rank: failure for rank, (failure, _) in sorted(error.failures.items())}
-        size = max(failures) + 1
-        for failure in failures.values():
-            if not isinstance(failure, (CheckpointError, OSError)):
-                raise failure from error
-        by_rank = [_describe(failures[rank]) if rank in failures else None for rank in range(size)]
-        raise CheckpointError(_first_failure(by_rank)) from None
+def first_failure(by_rank: Sequence[MegatronError | None]) -> MegatronError | None:
+    """Give the first failure, which says how many there are; None if there is none."""
+    failed = {rank: error for rank, error in enumerate(by_rank) if error is not None}
+    if len(failed) < 2:
+        return next(iter(failed.values()), None)
+    rank, error = next(iter(failed.items()))
+    return type(error)(f"{error} (on rank {rank}, and {len(failed) - 1} more)")
 
 
-def _first_failure(by_rank: Sequence[str | None]) -> str | None:
-    """Name the first failure and say how many there are; None if there is none."""
-    failed = [rank for rank, message in enumerate(by_rank) if message is not None]
-    if not failed:
-        return None
-    where = f" (on rank {failed[0]}, and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"{by_rank[failed[0]]}{where}"
+def of_user(error: OSError) -> CheckpointError:
+    """Say what the system could not do, and with which file."""
+    named = error.filename is not None
+    return CheckpointError(f"{error.filename}: {error.strerror}" if named else str(error))
+
+
+def shared(error: MegatronError) -> MegatronError:
+    """Mark an error that every process raises, unless it says that another one fails by itself."""
+    error.is_shared = not isinstance(error, LostPeer)
+    return error
+
+
+def _failed_elsewhere(who: str) -> LostPeer:
+    return LostPeer(f"{who} failed; its own message says how")
 
 
 def _run(action: Callable[[], T]) -> T:
     try:
         return action()
     except OSError as error:
-        raise CheckpointError(_describe(error)) from error
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        raise of_user(error) from error

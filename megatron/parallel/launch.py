@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, MegatronError
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,10 @@ class Launch:
             restart=os.environ.get("LAUNCH_RESTART"),
             parent_pid=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
         )
+
+    def has_to_say(self, error: MegatronError) -> bool:
+        """Say whether an error that this process raises is its own to tell people, or another process says it."""
+        if error.is_shared:
+            return self.rank == 0
+        # of an option the processes of a node find the same
+        return self.local_rank == 0 or not isinstance(error, ConfigError)

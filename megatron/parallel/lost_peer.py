@@ -48,6 +48,8 @@ def shortened(error: BaseException) -> str:
 def is_lost_peer(error: BaseException | None) -> bool:
     """Say whether an error, or what it came from, is a collective that another process broke."""
     while error is not None:
+        if isinstance(error, LostPeer):
+            return True
         is_gloo = isinstance(error, RuntimeError) and "gloo/" in str(error)
         if is_gloo or isinstance(error, dist.DistError):
             return OWN_NCCL_ERRORS.search(str(error)) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,11 @@ def check_same_files(start: Start) -> None:
     if len(set(gather_everywhere(hashlib.sha256(repr(ours).encode()).hexdigest()))) == 1:
         return
     found = gather_everywhere((socket.gethostname(), ours))
+    on_first_rank(partial(_tell_difference, found))
+
+
+def _tell_difference(found: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Raise DataError for the first file that is not the same on all hosts. found: by rank, (host, its files)."""
     for name in dict.fromkeys(name for _, files in found for name in files):
         hosts = defaultdict[str, set[str]](set)
         for host, files in found:

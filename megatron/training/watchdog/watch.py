@@ -21,11 +21,11 @@ import torch.distributed as dist
 
 from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.config import Config
-from megatron.errors import CheckpointError, ConfigError, TrainingError
+from megatron.errors import ConfigError, MegatronError
 from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
-from megatron.parallel.lost_peer import is_lost_peer, shortened
+from megatron.parallel.lost_peer import LostPeer, is_lost_peer, shortened
 from megatron.training.leave import leave_at_once
 from megatron.training.marks import Marks
 from megatron.training.signals import STOP_SIGNALS
@@ -47,8 +47,6 @@ CHECK_SECONDS = 0.25
 WRITE_SECONDS = 10.0  # for stacks on a disk that may hang
 PEER_SECONDS = 3.0  # that a failing process has for its own message
 LAST_SECONDS = 30.0  # for a failing process to end
-# Every process raises them alike; a ConfigError at least those of a node, and its launcher ends the others.
-AGREED_ERRORS = (CheckpointError, ConfigError, TrainingError)
 
 
 class Watch:
@@ -99,7 +97,7 @@ class Watch:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, AGREED_ERRORS):
+        if error is not None and not _is_agreed(error):
             self._give_up(error)
         self._is_closed.set()
         self._thread.join(WRITE_SECONDS)
@@ -114,8 +112,10 @@ class Watch:
         if self._exchange is not None and is_lost_peer(error):
             for number in STOP_SIGNALS:  # the launcher wants to end what is about to end
                 signal.signal(number, signal.SIG_IGN)
-            text = f"in {phase} a connection broke ({shortened(error)})"
-            self._own_alarm = Alarm("lost", launch.rank, text)
+            what = shortened(error)
+            if not isinstance(error, LostPeer):
+                what = f"a connection broke ({what})"
+            self._own_alarm = Alarm("lost", launch.rank, f"in {phase} {what}")
             while self._thread.is_alive():
                 time.sleep(1.0)  # the observer ends this process
         self._is_closed.set()
@@ -281,6 +281,11 @@ class Watch:
             self._step_seconds,
             self._num_steps,
         )
+
+
+def _is_agreed(error: BaseException) -> bool:
+    """Say whether every process raises it; of a ConfigError those of a node do, and its launcher ends the others."""
+    return isinstance(error, ConfigError) or (isinstance(error, MegatronError) and error.is_shared)
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from megatron import logging
 from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
 from megatron.errors import ConfigError, DataError, MegatronError
+from megatron.parallel.agreement import shared
 from megatron.parallel.launch import Launch
 from megatron.parallel.lost_peer import is_lost_peer
 from megatron.training.marks import Mark, Marks
@@ -134,7 +135,12 @@ def test_a_process_that_torchrun_did_not_start_outlives_its_parent(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(ConfigError("--a b is wrong"), False), (DataError("a.bin is short"), True)]
+    ("error", "told"),
+    [
+        (ConfigError("--a b is wrong"), False),
+        (DataError("a.bin is short"), True),
+        (shared(DataError("the processes read different files")), False),
+    ],
 )
 def test_only_what_may_be_one_process_s_own_is_told_to_the_others(corpus, tmp_path, error, told):
     watch, exchange = Watch(parse(flags_for(corpus, tmp_path)), Launch(), Marks()), mock.Mock()
