@@ -12,6 +12,7 @@ import gzip
 import io
 import os
 import pickle
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -84,14 +85,33 @@ class Chunk:
 
 
 def check_inputs(paths: Sequence[Path], *, allow_text: bool = False) -> None:
-    """Raise DataError unless every path is a file that is not empty and of a known kind."""
+    """Raise DataError unless every path is a file of its own that is not empty and of a known kind."""
+    names: dict[Path, Path] = {}
     for path in paths:
-        if path.is_dir():
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise DataError(
+                f"input {path} does not exist (files only; nothing is downloaded)"
+            ) from None
+        except OSError as error:
+            raise DataError(f"input {path} cannot be read: {error.strerror}") from None
+        if stat.S_ISDIR(status.st_mode):
             raise DataError(f"input {path} is a folder; name its files, as {path}/*.jsonl")
-        if not path.is_file():
-            raise DataError(f"input {path} does not exist (files only; nothing is downloaded)")
-        if path.stat().st_size == 0:
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(
+                f"input {path} is a pipe or a device, which can be read only once and from its beginning; write what "
+                "comes out of it to a file"
+            )
+        if status.st_size == 0:
             raise DataError(f"input {path} is empty; leave it out")
+        file = path.resolve()
+        if file in names:
+            raise DataError(
+                f"input {path} is the file that {names[file]} names, too: its documents would come twice; name it once "
+                "(a run reads a dataset more often by its weight in --data-path)"
+            )
+        names[file] = path
         if not allow_text and _kind(path) == "text":
             raise DataError(
                 f"input {path} is of no known kind; known are .jsonl and .json (one object a line), "

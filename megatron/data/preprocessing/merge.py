@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,20 @@ class Merged:
 def list_prefixes(inputs: Sequence[Path], output: Path) -> list[Path]:
     """Give the prefixes of all inputs in order: of a folder all datasets, of a sharded dataset its shards.
 
-    The output itself, left by an earlier run, is not one of them. Raises DataError where shards are missing or twice
-    there, where a folder holds shards beside other datasets, and where a name means a dataset as well as its shards.
+    The output itself, left by an earlier run, is not one of them. Raises DataError where shards are missing or a
+    dataset comes twice, where a folder holds shards beside other datasets, and where a name means a dataset as well as
+    its shards.
     """
     prefixes = list(itertools.chain(*(_prefixes_of(path, output) for path in inputs)))
-    if output.resolve() in [prefix.resolve() for prefix in prefixes]:
+    names = Counter(prefix.resolve() for prefix in prefixes)
+    if output.resolve() in names:
         raise DataError(f"{output} is both input and output; name another --output-prefix")
     for prefix in prefixes:
+        if names[prefix.resolve()] > 1:
+            raise DataError(
+                f"{prefix} comes twice in --input; name it once (a run reads a dataset more often by its weight in "
+                "--data-path)"
+            )
         for file in (bin_path(prefix), idx_path(prefix)):
             if not file.exists():
                 raise DataError(f"{file} does not exist; {prefix} cannot be merged without it")

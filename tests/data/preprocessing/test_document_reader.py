@@ -159,11 +159,17 @@ def test_a_file_of_another_kind_than_its_name_is_an_error(tmp_path, name):
 def test_inputs_that_cannot_be_read_are_named_before_anything_starts(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "notes.docx").write_text("x")
+    (tmp_path / "again.jsonl").symlink_to("good.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
     for name, message in [
         ("missing.jsonl", "does not exist"),
         ("empty.jsonl", "is empty"),
         ("notes.docx", "no known kind"),
         (".", "is a folder"),
+        ("good.jsonl/x.jsonl", "cannot be read: Not a directory"),
+        ("pipe.jsonl", "is a pipe or a device"),
+        ("good.jsonl", "its documents would come twice"),
+        ("again.jsonl", r"again\.jsonl is the file that .*good\.jsonl names, too"),
     ]:
         with pytest.raises(DataError, match=message):
             check_inputs([write(tmp_path / "good.jsonl"), tmp_path / name])

@@ -112,6 +112,8 @@ def test_folders_are_taken_as_people_count_and_without_the_output(tmp_path):
     for name in ("part10", "part2", "part1", "out"):
         write(tmp_path / name, range(2))
     assert names_in([tmp_path], tmp_path / "out") == ["part1", "part2", "part10"]
+    with pytest.raises(DataError, match="part2 comes twice"):
+        list_prefixes([tmp_path, tmp_path / "part2"], tmp_path / "out")
 
 
 def test_shards_are_found_by_the_name_of_the_whole_by_folder_and_on_several_nodes(tmp_path):
