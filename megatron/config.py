@@ -141,6 +141,12 @@ class Config:
                 f"--global-batch-size {sizes[0]}",
             )
             sizes += [start, min(start + increment, sizes[0])]
+        first = min(sizes)
+        require(
+            training.train_samples is None or training.train_samples >= first,
+            f"--train-samples {training.train_samples} is less than a first batch of {first}; raise it, or lower "
+            f"--global-batch-size",
+        )
         for size in sizes:
             require(
                 size % block == 0,

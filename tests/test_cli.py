@@ -369,6 +369,14 @@ def test_every_step_of_a_rampup_has_to_suit_the_schedule(schedule, rampup, names
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize(("rampup", "first"), [("", 8), ("--rampup-batch-size 4 4 8", 4)])
+def test_samples_have_to_be_a_batch_at_least(rampup, first):
+    flags = SMALL.replace("--train-iters 10", rampup) + " --global-batch-size 8 --train-samples"
+    parse(f"{flags} {first}").check(1)
+    with pytest.raises(ConfigError, match=f"--train-samples {first - 1} .* first batch of {first}"):
+        parse(f"{flags} {first - 1}").check(1)
+
+
 def test_yaml_gives_defaults_that_flags_override(tmp_path: Path):
     path = tmp_path / "preset.yaml"
     path.write_text("model:\n  num-layers: 8\n  hidden_size: 128\nlr: 3e-4\ndata_path: [0.5, a]\n")

@@ -25,7 +25,9 @@ class PrecisionConfig:
     loss_scale_window: int = option(
         1000, "steps without overflow before the scale doubles", minimum=1
     )
-    hysteresis: int = option(2, "overflows in a row before the scale halves", minimum=1)
+    hysteresis: int = option(
+        2, "overflows before the scale halves, counted anew when it doubles", minimum=1
+    )
     accumulate_allreduce_grads_in_fp32: bool = option(
         False, "always so here; accepted for Megatron's command lines"
     )
@@ -149,14 +151,18 @@ class TrainingConfig:
         None, "start, increment, samples: grow the global batch", metavar="N"
     )
     train_iters: int | None = option(None, "steps of the run", minimum=1)
-    train_samples: int | None = option(None, "sequences of the run, instead of steps", minimum=1)
+    train_samples: int | None = option(
+        None,
+        "sequences of the run, instead of steps; less than a batch of them at the end is left out",
+        minimum=1,
+    )
     eval_interval: int = option(1000, "steps between validations", minimum=1)
     eval_iters: int = option(100, "batches of one validation; 0 turns it off", minimum=0)
     exit_interval: int | None = option(
         None, "save and leave after a multiple of this many steps", minimum=1
     )
     exit_duration_in_mins: float | None = option(
-        None, "save and leave after this many minutes", above=0.0
+        None, "save and leave this many minutes after the start of the process", above=0.0
     )
     exit_signal_handler: bool = option(
         False, "SIGTERM saves and leaves; always so here, accepted for Megatron's command lines"

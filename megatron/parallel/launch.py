@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from megatron.errors import ConfigError, MegatronError
 
@@ -19,6 +20,7 @@ class Launch:
     has_rendezvous: bool = False  # MASTER_ADDR and MASTER_PORT say where the others are
     restart: str | None = None  # why this is not the first try
     parent_pid: int | None = None  # torchrun, if that started it: nobody else is left without it
+    started: float = field(default_factory=time.monotonic, compare=False)
 
     @classmethod
     def from_environment(cls) -> Launch:

@@ -33,3 +33,7 @@ class BatchSchedule:
             return self.final_size
         steps = int(consumed_samples / self.samples_per_increment)
         return min(self.final_size, self.start_size + steps * self.increment)
+
+    def num_steps(self, consumed_samples: int, train_samples: int) -> int:
+        """Count the steps of the next one's size that train_samples has left: part of a batch is no step (Megatron's rule)."""
+        return max(0, train_samples - consumed_samples) // self.size(consumed_samples)

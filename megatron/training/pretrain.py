@@ -69,7 +69,7 @@ def pretrain(inputs: Inputs, start: Start, launch: Launch) -> Outcome:
             watch.begin_heartbeat()
             run = build_run(inputs, start, context, marks)
             try:
-                watch.outcome = outcome = train(run)
+                watch.outcome = outcome = train(run, launch.started)
             except TrainingError:  # which every process raises
                 run.saver.finish()
                 raise

@@ -54,11 +54,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        training = self.config.training
-        if training.train_samples is not None:
-            return self.progress.consumed_samples >= training.train_samples
-        assert training.train_iters is not None
-        return self.progress.iteration >= training.train_iters
+        return self.progress.iteration >= self.total_iterations
 
     @property
     def total_iterations(self) -> int:
@@ -67,5 +63,6 @@ class Run:
         if training.train_iters is not None:
             return training.train_iters
         assert training.train_samples is not None
-        remaining = max(0, training.train_samples - progress.consumed_samples)
-        return progress.iteration - (-remaining // self.batches.size(progress.consumed_samples))
+        return progress.iteration + self.batches.num_steps(
+            progress.consumed_samples, training.train_samples
+        )

@@ -79,11 +79,14 @@ def leaving_at_once() -> SignalThread:
 class StopRequest:
     """Whether this process was asked to leave: by a signal, or by the clock. The second signal ends it."""
 
-    def __init__(self, exit_duration_in_mins: float | None = None) -> None:
-        """Count the minutes from here."""
+    def __init__(
+        self, exit_duration_in_mins: float | None = None, started: float | None = None
+    ) -> None:
+        """Count the minutes from started, by time.monotonic(); from here, if it is None."""
         self._deadline: float | None = None
         if exit_duration_in_mins is not None:
-            self._deadline = time.monotonic() + 60.0 * exit_duration_in_mins
+            start = time.monotonic() if started is None else started
+            self._deadline = start + 60.0 * exit_duration_in_mins
         self._is_signalled = False
         self._first_signal: float | None = None
         self._thread = SignalThread(self._hear, self._note)

@@ -15,8 +15,10 @@ from megatron.training.votes import NO_VOTES, StopVote, Votes
 logger = get_logger(__name__)
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run, started: float | None = None) -> Outcome:
     """Train until the run is complete or a process is asked to leave; the last step is always saved.
+
+    started: when the process did, from where --exit-duration-in-mins counts (default: now).
 
     Collective over the world: every process leaves at the same step. Steps are queued; their results are read one
     step late, or at once where something needs them.
@@ -25,7 +27,7 @@ def train(run: Run) -> Outcome:
     account = Account(
         progress, run.spikes, save=run.config.checkpoint.save, on_votes=run.saver.hear
     )
-    with StopRequest(training.exit_duration_in_mins) as request:
+    with StopRequest(training.exit_duration_in_mins, started) as request:
         vote = StopVote(lambda: request.is_made)
         if progress.iteration == 0:
             _validate(run, run.validation, vote)

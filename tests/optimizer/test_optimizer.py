@@ -278,3 +278,9 @@ def test_batch_grows_by_increments_over_the_ramp():
         4, 4, 6, 6, 8, 8, 10, 10,
     ]  # fmt: skip
     assert BatchSchedule.create(TrainingConfig(), 8).size(5) == 8
+
+
+def test_less_than_a_batch_at_the_end_is_no_step():
+    schedule = BatchSchedule.create(TrainingConfig(), 8)
+    assert [schedule.num_steps(0, samples) for samples in (7, 8, 23, 24)] == [0, 1, 2, 3]
+    assert schedule.num_steps(32, 24) == 0  # a run that was once to be longer

@@ -154,6 +154,8 @@ def test_a_request_is_made_when_its_minutes_are_over(monkeypatch):
     assert not request.is_made
     now += 2.0
     assert request.is_made
+    assert not StopRequest(2.0, started=now - 119.0).is_made
+    assert StopRequest(2.0, started=now - 121.0).is_made  # loading took so long
 
 
 class Signalled:
