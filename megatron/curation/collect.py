@@ -11,8 +11,11 @@ import contextlib
 import hashlib
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from megatron.curation.run.document import Document
@@ -100,9 +103,25 @@ class FilesSource:
     max_bytes: int
     has_dates: bool
 
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each file begins if all that are read lie behind each other, and where they end."""
+        sizes = (file.size if file.size <= self.max_bytes else 0 for file in self.files)
+        return [*accumulate(sizes, initial=0)]
+
     @property
     def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
+        return self._starts[-1]
+
+    @property
+    def is_seekable(self) -> bool:
+        return True
+
+    def between(self, start: int, stop: int) -> FilesSource:
+        first, last = bisect_left(self._starts, start), bisect_left(self._starts, stop)
+        # Files without bytes may begin where all end.
+        last = len(self.files) if stop == self.num_bytes else last
+        return replace(self, files=self.files[first:last])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.has_dates} {self.max_bytes}".encode())
@@ -122,11 +141,14 @@ class FilesSource:
                 yield BadRecord(id, "above --max-document-mb", "")
                 continue
             try:
-                data = Path(file.path).read_bytes()
+                with Path(file.path).open("rb") as opened:
+                    data = opened.read(BINARY_LOOK)
+                    is_binary = b"\0" in data
+                    data += b"" if is_binary else opened.read()
             except OSError as error:
                 yield BadRecord(id, f"unreadable: {error.strerror}", "")
                 continue
-            if b"\0" in data[:BINARY_LOOK]:
+            if is_binary:
                 yield BadRecord(id, "binary", "")
                 continue
             try:

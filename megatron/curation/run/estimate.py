@@ -271,7 +271,7 @@ def _weigh(places: Sequence[_Found], sample: Sample) -> float:
     for one in places:
         share = one.place.times / sample.num_places
         one.weight = one.bytes_weight = sample.input_bytes * share / max(one.place.num_bytes, 1)
-    lines = [one for one in places if one.place.is_lines]
+    lines = [one for one in places if one.place.is_bytes]
     there = sum(one.weight * one.place.num_units for one in lines)
     met = sum(one.weight * one.place.item_units for one in lines)
     growth = there / met if met else 1.0
@@ -289,7 +289,7 @@ def _bytes_error(places: Sequence[_Found], values: Sequence[float], growth: floa
     """Give the bounds of a sum of bytes, which is (lines there are) x (bytes met) / (lines met)."""
     if not places:
         return None
-    lines = np.array([one.place.is_lines for one in places])
+    lines = np.array([one.place.is_bytes for one in places])
     weights = np.array([one.weight for one in places])
     there = weights * [one.place.num_units for one in places] * lines
     met = weights * [one.place.item_units for one in places] * lines

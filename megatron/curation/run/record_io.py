@@ -10,7 +10,7 @@ import contextlib
 import gzip
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol
@@ -23,6 +23,7 @@ from megatron.data.preprocessing.document_reader import (
     Part,
     check_inputs,
     is_parquet,
+    is_plain,
     load,
     plan_parts,
     read_chunks,
@@ -67,6 +68,15 @@ class Source(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
+    @property
+    def is_seekable(self) -> bool:
+        """Say whether it can be read from any byte on."""
+        ...
+
+    def between(self, start: int, stop: int) -> Source:
+        """Give the documents that start in [start, stop) of its bytes, if it is seekable."""
+        ...
+
     def fingerprint(self) -> str:
         """Say which bytes these are; another content gives another answer."""
         ...
@@ -91,6 +101,14 @@ class PartSource:
     @property
     def num_bytes(self) -> int:
         return self.part.stop - self.part.start
+
+    @property
+    def is_seekable(self) -> bool:
+        return is_plain(self.part.path)
+
+    def between(self, start: int, stop: int) -> PartSource:
+        begin = self.part.start
+        return replace(self, part=replace(self.part, start=begin + start, stop=begin + stop))
 
     def fingerprint(self) -> str:
         status = self.part.path.stat()

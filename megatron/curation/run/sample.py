@@ -1,8 +1,8 @@
 """Where a dry run looks: many small places, spread over all of the input by size, and how much each stands for.
 
-A plain file is read at any byte. What is compressed, Parquet, or a shard of files can only be read from its beginning on:
-it is read through, without parsing, and some of the records on the way are taken. All that is read through is
-LOOK_THROUGH times of what is taken at most. Knows nothing of stages.
+Plain files and folders are read at any byte. What is compressed, or Parquet, can only be read from its beginning on: it
+is read through, without parsing, and some of the records on the way are taken. All that is read through is LOOK_THROUGH
+times of what is taken at most. Knows nothing of stages.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from megatron.curation.run.document import Document, num_bytes
+from megatron.curation.run.document import Document
 from megatron.curation.run.record_io import BadRecord, PartSource, Source
-from megatron.data.preprocessing.document_reader import Chunk, is_plain
+from megatron.data.preprocessing.document_reader import CHUNK_BYTES, Chunk
 
 NUM_PLACES = 500  # at most, so that opening files is not what takes the time
 PLACE_BYTES = 1 << 15  # of input at each, at least
@@ -25,16 +25,25 @@ GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly between 0 and 1
 class Place:
     """The records that start in a stretch of a shard, and what the stretch is of it.
 
-    Units are bytes of lines, or rows, or bytes of files. num_bytes is known when all places are given.
+    Units are bytes, of lines or files, or rows. num_bytes is known when all places are given.
     """
 
-    items: list[Document | BadRecord]
-    num_units: float  # of the stretch
-    item_units: float  # of what starts in it, and may end outside
-    is_lines: bool
+    items: list[Document | BadRecord] = field(default_factory=list)
+    num_units: float = 0.0  # of the stretch
+    item_units: float = 0.0  # of what starts in it, and may end outside
+    is_bytes: bool = True
     seconds: float = 0.0  # that reading these took
     num_bytes: float = 0.0  # of input that the stretch is
-    times: int = 1  # that it was chosen
+    times: float = 1.0  # that it was chosen
+
+    def add(self, other: Place) -> None:
+        """Take the records of another stretch of the shard as well."""
+        self.items += other.items
+        self.num_units += other.num_units
+        self.item_units += other.item_units
+        self.is_bytes = other.is_bytes
+        self.seconds += other.seconds
+        self.num_bytes += other.num_bytes
 
 
 @dataclass
@@ -62,22 +71,16 @@ class Sample:
                 yield from _whole(shard)
             return
         targets = self._targets()
-        streamed = sum(
-            self.shards[n].num_bytes for n in targets if not _is_seekable(self.shards[n])
-        )
+        streamed = sum(self.shards[n].num_bytes for n in targets if not self.shards[n].is_seekable)
         part = min(LOOK_THROUGH * self.num_wanted / max(streamed, 1), 1.0)
         size = self.num_wanted / self.num_places
         num_read = 0.0
         for number, offsets in targets.items():
             shard = self.shards[number]
-            if not isinstance(shard, PartSource):
-                place = _beginning(shard, size, len(offsets))
-                num_read += place.num_bytes
-                yield place
-            elif _is_seekable(shard):
-                yield from (_at(shard, offset, size) for offset in offsets)
-            else:
+            if isinstance(shard, PartSource) and not shard.is_seekable:
                 num_read += yield from _on_the_way(shard, len(offsets), size, part)
+            else:
+                yield from (_at(shard, int(offset), int(size)) for offset in offsets)
         self.read_part = num_read / streamed if streamed else 1.0
 
     def _targets(self) -> dict[int, list[float]]:
@@ -96,49 +99,42 @@ class Sample:
         return found
 
 
-def _is_seekable(shard: Source) -> bool:
-    return isinstance(shard, PartSource) and is_plain(shard.part.path)
-
-
 def _whole(shard: Source) -> Iterator[Place]:
-    """Give all of a shard, a chunk at a time, or a file."""
-    if isinstance(shard, PartSource):
+    """Give all of a shard, about a chunk at a time."""
+    if isinstance(shard, PartSource) and not shard.is_seekable:
         for chunk, seconds in _timed(shard):
             place = _taken(shard, chunk)
             yield replace(place, num_bytes=chunk.num_bytes, seconds=place.seconds + seconds)
         return
-    for item in shard.read():
-        size = num_bytes(item.text) if isinstance(item, Document) else 0
-        yield Place([item], size, size, False, num_bytes=size)
+    for start in range(0, max(shard.num_bytes, 1), CHUNK_BYTES):
+        yield _between(shard, start, min(start + CHUNK_BYTES, shard.num_bytes))
 
 
-def _beginning(shard: Source, size: float, times: int) -> Place:
-    """Give the first documents of a shard that can only be read as a whole."""
-    place = Place([], 0, 0, False, times=times)
-    start = time.perf_counter()
-    for item in shard.read():
-        place.items.append(item)
-        place.num_units += num_bytes(item.text) if isinstance(item, Document) else 0
-        if place.num_units >= size * times:
-            break
-    place.seconds = time.perf_counter() - start
-    place.item_units = place.num_bytes = place.num_units
+def _at(shard: Source, offset: int, size: int) -> Place:
+    """Give the records that start in a stretch of a shard, which goes on at its beginning behind its end."""
+    stop = offset + min(size, shard.num_bytes)
+    place = _between(shard, offset, min(stop, shard.num_bytes))
+    if stop > shard.num_bytes:
+        place.add(_between(shard, 0, stop - shard.num_bytes))
     return place
 
 
-def _at(shard: PartSource, offset: float, size: float) -> Place:
-    """Give the records that start in a stretch of a plain file."""
-    part = shard.part
-    start = max(min(part.start + int(offset), part.stop - int(size)), part.start)
-    stretch = replace(part, start=start, stop=min(start + int(size), part.stop))
-    whole = Place([], shard.num_bytes, 0, True)
-    for chunk, seconds in _timed(replace(shard, part=stretch)):
-        found = _taken(shard, chunk)
-        whole.items += found.items
-        whole.item_units += found.item_units
-        whole.seconds += seconds + found.seconds
-    whole.num_units = whole.num_bytes = stretch.stop - stretch.start
-    return whole
+def _between(shard: Source, start: int, stop: int) -> Place:
+    """Read the records that start in a stretch of a shard."""
+    stretch = shard.between(start, stop)
+    place = Place(num_units=stop - start, num_bytes=stop - start)
+    if isinstance(stretch, PartSource):
+        for chunk, seconds in _timed(stretch):
+            found = _taken(stretch, chunk)
+            place.items += found.items
+            place.item_units += found.item_units
+            place.seconds += seconds + found.seconds
+        return place
+    begin = time.perf_counter()
+    place.items += stretch.read()
+    place.seconds = time.perf_counter() - begin
+    place.item_units = stretch.num_bytes
+    return place
 
 
 def _on_the_way(
@@ -153,7 +149,7 @@ def _on_the_way(
     given: list[Place] = []
     done = num_units = 0
     step = stretch = next_place = 0.0  # units
-    for chunk, seconds in _timed(shard):
+    for number, (chunk, seconds) in enumerate(_timed(shard)):
         units = _num_units(chunk)
         done += chunk.num_bytes
         if not step and units:
@@ -163,8 +159,9 @@ def _on_the_way(
         if units and next_place < num_units + units:
             count = int((num_units + units - 1 - next_place) // step) + 1
             share = min(count * stretch / units, 1.0)
-            begin = min((next_place - num_units) / units, 1 - share)
-            place = _taken(shard, chunk, begin, begin + share)
+            # Shifted, or the first of many places in a chunk would always lie near its beginning.
+            begin = ((next_place - num_units) / units + number * GOLDEN_RATIO) % 1
+            place = _around(shard, chunk, begin, share)
             place.times = count
             place.seconds += seconds * share
             given.append(place)
@@ -173,12 +170,23 @@ def _on_the_way(
         num_units += units
         if part < 1 and done >= shard.num_bytes * part:
             break
-    found = (
-        sum(place.times for place in given) / times
-    )  # about 1: the step was guessed from the first chunk
+    # The step was guessed from the first chunk, so these may be more places than were wanted, or fewer.
+    found = sum(place.times for place in given) / times
     for place in given:
-        place.num_bytes = done * place.num_units / max(num_units, 1) * found
+        place.times /= found
+        place.num_bytes = done * place.num_units / num_units
     return done
+
+
+def _around(shard: PartSource, chunk: Chunk, begin: float, share: float) -> Place:
+    """Give the records that start in a stretch of a chunk, which goes on at its beginning behind its end.
+
+    Or what is at the beginning were never met, and that is where lines are that are longer than a chunk.
+    """
+    place = _taken(shard, chunk, begin, min(begin + share, 1.0))
+    if begin + share > 1:
+        place.add(_taken(shard, chunk, 0.0, begin + share - 1))
+    return place
 
 
 def _num_units(chunk: Chunk) -> int:

@@ -2,12 +2,14 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import zstandard
 
 pytest.importorskip("megatron.curation._minhash", reason="csrc/ is not compiled: make env")
 
+from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
 from megatron.curation.run.document import Document, Drop, Keep, Stage
 from megatron.curation.run.estimate import estimate
@@ -123,3 +125,74 @@ def test_files_that_are_not_read_through_are_named(tmp_path, source, monkeypatch
     guess = estimate([], RunOptions((str(source),), sample_mb=1.0, dry_run=True))
     assert guess.read_part < 0.9
     assert f"the first {guess.read_part:.0%} was looked into" in guess.describe()
+
+
+def test_a_file_is_read_behind_what_its_compressed_bytes_were_read_ahead(tmp_path):
+    """All compressed bytes are read with the first chunk, so their number does not say that the text was."""
+    path = tmp_path / "in.jsonl.zst"
+    with RecordWriter(path, "jsonl.zst") as writer:
+        for number in range(3000):
+            writer.write(Document(str(number), "x y " * (100 if number < 1000 else 1300), {}))
+        writer.close()
+    size = path.stat().st_size
+    guess = estimate([LONG], RunOptions((str(path),), sample_mb=size * 0.3e-6, dry_run=True))
+    assert size < 1 << 16 and guess.read_part == 1
+    assert guess.whole.dropped() == pytest.approx(2000, rel=0.25)
+    assert guess.sampled_bytes == pytest.approx(0.3 * size, rel=0.2)
+
+
+def test_lines_longer_than_a_chunk_are_met_as_often_as_others(tmp_path, monkeypatch):
+    """They are where a chunk begins, since a chunk ends with a line."""
+    monkeypatch.setattr("megatron.curation.run.sample.PLACE_BYTES", 1)
+    path = tmp_path / "in.jsonl.zst"
+    with RecordWriter(path, "jsonl.zst") as writer:
+        for number in range(30):
+            writer.write(Document(f"long {number}", "x" * 1_100_000, {}))
+            for inner in range(20):
+                writer.write(Document(f"{number} {inner}", "y" * 2500, {}))
+        writer.close()
+    found = []
+    for share in (0.3, 0.35, 0.4, 0.45, 0.5):
+        sample_mb = share * path.stat().st_size / 1e6
+        guess = estimate([LONG], RunOptions((str(path),), sample_mb=sample_mb, dry_run=True))
+        found.append(guess.whole.dropped())
+    assert sum(found) / len(found) == pytest.approx(30, rel=0.35)
+
+
+def test_files_of_one_record_each_are_met(tmp_path):
+    """A stretch of such a file has no line's start in it, unless it goes on at the beginning of the file."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(200):
+        row = {"text": "x" * 50_000, "id": str(number)}
+        (folder / f"{number:03}.jsonl").write_text(json.dumps(row) + "\n")
+    guess = estimate([], RunOptions((str(folder),), sample_mb=4.0, dry_run=True))
+    assert guess.whole.num_read == pytest.approx(200, rel=0.3)
+    assert guess.whole.bytes_read == pytest.approx(10e6, rel=0.1)
+
+
+def test_folders_are_looked_into_at_places_all_over_them(tmp_path, monkeypatch):
+    """The first files say nothing of the rest; what is above the cap, or empty, is counted and not read."""
+    draw = random.Random(5)
+    for number in range(1500):
+        size = draw.randrange(500, 1500) if number < 500 else draw.randrange(4000, 9000)
+        content = "x" * size if number % 3 else "\0" * size
+        (tmp_path / f"{number:04}.py").write_text(content)
+    (tmp_path / "0000-empty.py").touch()
+    (tmp_path / "0001-huge.py").write_text("x" * 10_000_000)
+    caps = {"shard_bytes": 1_000_000, "max_document_bytes": 1_000_000}
+    shards = list(plan_folders([tmp_path], CollectConfig(), **caps))
+    opened = []
+    look = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: (opened.append(self), look(self, mode))[1])
+    given = RunOptions(("in",), sample_mb=1.0, dry_run=True)
+    guess = estimate([LONG], given, sources=shards)
+    assert len(opened) < 500 and guess.sampled_bytes == pytest.approx(1e6, rel=0.05)
+    assert guess.whole.num_read == pytest.approx(1000, rel=0.25)
+    assert guess.whole.bad["binary"] == pytest.approx(500, rel=0.35)
+    assert guess.documents_error is not None and guess.documents_error < 0.5
+    whole = estimate([LONG], RunOptions(("in",), sample_mb=100.0), sources=shards)
+    assert whole.whole.num_read == 1001 and whole.whole.bad == {
+        "binary": 500,
+        "above --max-document-mb": 1,
+    }
