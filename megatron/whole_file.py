@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,25 @@ def force_all_to_disk(path: Path) -> None:
     for one in path.rglob("*"):  # nothing in a file
         force_to_disk(one)
     force_to_disk(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish_whole(aside: Path, path: Path) -> None:
+    """Force a file or a folder to disk, and give it its name, in place of what has it. Raises OSError.
+
+    A folder cannot be replaced in one step; a crash may leave none of that name, never part of one.
+    """
+    force_all_to_disk(aside)
+    remove(path)
+    aside.rename(path)
+    force_to_disk(path.parent)
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from megatron import whole_file
-from megatron.whole_file import force_all_to_disk, force_to_disk, replacing
+from megatron.whole_file import force_all_to_disk, force_to_disk, publish_whole, replacing
 
 
 @pytest.fixture
 def steps(monkeypatch) -> list[str]:
     """What is forced to disk and renamed, in order."""
     seen: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
 
     def seen_fsync(descriptor):
         seen.append(f"force {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
@@ -24,8 +24,13 @@ def steps(monkeypatch) -> list[str]:
         seen.append(f"rename {path.name}")
         return replace(path, target)
 
+    def seen_rename(path, target):
+        seen.append(f"rename {path.name}")
+        return rename(path, target)
+
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(Path, "replace", seen_replace)
+    monkeypatch.setattr(Path, "rename", seen_rename)
     return seen
 
 
@@ -37,6 +42,17 @@ def test_content_is_on_disk_before_it_has_the_name_and_the_name_thereafter(tmp_p
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert steps == ["force a.json.tmp", "rename a.json.tmp", f"force {tmp_path.name}"]
+
+
+def test_a_folder_with_all_in_it_is_on_disk_before_it_takes_the_place_of_another(tmp_path, steps):
+    path, aside = tmp_path / "a", tmp_path / "a.tmp"
+    for folder, text in ((path, "old"), (aside, "new")):
+        (folder / "in").mkdir(parents=True)
+        (folder / "in" / text).write_text(text)
+    publish_whole(aside, path)
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["a", "in", "new"]
+    assert sorted(steps[:3]) == ["force a.tmp", "force in", "force new"]
+    assert steps[3:] == ["rename a.tmp", f"force {tmp_path.name}"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -6,7 +6,6 @@ file, so the best documents are then compared with it line by line (`megatron.at
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from megatron.attribution.search import BUILD_CACHE_KIB, Candidate, SearchIndex,
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.tantivy_search import TantivyIndex, build_tantivy
 from megatron.data.content import FileContent, content_of
-from megatron.whole_file import force_all_to_disk, force_to_disk
+from megatron.whole_file import publish_whole, remove
 
 KIND = "search"
 WORKING_BYTES = 100_000_000  # beside the cache of words
@@ -63,7 +62,7 @@ def build(
     """Write PREFIX.search, and give its facts."""
     path = index_path(file.prefix, KIND)
     aside = Path(f"{path}.tmp")
-    _remove(aside)
+    remove(aside)
     facts = {
         "kind": KIND,
         "engine": options.search_engine,
@@ -74,12 +73,9 @@ def build(
     build_with = build_tantivy if options.search_engine == "tantivy" else build_search
     try:
         build_with(aside, _texts(file, spelling, on_tokens), facts)
-        force_all_to_disk(aside)
-        _remove(path)  # a folder cannot be replaced in one step; a crash here leaves none
-        aside.rename(path)
-        force_to_disk(path.parent)
+        publish_whole(aside, path)
     finally:
-        _remove(aside)
+        remove(aside)
     return facts
 
 
@@ -95,10 +91,3 @@ def _texts(
             yield number, spelling.text.text(tokens[first:end]).decode("utf-8", "replace")
             number, first = number + 1, end
         on_tokens(first)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

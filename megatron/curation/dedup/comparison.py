@@ -31,10 +31,11 @@ from megatron.curation.run.document import Document, Drop, Keep, Stage, Verdict
 from megatron.curation.run.output_folder import disk_errors, remove_leftovers, write_whole
 from megatron.curation.run.passes import Comparison, Corpus
 from megatron.curation.run.record_io import Source
-from megatron.data.publish import open_locked, sync
+from megatron.data.publish import open_locked
 from megatron.errors import ConfigError
 from megatron.logging import get_logger
 from megatron.option_field import check_bounds, option
+from megatron.whole_file import publish_whole
 
 logger = get_logger(__name__)
 
@@ -268,18 +269,14 @@ def _add(config: DedupConfig, corpus: Corpus, index: Path) -> str:
     twins = np.load(corpus.work / "twins.npy", mmap_mode="r")
     shards = _shards(corpus)
     name = _generation(config, corpus)
-    final, temporary = index / name, index / f".{name}.tmp"
-    for leftover in (final, *index.glob(".release-*.tmp")):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    temporary = index / f".{name}.tmp"
+    for leftover in index.glob(".release-*.tmp"):
+        shutil.rmtree(leftover)
     temporary.mkdir()
     start = sum(shard.num_documents for shard in _older(config, corpus))
     for number, shard in enumerate(shards):
         stop = start + shard.num_documents
         copy_survivors(shard, np.asarray(twins[start:stop]) == 0, temporary / f"{number:05d}")
         start = stop
-    for path in temporary.glob("*/*"):
-        with path.open("rb+") as file:
-            sync(file)
-    temporary.rename(final)
+    publish_whole(temporary, index / name)
     return name

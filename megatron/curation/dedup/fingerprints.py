@@ -12,7 +12,6 @@ is how documents of many shards meet without holding them all. A folder appears 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +30,7 @@ from megatron.curation.run.record_io import BadRecord, Source
 from megatron.curation.select.licences import PERMISSIVE, as_expressions, is_allowed
 from megatron.data.arrow_array import numbers, texts
 from megatron.errors import DataError
+from megatron.whole_file import publish_whole
 
 BATCH_CHARACTERS = 4 << 20  # handed to the kernel at a time
 MODES = {"lexical": 0, "bigcode": 1}
@@ -133,8 +133,7 @@ def compute(source: Source, scheme: Scheme, folder: Path, max_bytes: int) -> Non
     documents = (item for item in source.read() if not isinstance(item, BadRecord))
     _write(_fingerprint(documents, scheme, max_bytes), temporary)
     (temporary / "done.json").write_text(wanted)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    publish_whole(temporary, folder)
 
 
 def _fingerprint(

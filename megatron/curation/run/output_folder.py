@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron.curation.run.options import RunOptions
 from megatron.curation.run.record_io import Source
 from megatron.data.publish import publish, sync
 from megatron.errors import DataError
+from megatron.whole_file import remove
 
 Counts = TypeVar("Counts")
 
@@ -89,8 +89,7 @@ def claim(
                 "folder, or add --overwrite"
             )
         for name in others:
-            entry = output / name
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            remove(output / name)
     run = {
         "fingerprint": fingerprint,
         "command": list(command),
@@ -127,10 +126,7 @@ def aside(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted writers left aside in a folder."""
     for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import random
 import re
 import tracemalloc
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
-from megatron.curation.dedup.fingerprints import RELEASED, rank_of
+from megatron.curation.dedup.fingerprints import RELEASED, Scheme, compute, rank_of
 from megatron.curation.run import ledger
 from megatron.curation.run.document import Document
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
+from megatron.curation.run.record_io import plan_sources
 from megatron.data.publish import open_locked
 from megatron.errors import ConfigError, DataError
 from tests.curation.entries import entries_of
@@ -62,6 +64,42 @@ def run(tmp_path, rows, name="out", workers=1, shard_mb=0.02, overwrite=False, *
         for line in file.read_text().splitlines()
     ]
     return kept, totals
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Files and folders that were on disk, with all in them, when they got their names; and folders forced after."""
+    found, forced = [], set()
+    fsync, rename = os.fsync, Path.rename
+
+    def seen_fsync(descriptor):
+        forced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def seen_rename(path, target):
+        if {path, *path.rglob("*")} <= forced:
+            found.append(target)
+        forced.discard(target.parent)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(Path, "rename", seen_rename)
+    return lambda: [path for path in found if path.parent in forced]
+
+
+def test_fingerprints_are_on_disk_before_they_have_their_name(tmp_path, published):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a b c d e f", "id": "a"}\n')
+    (source,) = plan_sources([path], shard_bytes=1 << 20, text_key="text", id_key="id")
+    compute(source, Scheme(), tmp_path / "00000", 1000)
+    assert published() == [tmp_path / "00000"]
+
+
+def test_a_release_is_on_disk_before_it_has_its_name(tmp_path, published):
+    index = tmp_path / "index"
+    run(tmp_path, [{"text": "a b c d e f", "id": "a"}], index=str(index))
+    (release,) = index.glob("release-*")
+    assert published() == [release]
 
 
 def test_bigcode_mode_has_exactly_the_original_shingles():
