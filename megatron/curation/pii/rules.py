@@ -35,7 +35,8 @@ IPV6 = re.compile(
 )
 # of a line in small letters
 VERSION_BEFORE = re.compile(
-    r"(?:version|ver|release|build|rev|oid|[=<>~!]=|[a-z]-|\bv)[\s\"':=(\[]*$"
+    r"(?:version|ver|release|build|rev|oid|section|[=<>~!]=|~>|[a-z]-|\bv)[\s\"':=(\[]*$"
+    r"|[\s(\[,][\"'](?:=|<|>|~>|\^)\s+$"  # "= 6.1.7.10", as gems state what they need
 )
 SERVER = re.compile(r"dns|server|host|address|\bip")
 OIDS = ("1.2.840", "1.3.6.1", "2.5.4.", "2.5.29.")
@@ -62,7 +63,7 @@ def emails(text: str) -> Iterator[Found]:
 
 def _is_email(text: str, head: re.Match[str], tail: re.Match[str]) -> bool:
     name, top = head[0], tail[2].lower()
-    if text[head.start() - 1 : head.start()] in ("/", "@", "#", "$", "{") or name[-1] in ".%":
+    if text[head.start() - 1 : head.start()] in ("/", "@", "#", "$") or name[-1] in ".%":
         return False
     if name == "git" or (
         text[tail.end() : tail.end() + 1] == ":" and text[tail.end() + 1 : tail.end() + 2].isalnum()
@@ -81,7 +82,10 @@ def addresses(text: str, places: Sequence[Place]) -> Iterator[Found]:
                 yield Found(*match.span(), "IP_ADDRESS", "ipv4")
         elif kind == IPV6_PLACE:
             match = IPV6.match(text, begin)
-            if match and is_public(match[0]):
+            is_one_number = match is not None and len(match[0]) == len(
+                "2002::"
+            )  # a plan's, or RFC 3501
+            if match and not is_one_number and is_public(match[0]):
                 yield Found(*match.span(), "IP_ADDRESS", "ipv6")
 
 

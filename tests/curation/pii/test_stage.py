@@ -50,6 +50,23 @@ def test_git_remotes_and_images_are_no_mail():  # defect 3
     assert redacted(text) == text
 
 
+def test_mail_in_braces_is_found():
+    """Tcl quotes by them, and TeX, BibTeX, Texinfo and R put arguments into them."""
+    assert (
+        redacted(r"\email{ann@lee.org}, mail {bob@lee.org}") == r"\email{<EMAIL>}, mail {<EMAIL>}"
+    )
+
+
+def test_what_gems_need_sections_of_documents_and_networks_of_one_number_are_no_machines():
+    text = (
+        's.add_dependency("rails", ["= 6.1.7.10"], "~> 7.2.1.10")\n'
+        "// RFC 4880, section 5.2.3.23\n# of RFC 3501::\n2002::/16\n"
+    )
+    assert redacted(text) == text
+    for text in ('("host", "54.12.33.9")', '"host"= "54.12.33.9"', "if x == y: '54.12.33.9'"):
+        assert "54.12.33.9" not in redacted(text)
+
+
 def test_a_token_is_found_beside_words_that_hold_sha():  # defects 4 and 5
     assert redacted(f"x.shape; t = '{TOKEN}'; ghp = 1") == "x.shape; t = '<KEY>'; ghp = 1"
 
