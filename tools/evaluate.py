@@ -17,7 +17,6 @@ from megatron.evaluation.sample import PRESETS, Sample, SampleFile, Settings
 from megatron.evaluation.task import Task
 from megatron.inference.model_flags import (
     add_model_flags,
-    check_processes,
     choose_tokenizer,
     load,
 )
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     command.add_tasks(parser)
-    add_model_flags(parser)
+    add_model_flags(parser, is_alone=True)
     draws = parser.add_argument_group("samples", "A preset, and what is to differ from it.")
     draws.add_argument("--preset", choices=sorted(PRESETS), default="pass@1")
     draws.add_argument("--num-samples", type=int, metavar="N", help="of each task")
@@ -96,7 +95,8 @@ def _sample(args: argparse.Namespace) -> int:
         seed=settings.seed,
     )
     options.check()
-    source, tokenizer = _open(args, launch)
+    source, tokenizer = _open(args)
+    settings = dataclasses.replace(settings, iteration=source.iteration)
     with SampleFile(args.samples, settings) as file:
         missing = [task for task in tasks if not file.has_all(task.name, settings.num_samples)]
         positions = source.model.max_position_embeddings
@@ -113,6 +113,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     settings = Settings(
         benchmark=args.benchmark,
         model=str(args.load),
+        iteration=args.iteration,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         form=args.form,
@@ -152,11 +153,10 @@ def _request(
     return Request(task.name, tuple(ids), options, settings.num_samples, ends)
 
 
-def _open(args: argparse.Namespace, launch: Launch) -> tuple[ModelSource, Tokenizer]:
-    """Open the model and its tokenizer; no process has joined yet. Raises MegatronError."""
+def _open(args: argparse.Namespace) -> tuple[ModelSource, Tokenizer]:
+    """Open the model and its tokenizer. Raises MegatronError."""
     from megatron.convert.model_source import ModelSource
 
-    check_processes(args, launch)
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
     return source, choose_tokenizer(args, source.tokenizer, source.model.vocab_size)
 
@@ -192,7 +192,7 @@ def _draw(
 
 
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
-    add_model_flags(parser)
+    add_model_flags(parser, is_alone=True)
     perplexity.add_arguments(parser)
 
 
@@ -201,7 +201,7 @@ def _perplexity(args: argparse.Namespace) -> int:
     launch = Launch.from_environment()
     require(launch.world_size == 1, "perplexity is measured in one process")
     command.check_place(args.output, "--output")
-    source, tokenizer = _open(args, launch)
+    source, tokenizer = _open(args)
     plan = perplexity.plan_of(args, source.model.max_position_embeddings, tokenizer)
     import torch.distributed as dist
 
@@ -213,7 +213,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             report = plan.run(scorer.log_probabilities, bar.update)
     finally:
         dist.destroy_process_group()
-    report["model"] = str(args.load)
+    report |= {"model": str(args.load), "iteration": source.iteration}
     text = perplexity.to_markdown(report)
     if args.output is not None:
         command.write_report(args.output, report, text)

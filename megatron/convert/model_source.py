@@ -32,6 +32,7 @@ class ModelSource:
     tokenizer: Tokenizer | None
     dtype: torch.dtype  # that it was trained or stored in
     tokenizer_folder: Path
+    iteration: int | None  # of a checkpoint of ours
 
     @classmethod
     def open(
@@ -51,6 +52,7 @@ class ModelSource:
                 source.tokenizer,
                 dtype,
                 source.tokenizer_folder,
+                source.reader.iteration,
             )
         if iteration is not None:
             raise CheckpointError(
@@ -59,7 +61,7 @@ class ModelSource:
         imported = open_hf(path, accepts_exact_gelu=accepts_exact_gelu)
         dtype = getattr(torch, imported.config.precision.compute_dtype)
         tensors = ImportSource(imported, path)
-        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype, path)
+        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype, path, None)
 
     def chat_template(self) -> ChatTemplate | None:
         """Give the template of the conversations that it was trained on; None if it was trained on none."""

@@ -67,8 +67,9 @@ def chosen_tasks(args: argparse.Namespace) -> list[Task]:
         groups = {task.group for task in tasks}
         unknown = sorted(set(args.only) - groups)
         if unknown:
-            known = ", ".join(sorted(filter(None, groups))) or "none"
-            raise ConfigError(f"--only has {', '.join(unknown)}; the tasks' groups are {known}")
+            known = ", ".join(sorted(filter(None, groups)))
+            allowed = f"allowed: {known}" if known else "these tasks are of one kind; leave it out"
+            raise ConfigError(f"--only has {', '.join(unknown)}; {allowed}")
         tasks = [task for task in tasks if task.group in args.only]
     return tasks[: args.limit]
 

@@ -25,7 +25,7 @@ from megatron.metrics_file import read_losses
 Verdict = Literal["kept", "forgotten", "waived"]
 
 # Of how samples were drawn, what two evaluations need not share.
-FREE_SETTINGS = frozenset({"model", "seed", "num_samples"})
+FREE_SETTINGS = frozenset({"model", "iteration", "seed", "num_samples"})
 
 
 @dataclass(frozen=True)

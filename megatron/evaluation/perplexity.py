@@ -266,7 +266,8 @@ def _texts_of_datasets(prefixes: Sequence[str], tokenizer: Tokenizer) -> Iterato
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Give a report for people."""
     lengths = [str(length) for length in report["context_lengths"]]
-    lines = ["# Perplexity", "", f"{report['model']}, {report['num_texts']} texts.", ""]
+    of = "" if report["iteration"] is None else f", iteration {report['iteration']}"
+    lines = ["# Perplexity", "", f"{report['model']}{of}, {report['num_texts']} texts.", ""]
     for what, title in (("perplexity", "perplexity a token"), ("bits_per_byte", "bits a byte")):
         head = [f"{title}, by context", "tokens", "bytes", *lengths]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

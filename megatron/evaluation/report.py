@@ -124,7 +124,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     first = ", the first ones" if report["is_cut"] else ""
     lines += [f"Tasks: {report['num_tasks']}{first}. Samples of each: {report['num_samples']}."]
     settings = report["settings"]
-    words = [f"{name} {value!r}" for name, value in (settings or {}).items() if name != "benchmark"]
+    words = [
+        f"{name} {value!r}"
+        for name, value in (settings or {}).items()
+        if name != "benchmark" and value is not None
+    ]
     of_nobody = "How they were drawn is not recorded."
     if report["are_solutions"]:
         of_nobody = "They are the benchmark's own solutions."

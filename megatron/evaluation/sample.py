@@ -39,6 +39,7 @@ class Settings:
     seed: int
     form: str = "completion"  # of DS-1000
     order: str = "psm"  # of the parts of a prompt to fill in
+    iteration: int | None = None  # of a run's checkpoints
 
 
 # The first three: StarCoder §6.1; prefix: the prompt that raised the published model's score. MultiPL-E: as on the
@@ -98,13 +99,12 @@ class SampleFile:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Open, and read what is there already. Raises ConfigError where that was drawn otherwise, DataError."""
-        earlier = read_settings(path) if path.exists() else None
+        earlier = read_settings(path) if path.exists() and path.stat().st_size else None
         if earlier is not None and earlier != settings:
-            changed = [
-                name for name, value in asdict(settings).items() if value != asdict(earlier)[name]
-            ]
+            old, new = asdict(earlier), asdict(settings)
+            changed = [f"{name} {old[name]!r}" for name in new if new[name] != old[name]]
             raise ConfigError(
-                f"{path} holds samples drawn with other {', '.join(changed)}; give the same, or another --samples"
+                f"{path} holds samples drawn with {', '.join(changed)}; give the same, or another --samples"
             )
         try:
             self._rows = RowWriter(path)

@@ -66,8 +66,8 @@ class LoadedModel:
         return Engine(self.runner(max_rows), tokenizer)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --load and its like."""
+def add_model_flags(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> None:
+    """Add --load and its like; but for a tool that runs in one process, how several share a model."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--load",
@@ -86,6 +86,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--tokenizer-file", type=Path, help="tokenizer.json, where --load has none")
     model.add_argument("--gelu-as-tanh", action="store_true", help="as in convert_from_hf.py")
     model.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    if is_alone:
+        parser.set_defaults(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+        return
     for name, what in (("tensor", "share each layer"), ("pipeline", "share the stack of layers")):
         flag = f"--{name}-model-parallel-size"
         model.add_argument(flag, type=int, default=1, metavar="N", help=f"processes that {what}")

@@ -64,7 +64,7 @@ def test_every_token_is_scored_once_for_each_length(folder: Path) -> None:
     rows = report["by_position"]
     assert (rows["0"]["num_tokens"], rows["2"]["num_tokens"]) == (10, 7)
     assert rows["2"]["log_probability"] == pytest.approx(-24 * math.log(2))
-    assert "| 2 to 3 | 7 |" in to_markdown(report | {"model": "none"})
+    assert "| 2 to 3 | 7 |" in to_markdown(report | {"model": "none", "iteration": 5})
 
 
 def test_texts_begin_after_an_end_of_text_and_are_cut(folder: Path) -> None:

@@ -12,7 +12,7 @@ from megatron.evaluation.python_task import PythonTask
 from megatron.evaluation.sandbox import Sandbox, can_isolate
 from megatron.evaluation.toolchain import TOOLCHAINS
 from megatron.evaluation.trial import Verdict
-from tests.convert.runs import make_run
+from tests.convert.runs import ITERATION, make_run
 from tools import evaluate as tool
 
 TASKS = [
@@ -70,11 +70,18 @@ def test_samples_are_the_same_after_an_interruption(tasks: Path, tmp_path: Path)
     path.write_text("\n".join(lines[:4]) + "\n" + lines[5][:-7])  # killed in the midst of a line
     evaluate(*command)
     assert sorted(path.read_text().splitlines()) == sorted(lines)
-    with pytest.raises(ConfigError, match="samples drawn with other temperature"):
+    with pytest.raises(ConfigError, match="holds samples drawn with temperature 0"):
         evaluate(*command, "--temperature", 0.8)
+    beside = tmp_path / "samples.jsonl.settings.json"
+    settings = json.loads(beside.read_text())
+    assert settings["iteration"] == ITERATION
+    beside.write_text(json.dumps(settings | {"iteration": 7}))
+    with pytest.raises(ConfigError, match="holds samples drawn with iteration 7; give the same"):
+        evaluate(*command)
     command[command.index(path)] = tmp_path / "other.jsonl"
     with pytest.raises(ConfigError, match=r"HumanEval/0: this model's .* is 64 tokens; the prompt"):
         evaluate(*command, "--max-new-tokens", 60)
+    evaluate(*command)  # nothing was drawn with those
 
 
 @pytest.mark.skipif(not can_isolate(), reason="no namespaces for users here")
@@ -174,7 +181,7 @@ def test_infilling_goes_from_a_folder_to_a_report(tmp_path: Path, capsys) -> Non
     command += ["--preset", "greedy", "--max-new-tokens", 4, "--order", "spm"]
     evaluate(*command)
     assert len(samples.read_text().splitlines()) == 3
-    with pytest.raises(ConfigError, match="samples drawn with other order"):
+    with pytest.raises(ConfigError, match="samples drawn with order"):
         evaluate(*command[:-1], "psm")
     row = json.loads(samples.read_text().splitlines()[0])
     truth = {one["task_id"]: one["canonical_solution"] for one in map(json.loads, tasks.open())}
@@ -190,7 +197,7 @@ def test_infilling_goes_from_a_folder_to_a_report(tmp_path: Path, capsys) -> Non
     printed = capsys.readouterr().out
     evaluate("report", "--results", tmp_path / "samples.results.jsonl", *chosen)
     assert capsys.readouterr().out == printed
-    with pytest.raises(ConfigError, match="--only has rs; the tasks' groups are js, py"):
+    with pytest.raises(ConfigError, match="--only has rs; allowed: js, py"):
         evaluate("score", "--samples", samples, *chosen, "--only", "rs")
 
 
