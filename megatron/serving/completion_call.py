@@ -19,9 +19,9 @@ from megatron.inference.prompt import (
     infilling_ends,
     infilling_ids,
 )
-from megatron.inference.request import Request, too_long
+from megatron.inference.request import LESS, Request, too_long
 from megatron.serving.error import RequestError
-from megatron.serving.parameter import Parameters, read_object, refuse
+from megatron.serving.parameter import Parameters, read_object, refuse, shown
 from megatron.tokenizer.interface import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -130,9 +130,8 @@ def read_call(body: bytes, name: str, client: str, model: ServedModel) -> Comple
 
 def _check_model(name: Any, model: ServedModel) -> None:
     if name is not None and name != model.name:
-        shown = f"{name:.80}" if isinstance(name, str) else "of another type"
         raise RequestError(
-            f"model is {shown!r}; here is {model.name!r} only",
+            f"model is {shown(name)}; here is {model.name!r} only",
             status=404,
             param="model",
             code="model_not_found",
@@ -271,8 +270,9 @@ def _check_sizes(
 
 
 def _too_long(size: int | str, max_tokens: int, model: ServedModel) -> RequestError:
+    advice = LESS if max_tokens else "shorten it: there has to be room for one token more"
     return RequestError(
-        too_long(model.num_positions, size, max_tokens, "max_tokens"),
+        too_long(model.num_positions, size, max_tokens, "max_tokens", advice),
         param="prompt",
         code="context_length_exceeded",
     )
