@@ -109,6 +109,8 @@ def _answer(flag: str, known: set[str]) -> str:
     answer = answer_to(flag)
     if answer is not None and {*re.findall(r"--[a-z][\w-]*", answer)} <= known:
         return answer
+    if (opposite := flag.replace("--no-", "--", 1)) in known:
+        return f"leave out {opposite}, too, which is off unless it is given"
     names = {name.lstrip("-"): name for name in known}
     near = nearest(flag.lstrip("-"), names)
     return f"did you mean {names[near]}?" if near else "see --help"
@@ -206,7 +208,7 @@ def config_from(args: argparse.Namespace) -> Config:
     """Build the Config of flags added by `add_config`: flags, then --config, then defaults."""
     defaults = read_defaults(args.config) if args.config else {}
     if args.distributed_timeout is not None:
-        args.distributed_timeout_minutes = args.distributed_timeout / 60
+        setattr(args, _alias_of("distributed_timeout_minutes"), args.distributed_timeout / 60)
     built: dict[str, Any] = {}
     for name, section in sections().items():
         names = {field.name for field, _ in options_of(section)}

@@ -164,6 +164,7 @@ def test_rotary_positions_by_every_name_they_have():
         ("--window-size 4095,1", "--window-size 4095,1: give the tokens"),
         ("--window-size wide", "--window-size wide: give the tokens"),
         ("--sliding-window 4096", "use --window-size"),
+        ("--no-bf16", "--no-bf16 is not an option; leave out --bf16, too"),
         ("--bf16 true", "--bf16 takes no value, and 'true' follows it"),
         ("--bf16=true", "--bf16 takes no value, and is given 'true'"),
         ("--lr 1 2", "'2' belongs to no option"),
@@ -341,6 +342,8 @@ def test_two_flags_for_one_option_have_to_agree(flags):
     with pytest.raises(ConfigError, match="learned_absolute and, by another flag, as rope"):
         parse(f"{SMALL} {flags}")
     assert parse(f"{SMALL} --position-embedding-type rope --use-rotary-position-embeddings")
+    with pytest.raises(ConfigError, match=r"given as 5\.0 and, by another flag, as 1\.5"):
+        parse(f"{SMALL} --distributed-timeout-minutes 5 --distributed-timeout 90")
 
 
 @pytest.mark.parametrize(

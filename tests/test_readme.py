@@ -51,6 +51,12 @@ def test_command_can_be_typed(command: str) -> None:
             assert word in flags_of(owner) | {"--help"}
 
 
+def test_what_is_said_of_megatrons_flags_is_of_flags_that_exist() -> None:
+    page = (ROOT / "docs/megatron.md").read_text()
+    unknown = set(re.findall(r"--[a-z][\w-]*", page)) - flags_of("tools/pretrain_gpt.py")
+    assert unknown == {"--calculate-per-token-loss"}  # named as Megatron's
+
+
 def test_every_tool_is_in_the_table() -> None:
     for path in (ROOT / "tools").iterdir():
         if path.suffix in (".py", ".sh"):
