@@ -11,9 +11,6 @@ constexpr uint64_t kGamma = 0x9e3779b97f4a7c15u;
 using Words [[gnu::vector_size(LANES * 4)]] = uint64_t;
 using Halves [[gnu::vector_size(LANES * 4)]] = int16_t;  // as many as a panel has rows
 
-// e^x, but 0 far below.
-TARGET inline Floats share_of(Floats x) { return x < -87.0f ? Floats{} : exponential(x); }
-
 // The steps of a row in bf16 that hold these numbers.
 TARGET inline void store_bf16(float* to, Floats value) {
 #ifdef HAS_DOT
@@ -238,7 +235,7 @@ TARGET inline float soften(const Attention& a, const Row& row, size_t first, siz
         const Kept kept = a.row_keys ? draw(row.key, first + j, a.drop_level) : Kept{};
 #pragma GCC unroll 2
         for (size_t i = 0; i < 2; ++i) {
-            values[i] = share_of(load(scores + j + i * LANES) * a.scale - shift);
+            values[i] = exponential(load(scores + j + i * LANES) * a.scale - shift);
             so_far.totals += values[i];
             if (a.row_keys) values[i] = kept(values[i], i);
             if constexpr (Weight::kInputs == 1) {
@@ -297,7 +294,7 @@ TARGET inline void differentiate(const Attention& a, const Row* rows, size_t fir
             const Kept kept = a.row_keys ? draw(rows[r].key, first + j, a.drop_level) : Kept{};
             for (size_t i = 0; i < 2; ++i) {
                 const size_t at = r * kColumns + j + i * LANES;
-                Floats share = share_of(load(scores + at) * a.scale - log_sums[r]), grad = load(share_grads + at);
+                Floats share = exponential(load(scores + at) * a.scale - log_sums[r]), grad = load(share_grads + at);
                 Floats kept_share = share;
                 if (a.row_keys) {
                     kept_share = kept(share * a.keep_scale, i);

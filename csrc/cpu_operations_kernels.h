@@ -337,11 +337,10 @@ TARGET void statistics_rows(const Logits& l, size_t begin, size_t end, float*) {
     }
 }
 
-// Softmax times scale; 0 where fp32 ends, which `exponential` does not tell apart.
+// Softmax times scale.
 template <class Value>
 INLINE Value probability(Value x, float log_sum_exp, float scale) {
-    const Value z = x - log_sum_exp;
-    return zero_below(-87.0f, z, exponential(z) * scale);
+    return exponential(x - log_sum_exp) * scale;
 }
 
 template <class T>

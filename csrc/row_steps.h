@@ -42,18 +42,11 @@ INLINE Lot two_to_the(Lot shifted) {
     return shifted;
 }
 
-// value, but 0 where x is above or below a bound.
+// value, but 0 where x is above a bound.
 INLINE Floats zero_above(float bound, Floats x, Floats value) { return x > bound ? Floats{} : value; }
 
 INLINE Lot zero_above(float bound, Lot x, Lot value) {
     EACH value.v[i] = zero_above(bound, x.v[i], value.v[i]);
-    return value;
-}
-
-INLINE Floats zero_below(float bound, Floats x, Floats value) { return x < bound ? Floats{} : value; }
-
-INLINE Lot zero_below(float bound, Lot x, Lot value) {
-    EACH value.v[i] = zero_below(bound, x.v[i], value.v[i]);
     return value;
 }
 

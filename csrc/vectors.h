@@ -79,11 +79,11 @@ TARGET inline Floats two_to_the(Floats shifted) {
     return reinterpret_cast<Floats>((reinterpret_cast<Ints>(shifted) - 0x4b400000 + 127) << 23);
 }
 
-// e^x within 2 units in the last place; x, a vector or a lot of them, is brought to [-87, 88].
+// e^x within 2 units in the last place, 0 below -87.7; x, a vector or a lot of them, is brought to [-88, 88].
 template <class Value>
 TARGET __attribute__((always_inline)) inline Value exponential(Value x) {
     const float shift = 12582912.0f;  // 1.5 * 2^23
-    x = at_most(88.0f, at_least(-87.0f, x));
+    x = at_most(88.0f, at_least(-88.0f, x));
     const Value shifted = x * 1.44269504f + shift;  // its last bits are the power of 2
     const Value power = shifted - shift;
     const Value r = (x - power * 0.693359375f) + power * 2.12194440e-4f;  // ln 2 in two parts
