@@ -81,7 +81,7 @@ class Forked:
         """The exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
-    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
         """Wait for its end and give stdout and stderr; kill it and raise TimeoutExpired after so many seconds."""
         self._process.join(timeout)
         is_late = self.returncode is None
@@ -100,7 +100,7 @@ def run_forked(
     tool: Path | str,
     *arguments: object,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool, such as "tools/plan.py", to its end."""
     process = Forked(tool, *arguments, environment=environment)

@@ -49,5 +49,5 @@ def test_a_billion_samples_take_little_memory_and_no_files(prefixes, tmp_path):
         assert train[number]["tokens"].shape == (SEQ_LENGTH,)
         source, within = train.locate(number)
         assert train.counts(number)[source] == within
-    assert resident_bytes() - before < 100e6
+    assert resident_bytes() - before < 400e6  # some 36e6; a number of 4 bytes a sample is 4e9
     assert sorted(tmp_path.iterdir()) == files

@@ -20,16 +20,9 @@ from megatron.data.loader import BatchLoader, DocumentResets
 from megatron.data.sample_order import sample_numbers
 from megatron.errors import DataError
 from tests.data.numbers_dataset import DAMAGED, DEADLY, LargeNumbers, Numbers
+from tests.process_end import have_ended, is_running
 
 SEQ_LENGTH = 64
-
-
-def is_running(pid):
-    """Say whether a process is there and not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +193,7 @@ def test_workers_end_with_their_loader():
     assert all(map(is_running, pids))
     del loader
     gc.collect()
-    assert not any(map(is_running, pids))
+    assert have_ended(pids)
 
 
 SCRIPT = """
@@ -234,12 +227,12 @@ def test_no_process_outlives_a_run_however_it_ends(tmp_path, ending, code):
         env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path.cwd()), *sys.path])),
         capture_output=True,
         text=True,
-        timeout=60,  # a worker that stays keeps the pipes open
+        timeout=120,  # a worker that stays keeps the pipes open
         start_new_session=True,
     )
     assert process.returncode == code, process.stderr
     pids = [int(word) for word in process.stdout.split()]
-    assert len(pids) == 2 and not any(map(is_running, pids))
+    assert len(pids) == 2 and have_ended(pids)
 
 
 def test_without_a_dataset_batches_hold_numbers_only():

@@ -12,6 +12,7 @@ from megatron.errors import ConfigError
 from megatron.evaluation import sandbox as evaluation_sandbox
 from megatron.evaluation.sandbox import Sandbox
 from megatron.evaluation.trial import Limits, Trial, Verdict
+from tests.process_end import have_ended
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
 # An attack that wants something returns 42 if it gets it; one that lies does not know the number.
@@ -42,7 +43,7 @@ def strict() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Sandbox]:
-    with make_sandbox(Limits(wall_seconds=30, memory=256 << 20)) as sandbox:
+    with make_sandbox(Limits(wall_seconds=300, cpu_seconds=60, memory=256 << 20)) as sandbox:
         yield sandbox
 
 
@@ -63,13 +64,6 @@ def members(sandbox: Sandbox) -> list[int]:
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
     return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("path", ATTACKS, ids=lambda path: path.stem)
@@ -178,9 +172,9 @@ def test_outcome_says_how_it_ended(sandbox: Sandbox, program: str, outcome: str)
 def test_timeouts_of_processor_and_of_clock_are_told_apart() -> None:
     sleeps = "import time\ndef solve(number):\n    time.sleep(100)\n"
     spins = "def solve(number):\n    while True: pass\n"
-    with make_sandbox(Limits(wall_seconds=0.5)) as sandbox:
+    with make_sandbox(Limits(wall_seconds=1)) as sandbox:
         assert run(sandbox, sleeps).outcome == "timeout-wall"
-    with make_sandbox(Limits(wall_seconds=60, cpu_seconds=1)) as sandbox:
+    with make_sandbox(Limits(wall_seconds=300, cpu_seconds=1)) as sandbox:
         assert run(sandbox, spins).outcome == "timeout-cpu"
 
 
@@ -239,7 +233,7 @@ def test_a_machine_on_which_what_is_right_does_not_pass_is_refused(
 def test_a_trial_that_runs_ends_with_the_parent(is_isolated: bool) -> None:
     if is_isolated:
         make_sandbox(Limits()).close()
-    sandbox = Sandbox(Limits(wall_seconds=60, cpu_seconds=60), is_isolated=is_isolated)
+    sandbox = Sandbox(Limits(wall_seconds=300, cpu_seconds=300), is_isolated=is_isolated)
     program = "import os\ndef solve(number):\n    os.fork()\n    while True: pass\n"
     with ThreadPoolExecutor(1) as executor:
         trial = executor.submit(run, sandbox, program)
@@ -250,7 +244,7 @@ def test_a_trial_that_runs_ends_with_the_parent(is_isolated: bool) -> None:
         assert trial.exception() is not None
     sandbox.close()
     assert len(running) == wanted
-    assert not [pid for pid in running if is_alive(pid)]
+    assert have_ended(running)
 
 
 def test_worker_ends_with_its_parent_side() -> None:

@@ -33,10 +33,11 @@ class FakeEngine:
     """Writes a token a step to each request, at the pace of whoever lets it; fails when a prompt says so."""
 
     num_waiting = 0
-    gate = Event()  # which prompt 15 waits for
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Event | None = None) -> None:
+        """gate: which prompt 15 waits for."""
         self.requests: dict[str, list] = {}
+        self._gate = gate or Event()
 
     @property
     def is_idle(self) -> bool:
@@ -64,7 +65,7 @@ class FakeEngine:
             if request.prompt == (14,):
                 raise KeyError("a bug")
             if request.prompt == (15,):
-                assert self.gate.wait(60)
+                assert self._gate.wait(60)
             work[1] += 1
             completion = None
             if work[1] == request.options.max_new_tokens:
@@ -80,12 +81,14 @@ def call(name: str, prompt: int = 1, max_tokens: int = 3, client: str = "") -> C
     return CompletionCall((request,), 1, max_tokens, None, False, False, False)
 
 
-def serve(check: Callable[[Service], Awaitable[None]], **options) -> tuple[Service, int]:
+def serve(
+    check: Callable[[Service], Awaitable[None]], gate: Event | None = None, **options
+) -> tuple[Service, int]:
     """Run a check beside a worker; give the service, and how many engines there were."""
     engines = []
 
     def make_engine() -> FakeEngine:
-        engines.append(FakeEngine())
+        engines.append(FakeEngine(gate))
         return engines[-1]
 
     worker = Worker(make_engine, Channel(Launch()))
@@ -150,6 +153,7 @@ def test_failures_without_end_and_bugs_end_the_server(prompt: int, num_failures:
 
 def test_a_step_that_takes_too_long_shows_in_the_health(monkeypatch) -> None:
     monkeypatch.setattr(service_module, "STALLED_SECONDS", 0.05)
+    gate = Event()
 
     async def check(service: Service) -> None:
         assert service.health() == (True, service.health()[1] | {"status": "ok"})
@@ -157,24 +161,24 @@ def test_a_step_that_takes_too_long_shows_in_the_health(monkeypatch) -> None:
         while service.health()[0]:
             await asyncio.sleep(0)
         assert service.health()[1]["status"] == "stalled"
-        FakeEngine.gate.set()
+        gate.set()
         assert [update.text for update in await ticket.next()] == ["a"]
         while not service.health()[0]:
             await asyncio.sleep(0)
 
-    serve(check)
+    serve(check, gate)
 
 
 def test_a_request_ends_at_its_time_limit_and_its_rows_are_free() -> None:
     async def check(service: Service) -> None:
-        with pytest.raises(RequestError, match=r"not finished in 0\.2 s") as late:
+        with pytest.raises(RequestError, match=r"not finished in 1 s") as late:
             await finish(service, call("slow", max_tokens=10**9))
         assert late.value.status == 408 and late.value.headers == {"x-should-retry": "false"}
         while service.health()[1]["rows_in_use"]:
             await asyncio.sleep(0)
         assert await finish(service, call("next")) == "aaa"
 
-    serve(check, request_seconds=0.2)
+    serve(check, request_seconds=1.0)
 
 
 def test_a_call_that_is_dropped_says_why_once_and_gives_back_its_place() -> None:

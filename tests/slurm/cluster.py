@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 240  # with what hangs
 
 CONFIGURATION = """\
 ClusterName=test
@@ -83,7 +83,7 @@ class Slurm:
             env=(environment or dict(os.environ)) | self._environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout
@@ -139,9 +139,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
                 )
             if name == "munged":
                 wait_until((folder / "munge.socket").exists, "munged")
-        wait_until(
-            lambda: slurm("sinfo", "-h", "-o", "%T %D") == "idle 2\n", "two idle nodes", seconds=30
-        )
+        wait_until(lambda: slurm("sinfo", "-h", "-o", "%T %D") == "idle 2\n", "two idle nodes")
         yield slurm
     finally:
         _end(slurm, processes)

@@ -154,7 +154,7 @@ def test_mistake_is_one_line_and_exit_code_2(tmp_path):
 def test_a_run_that_is_terminated_says_how_to_go_on_and_then_does(tmp_path):
     rows = [
         json.dumps({"text": f"def f{n}(x):\n    return x\n" * 20, "id": str(n)})
-        for n in range(2000)
+        for n in range(6000)
     ]
     (tmp_path / "in.jsonl").write_text("no record\n" + "\n".join(rows) + "\n")
     command = [sys.executable, "-B", ROOT / "tools/curate.py", "filter", "--input", tmp_path / "in.jsonl"]  # fmt: skip
@@ -163,7 +163,7 @@ def test_a_run_that_is_terminated_says_how_to_go_on_and_then_does(tmp_path):
     with subprocess.Popen(
         [*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True
     ) as stopped:
-        assert "set aside in.jsonl:1" in stopped.stderr.readline()  # of the first shard of 60
+        assert "set aside in.jsonl:1" in stopped.stderr.readline()  # of the first shard of 180
         stopped.send_signal(signal.SIGTERM)
         said = stopped.stderr.read().splitlines()
     assert stopped.returncode == 143
@@ -172,7 +172,7 @@ def test_a_run_that_is_terminated_says_how_to_go_on_and_then_does(tmp_path):
         [*map(str, command)], env=environment, capture_output=True, text=True, check=True
     )
     assert "continuing read filter: " in again.stderr
-    assert "2,001 records = 2,000 kept + 0 dropped + 1 bad (1 not JSON)" in again.stdout
+    assert "6,001 records = 6,000 kept + 0 dropped + 1 bad (1 not JSON)" in again.stdout
     assert "MB/s" not in again.stdout  # of bytes that were read before
 
 

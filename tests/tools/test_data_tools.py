@@ -153,7 +153,7 @@ def test_a_line_of_more_than_all_that_is_wanted_is_not_trained_on(corpus, tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, code):
     line = json.dumps({"content": PROGRAM * 10}) + "\n"
-    (tmp_path / "long.jsonl").write_text("bad\n" + line * 15_000)  # 14 MB: seconds of work
+    (tmp_path / "long.jsonl").write_text("bad\n" + line * 60_000)  # 56 MB: many seconds of work
     process = start(
         "preprocess_data", "--tokenizer-file", corpus / "tokenizer.json", "--json-keys", "content",
         "--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out", "--workers", "2",
@@ -162,7 +162,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, 
     assert "skipped" in process.stderr.readline()  # the first chunk is written
     assert len(list(tmp_path.glob("out*.bin.tmp"))) == 1
     process.send_signal(number)
-    process.communicate(timeout=60)  # ends when the workers are gone too
+    process.communicate(timeout=120)  # ends when the workers are gone too
     assert process.returncode == code
     assert not list(tmp_path.glob("out*"))
 
@@ -170,7 +170,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, 
 @pytest.mark.parametrize("options", [[], ["--shuffle", "--workers", "2"]])
 def test_a_killed_run_publishes_nothing_and_the_next_one_is_whole(corpus, tmp_path, options):
     line = json.dumps({"content": PROGRAM * 10}) + "\n"
-    (tmp_path / "long.jsonl").write_text("bad\n" + line * 15_000)
+    (tmp_path / "long.jsonl").write_text("bad\n" + line * 60_000)  # many seconds of work
     arguments = [
         "preprocess_data", "--tokenizer-file", corpus / "tokenizer.json", "--json-keys", "content",
         "--provenance-keys", "repo", "--input", tmp_path / "long.jsonl", "--output-prefix", tmp_path / "out",
@@ -178,9 +178,10 @@ def test_a_killed_run_publishes_nothing_and_the_next_one_is_whole(corpus, tmp_pa
     process = start(*arguments, "--chunk-size", "20", *options)
     assert "skipped" in process.stderr.readline()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     left = sorted(path.name for path in tmp_path.glob("out*"))
     assert left == [f"out_content_document.{name}.tmp" for name in ("bin", "provenance.arrow")]
+    (tmp_path / "long.jsonl").write_text("bad\n" + line * 3000)
     assert run(*arguments, *options)[0] == 0
     assert run("verify", "data", tmp_path / "out_content_document")[0] == 0
     assert not list(tmp_path.glob("*.tmp"))

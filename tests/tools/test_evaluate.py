@@ -92,13 +92,17 @@ def test_report_counts_what_passed_and_why_not(tasks: Path, tmp_path: Path, caps
         rows.append({"task_id": row["task_id"], "completion": "    return 0\n"})
     rows[1]["completion"] = "    while True: pass\n"
     samples = write_rows(tmp_path / "samples.jsonl", rows)
-    evaluate(
-        "score", "--samples", samples, "--tasks-file", tasks, "--workers", 2, "--wall-seconds", 0.4
-    )
+    limits = [
+        "--cpu-seconds",
+        1,
+        "--wall-seconds",
+        300,
+    ]  # by the clock, a slow machine passes nothing
+    evaluate("score", "--samples", samples, "--tasks-file", tasks, "--workers", 2, *limits)
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "samples.report.json").read_text())
     assert report["pass_at"]["1"]["value"] == 0.5
-    assert report["outcomes"] == {"passed": 3, "timeout-wall": 1, "wrong": 2}
+    assert report["outcomes"] == {"passed": 3, "timeout-cpu": 1, "wrong": 2}
     assert report["num_timeouts"] == 1 and report["is_isolated"]
     assert (tmp_path / "samples.report.md").read_text() == printed.rstrip("\n") + "\n"
     evaluate("report", "--results", tmp_path / "samples.results.jsonl", "--tasks-file", tasks)

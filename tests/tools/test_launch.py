@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, run_forked
+from tests.process_end import have_ended
 from tests.world import launcher_environment
 from tools.launch import parse
 
 TOOL = Path(__file__).parents[2] / "tools" / "launch.py"
-PATIENCE_SECONDS = 40
+PATIENCE_SECONDS = 120  # with a launch that hangs; others take two or three
 
 
 def start(script: Path, *options: str) -> Forked:
@@ -50,13 +51,6 @@ def wait_for(folder: Path, pattern: str, count: int) -> None:
     while len([path for path in folder.glob(pattern) if path.read_text()]) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
@@ -143,10 +137,12 @@ def test_a_killed_process_is_restarted_and_the_new_ones_know_why(tmp_path: Path)
     body = """
         begin()
         print(os.environ.get('LAUNCH_RESTART'))
+        while not (folder / f'try{tried}_rank0').exists():
+            time.sleep(0.02)
         if tried == 0 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if tried == 0:
-            time.sleep(60)
+            time.sleep(1000)
     """
     result = launch(write_script(tmp_path, body), "--nproc-per-node", "2", "--max-restarts", "2")
     assert result.returncode == 0, result.stderr
@@ -184,7 +180,7 @@ def test_a_signal_is_handed_on_once_and_nothing_is_restarted(
 
 
 def test_a_crash_while_asked_to_leave_is_told_and_restarts_nothing(tmp_path: Path) -> None:
-    body = "signal.signal(signal.SIGTERM, lambda *_: os.abort())\nbegin()\ntime.sleep(60)\n"
+    body = "signal.signal(signal.SIGTERM, lambda *_: os.abort())\nbegin()\ntime.sleep(1000)\n"
     process = start(write_script(tmp_path, body), "--standalone", "--max-restarts", "2")
     wait_for(tmp_path, "try0*", 1)
     process.send_signal(signal.SIGTERM)
@@ -194,20 +190,20 @@ def test_a_crash_while_asked_to_leave_is_told_and_restarts_nothing(tmp_path: Pat
 
 
 def test_a_second_signal_ends_processes_that_do_not_leave(tmp_path: Path) -> None:
-    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(60)\n"
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(1000)\n"
     process = start(write_script(tmp_path, body), "--standalone", "--max-restarts", "2")
     wait_for(tmp_path, "try0*", 1)
     process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while process.returncode is None and time.monotonic() < deadline:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
-    assert not is_running(int((tmp_path / "try0_rank0").read_text()))
+    assert have_ended([int((tmp_path / "try0_rank0").read_text())])
 
 
 def test_processes_that_stay_too_long_are_killed(tmp_path: Path) -> None:
-    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(60)\n"
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbegin()\ntime.sleep(1000)\n"
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
     process = Forked(TOOL, "--standalone", write_script(tmp_path, body), environment=environment)
     wait_for(tmp_path, "try0*", 1)
@@ -225,7 +221,7 @@ def test_a_taken_port_is_named_in_a_line(tmp_path: Path) -> None:
             *("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a"),
             *("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", "is_host=1"),
         )
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert f"port {port} of this node is taken" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
@@ -245,12 +241,10 @@ def test_a_crash_on_one_node_restarts_and_counts_on_all(tmp_path: Path) -> None:
             time.sleep(0.02)
         if rank == 1:
             sys.exit(70 + tried)
-        time.sleep(60)
+        time.sleep(1000)  # nobody waits for that
     """
-    started = time.monotonic()
     launchers = nodes(tmp_path, write_script(tmp_path, body), "--max-restarts", "1")
     results = [process.communicate(timeout=PATIENCE_SECONDS) for process in launchers]
-    assert time.monotonic() - started < 50  # nobody waited for a process that sleeps
     assert [process.returncode for process in launchers] == [1, 1]
     assert len(tries(tmp_path)) == 4
     for _, stderr in results:
@@ -265,11 +259,11 @@ def test_a_quiet_end_on_one_node_ends_all_with_its_code(tmp_path: Path, code: in
             while len(list(folder.glob('try*'))) < 2:
                 time.sleep(0.05)
             sys.exit({code})
-        time.sleep({0 if code == 75 else 60})
+        time.sleep({0 if code == 75 else 1000})
         sys.exit({code})
     """
     launchers = nodes(tmp_path, write_script(tmp_path, body), "--max-restarts", "3")
-    results = [process.communicate(timeout=50) for process in launchers]
+    results = [process.communicate(timeout=PATIENCE_SECONDS) for process in launchers]
     assert [process.returncode for process in launchers] == [code, code]
     assert [stderr for _, stderr in results] == ["", ""]
     assert len(tries(tmp_path)) == 2

@@ -130,14 +130,16 @@ def test_clock_weighs_the_share_of_attention_by_tokens():
 
 
 def test_an_eta_leaves_a_process_s_first_step_out(monkeypatch):
-    times = iter([0.0, 60.0, 60.0, 64.0])  # the first step takes 60 s, two more 2 s each
-    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    now = 0.0  # the first step takes 60 s, two more 2 s each
+    monkeypatch.setattr("time.monotonic", lambda: now)
     clock = Clock()
     clock.start()
+    now = 60.0
     clock.end_warm_up()
     clock.count(100, 1.0)
     assert clock.usual_step_seconds is None
     for _ in range(2):
+        now += 2.0
         clock.count(100, 1.0)
     clock.pause()
     assert (clock.seconds, clock.usual_step_seconds) == (64.0, 2.0)

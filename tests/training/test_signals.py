@@ -1,7 +1,6 @@
 """Signals: to a real launch, before it trains, a second time, and in the midst of a validation or a save."""
 
 import dataclasses
-import functools
 import os
 import signal
 import subprocess
@@ -30,6 +29,27 @@ TORCHRUN = (Path(distributed_run.__file__), "--standalone", "--nproc-per-node", 
 TOOL = "tools/pretrain_gpt.py"
 PATIENCE_SECONDS = 120
 
+# The tool, whose processes do not begin step 6 before they are signalled: however slow who signals them is.
+HELD = """
+import runpy, sys, time
+from megatron.training import signals, train
+heard = []
+note, queue_step = signals.StopRequest._note, train.queue_step
+
+def noted(self, *args):
+    note(self, *args)
+    heard.append(1)
+
+def held(run, *args):
+    while run.progress.iteration == 5 and not heard:
+        time.sleep(0.01)
+    return queue_step(run, *args)
+
+signals.StopRequest._note, train.queue_step = noted, held
+sys.argv[0] = "pretrain_gpt.py"
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
 
 def _wait_for_lines(metrics: Path, count: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -48,8 +68,9 @@ def test_terminated_launch_of_two_processes_continues_bitwise(world, corpus, tmp
     extra = "--tensor-model-parallel-size 2 --train-iters 12 --global-batch-size 2"
     whole = flags_of(corpus, tmp_path / "whole", extra)
     parts = flags_of(corpus, tmp_path / "parts", extra)
-    launch = functools.partial(Forked, *TORCHRUN, TOOL, *parts.split())
-    process = launch()
+    held = tmp_path / "held.py"
+    held.write_text(HELD.format(tool=str(ROOT / TOOL)))
+    process = Forked(*TORCHRUN, held, *parts.split())
     _wait_for_lines(tmp_path / "parts" / "metrics.jsonl", 4)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
@@ -58,7 +79,7 @@ def test_terminated_launch_of_two_processes_continues_bitwise(world, corpus, tmp
     assert 3 <= stopped_at < 12
     assert f"left after step {stopped_at}" in stderr
 
-    process = launch()
+    process = Forked(*TORCHRUN, TOOL, *parts.split())
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
     assert world(2).run(train_here, whole) == ["finished"] * 2
@@ -73,7 +94,7 @@ def test_terminated_launch_of_two_processes_continues_bitwise(world, corpus, tmp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signalled_process_saves_and_exits_with_75(corpus, tmp_path, number):
-    process = Forked(TOOL, *flags_of(corpus, tmp_path, "--train-iters 5000").split())
+    process = Forked(TOOL, *flags_of(corpus, tmp_path, "--train-iters 1000000").split())
     _wait_for_lines(tmp_path / "metrics.jsonl", 3)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)

@@ -318,7 +318,7 @@ def test_a_document_longer_than_any_chunk_is_one_document(tokenizer, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_input(tokenizer, tmp_path):
-    """After 3 MB, 24 MB more take no more memory, in this process or in a worker, shuffled or not."""
+    """After 3 MB, 44 MB more take no more memory, in this process or in a worker, shuffled or not."""
     row = json.dumps({"text": "\n".join(TEXTS)[:20_000], "path": "a/b"}) + "\n"
     script = """
 import json, re, resource, sys
@@ -347,7 +347,7 @@ for shuffled in (False, True):
         print(json.dumps([peak / 1024, workers / 1024]))
 """
     (tmp_path / "small.jsonl").write_text(row * 150)
-    (tmp_path / "large.jsonl").write_text(row * 1350)
+    (tmp_path / "large.jsonl").write_text(row * 2350)
     result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -357,7 +357,10 @@ for shuffled in (False, True):
     )
     small, large, small_shuffled, large_shuffled = map(json.loads, result.stdout.splitlines())
     for before, after in [(small, large), (small_shuffled, large_shuffled)]:
-        assert max(b - a for a, b in zip(before, after, strict=True)) < 12, result.stdout
+        grown = max(b - a for a, b in zip(before, after, strict=True))
+        assert grown < 25, (
+            result.stdout
+        )  # some 5, by how threads share memory; all of it would be 44 and more
 
 
 def test_outputs_of_several_keys_are_published_together(tokenizer, tmp_path, monkeypatch):
