@@ -19,9 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked gpu, with its reason, where there is none."""
+    """Skip what is marked gpu, with its reason, where there is none; let no test draw what others left to draw."""
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    torch.manual_seed(1)
 
 
 # A session started in the background ignores Ctrl-C, and so would the processes that tests interrupt.

@@ -134,7 +134,7 @@ def test_packages_import_only_from_layers_below(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("path", (ROOT / "megatron/curation").glob("*/*.py"), ids=relative)
+@pytest.mark.parametrize("path", sorted((ROOT / "megatron/curation").glob("*/*.py")), ids=relative)
 def test_folders_of_curation_import_only_from_those_below(path: Path) -> None:
     folder = path.parent.name
     row = next(number for number, names in enumerate(CURATION_LAYERS) if folder in names)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from megatron.cli import run_tool
 
-SECONDS = 30
+SECONDS = 120
 EXTRA_BYTES = (
     768 << 20
 )  # of address space beyond what the parent has; a stack of a thread is 8 MB of it
