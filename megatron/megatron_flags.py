@@ -81,11 +81,15 @@ _ANSWERS: dict[str, str] = {
     "use tools/convert_to_hf.py": "--ckpt-convert-*",
     "use tools/generate.py or tools/serve.py to write text": "--inference-* --no-inference-* --max-tokens-to-oom "
         "--flash-decode --enable-chunked-prefill --use-legacy-static-engine --num-speculative-tokens",
+    "use --vocab-file": "--vocab",
+    "use --workers, and --shard on several nodes": "--partitions --keep-sequential-samples --find-optimal-num-workers "
+        "--workers-to-check --max-documents",
     "use tools/preprocess_data.py, which reads conversations": "--sft --sft-* --chat-template",
     "use tools/bench.py train, which times and profiles steps": "--profile* --use-pytorch-profiler --pytorch-profiler-* "
         "--nvtx-ranges --record-* --memory-snapshot-path --timing-log-* --transformer-timers --log-memory-* "
         "--log-timers-to-tensorboard --log-device-memory-used --no-barrier-with-level-1-timing",
     # so without being asked, or nothing to choose
+    "leave out: how far the work has come is shown by itself": "--log-interval",
     "leave out: there is one implementation": "--transformer-impl --use-mcore-models --use-legacy-models --use-te-* "
         "--te-* --disable-jit-fuser --enable-experimental --*kitchen-*",
     "leave out: --kernels chooses how operations are computed": "--no-bias-dropout-fusion --no-persist-layer-norm "

@@ -233,6 +233,7 @@ def test_a_tokenizer_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothin
         (["--input", "{corpus}/a.jsonl", "--json-keys", "text"], "40 bad (40 no key 'text')"),
         (["--input", "{corpus}/a.jsonl", "--json-keys", "text", "--strict"], "a.jsonl:1: no key 'text'"),
         (["--input", "{corpus}/a.jsonl", "--worker", "2"], "did you mean --workers?"),
+        (["--partitions", "4", "--log-interval", "9"], "use --workers, and --shard"),
         (["--input", "{corpus}/a.jsonl", "--tokenizer-type", "GPT2BPETokenizer"], "needs --vocab-file"),
         ([], "no --input"),
     ],
