@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 
 def force_to_disk(path: Path) -> None:
-    """Force a file to disk, or the names in a folder: a rename is durable only after that. Raises OSError that names it."""
+    """Force a file to disk, or the names in a folder: a rename is durable only after that. Raises OSError, naming it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -111,7 +111,7 @@ SourceDataset = GPTDataset | ConversationDataset  # what reads one token file
 
 
 def has_short(indexed: IndexedDataset, documents: range, excluded: Runs, seq_length: int) -> bool:
-    """Say whether any conversation of a range but the excluded is as short as a sample. Raises DataError if one is none."""
+    """Say whether any conversation of a range but the excluded fits into a sample. Raises DataError if one is none."""
     return bool((_sizes(indexed, _kept(documents, excluded)) <= seq_length + 1).any())
 
 

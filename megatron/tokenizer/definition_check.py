@@ -18,7 +18,7 @@ STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def check_definition(definition: dict[str, Any], where: object) -> None:
-    """Raise DataError, naming place and value, unless vocabulary, merges, added tokens and stages are what they should be.
+    """Raise DataError, naming place and value, unless vocabulary, merges, added tokens and stages are of their shape.
 
     Merges are pairs already; added_tokens is there.
     """

@@ -21,9 +21,9 @@ from megatron.errors import ConfigError
 
 
 class DatasetWriter:
-    """PREFIX.bin, .idx, .sha256, with fields .provenance.arrow, with an origin .origin.json; nothing is seen before `finalize`.
+    """Writes PREFIX.bin, .idx and .sha256, with fields .provenance.arrow, with an origin .origin.json.
 
-    As a context manager it leaves nothing behind unless `finalize` was called.
+    Nothing is seen before `finalize`. As a context manager it leaves nothing behind unless that was called.
     """
 
     def __init__(

@@ -53,8 +53,9 @@ def parse_chunk(
 ) -> Records:
     """Give the texts under `keys`, and the values of `fields` as text, None where one is missing.
 
-    A key is a name, or a path of names through objects (`content.text`) where none has that very name. A record counts only if it has a string under each key, or what why_unusable finds nothing wrong with, and if
-    formatted, where sentinels are in the first one.
+    A key is a name, or a path of names through objects (`content.text`) where none has that very name. A record counts
+    only if it has a string under each key, or what why_unusable finds nothing wrong with, and if formatted, where
+    sentinels are in the first one.
     """
     records = Records({key: [] for key in keys}, {name: [] for name in fields})
     rows = arrow_rows(chunk) if chunk.is_arrow else _json_rows(chunk.data)
