@@ -39,7 +39,7 @@ begin() { # begin SCRIPT FLAGS...: to where the data is chosen; sets recipe, rec
     shift
     check_node_variables
     [[ $model != tiny ]] || max_restarts=${MAX_RESTARTS:-0}
-    if is_batch_script && ! has_flag --dry-run "$@"; then
+    if is_batch_script && ! has_flag --dry-run "$@" && ! has_flag --plan "$@"; then
         run_on_nodes "$script" "$@"
     fi
     keep_node_log
@@ -194,6 +194,14 @@ END
     dry_run "$@" || code=$?
     rm -rf "$folder"
     return "$code"
+}
+
+plan() { # plan --plan FLAGS...: what the recipe holds, takes and costs on the GPUs it was made for, or --world-size
+    local flags=() flag
+    for flag in "$@"; do
+        [[ $flag == --plan ]] || flags+=("$flag")
+    done
+    "$python" "$root"/tools/plan.py --world-size "$recipe_gpus" --vocab-size "$recipe_vocabulary" "${recipe[@]}" "${flags[@]}"
 }
 
 prepare_launch() {

@@ -8,6 +8,8 @@
 #       A published recipe: 1b, 3b, 7b, 15b or santacoder. Run it on every node; under Slurm it starts them.
 #   MODEL=15b bash examples/pretrain_starcoder.sh --dry-run
 #       Check a recipe on any machine: starts nothing and needs no data.
+#   MODEL=15b bash examples/pretrain_starcoder.sh --plan --world-size 64 --hardware h100-80gb --rank-layouts
+#       Plan it instead: memory, time and cost, or the best layouts of so many GPUs. Flags go to tools/plan.py.
 #
 # Flags after the script's name go to tools/pretrain_gpt.py behind the recipe's own: the last one wins. After
 # make env, .venv/bin/python tools/pretrain_gpt.py --help lists them.
@@ -152,6 +154,9 @@ fi
 recipe+=(--save "$save" --load "$save")
 if has_flag --dry-run "$@"; then
     dry_run "$@"
+    exit
+elif has_flag --plan "$@"; then
+    plan "$@"
     exit
 fi
 

@@ -61,6 +61,16 @@ def test_recipe_is_the_published_model(model: str) -> None:
         assert text in result.stdout
 
 
+def test_a_recipe_is_planned_for_the_gpus_it_was_made_for() -> None:
+    result = launch("--plan", "--train-iters", "2", MODEL="1b")
+    assert result.returncode == 0, result.stderr
+    assert "2,097,152 tokens in 2 steps" in result.stdout
+    speeds = re.search(r"speed +([\d,]+) tokens/s, ([\d,]+) a device", result.stdout)
+    assert speeds is not None
+    total, of_one = (int(number.replace(",", "")) for number in speeds.groups())
+    assert round(total / of_one) == 128
+
+
 @pytest.mark.parametrize("flags", [["--help"], ["--train-iters", "20", "-h"]])
 def test_help_is_the_scripts_own_and_starts_nothing(flags: list[str], tmp_path: Path) -> None:
     result = launch(*flags, MODEL="15b", TRAIN_PYTHON="/nope", RUN_DIR=str(tmp_path / "run"))
