@@ -89,6 +89,8 @@ class FullyShardedModel:
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
+        if context.tp_size == 1:
+            _make_plain(model)
         for module in (*layers, model):
             fully_shard(module, mesh=context.dp_mesh, mp_policy=policy, reshard_after_forward=False)
         assert isinstance(model, FSDPModule)
@@ -132,6 +134,14 @@ class FullyShardedModel:
                 layer = layers.get(parameter.sharded_param)
                 if layer is not None:
                     layer.gradient_sum = _StepSum(group, parameter)
+
+
+def _make_plain(model: nn.Module) -> None:
+    """Take `DTensor`s over a single process for what they are: each costs the host several operations a pass."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            assert isinstance(parameter, DTensor)
+            module.register_parameter(name, nn.Parameter(parameter.to_local().detach()))
 
 
 class _SumsInPlace:
@@ -216,14 +226,15 @@ class _StepSum:
         """Add grad^T x, of grad [r, out/t] and x [r, in]; False in the only backward pass of a step."""
         total = _sum_of(self._parameter)
         if total is not None:
-            add_product_(total.to_local(), grad.t(), x)
+            local = total.to_local() if isinstance(total, DTensor) else total
+            add_product_(local, grad.t(), x)
             return True
         if self._group.reduce_grads:
             return False
-        weight = self._parameter.unsharded_param
-        total = DTensor.from_local(
-            product_in_fp32(grad.t(), x), weight.device_mesh, weight.placements, run_check=False
-        )
+        weight, total = self._parameter.unsharded_param, product_in_fp32(grad.t(), x)
+        if isinstance(weight, DTensor):
+            mesh, placements = weight.device_mesh, weight.placements
+            total = DTensor.from_local(total, mesh, placements, run_check=False)
         if _is_sum_a_gradient(self._parameter):
             weight.grad = total
         else:
@@ -236,11 +247,12 @@ def _is_sum_a_gradient(parameter: Any) -> bool:
     return hasattr(parameter, "unsharded_grad_dtype")
 
 
-def _sum_of(parameter: Any) -> DTensor | None:
+def _sum_of(parameter: Any) -> Tensor | None:
     """Give the sum that `fully_shard` keeps for later backward passes of a step (of torch's FSDPParam)."""
     is_gradient = _is_sum_a_gradient(parameter)
-    total = parameter.unsharded_param.grad if is_gradient else parameter.unsharded_accumulated_grad
-    assert total is None or isinstance(total, DTensor)
+    total: Tensor | None = (
+        parameter.unsharded_param.grad if is_gradient else parameter.unsharded_accumulated_grad
+    )
     return total
 
 

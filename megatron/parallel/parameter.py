@@ -114,8 +114,8 @@ def local_tensor(parameter: Tensor, grad_placement: Placement) -> Tensor:
     """Give this process's part of a parameter, and say how its gradient lies over tp.
 
     Shard: complete for this shard. Replicate: complete and equal on every process. Partial: to be summed over tp,
-    which the reader of the gradient does (`fully_shard` does). A model that only predicts has plain parameters, which
-    are this process's part already.
+    which the reader of the gradient does (`fully_shard` does). A plain parameter is this process's part already: of a
+    model that only predicts, or whose layers no process of tp shares.
     """
     if not isinstance(parameter, DTensor):
         return parameter

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate
 
 from megatron.parallel.data_parallel import keep_on_host, shard_data_parallel
 from megatron.parallel.parameter import Constant, ParameterFactory, local_tensor
@@ -70,3 +70,19 @@ def check_memory(rank, dtype, replicas):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_that_are_not_scattered_take_the_memory_of_the_last_step(world, dtype):
     world(2).run(check_memory, dtype, 2)
+
+
+def kind_of(rank):
+    """Give whether a model computes with DTensors, and the axes that its gradients lie on."""
+    context, seen = grid(dp_replicate=2), []
+    model = Scale(context)
+    model.register_forward_pre_hook(
+        lambda module, _: seen.append(isinstance(module.weight, DTensor))
+    )
+    shard_data_parallel(model, [], context, torch.bfloat16)
+    model(torch.ones(4, 3)).backward()
+    return seen, model.weight.grad.device_mesh.mesh_dim_names
+
+
+def test_a_model_whose_layers_nobody_shares_computes_with_plain_tensors(world):
+    assert world(2).run(kind_of) == [([False], ("dp_replicate", "dp_shard"))] * 2
