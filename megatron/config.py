@@ -67,12 +67,13 @@ class Config:
         split_layers(model.num_layers, parallel)
 
     @property
-    def allows_split_backward(self) -> bool:
-        """Whether a schedule may compute gradients of inputs and of weights at different times.
+    def wants_split_backward(self) -> bool:
+        """Whether gradients of inputs and of weights are to be computed at different times, as the schedules in a V do.
 
         A product in 8 bits computes both when it is asked for one of them.
         """
-        return self.model.allows_split_backward and self.precision.fp8_format is None
+        allows = self.model.allows_split_backward and self.precision.fp8_format is None
+        return self.parallel.has_stages_in_v and allows
 
     def _check_fp8(self) -> None:
         model, tp_size = self.model, self.parallel.tensor_model_parallel_size

@@ -24,12 +24,10 @@ from torch.distributed.pipelining.schedules import _PipelineSchedule
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor
 
+from megatron.config import Config
 from megatron.layer_split import PipelineSchedule, StageLayers
-from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.data_parallel import DataParallel
-
-logger = get_logger(__name__)
 
 
 class Batch(Protocol):
@@ -67,6 +65,25 @@ class BoundaryShape:
     dtype: torch.dtype
 
 
+def splits_backward(config: Config) -> bool:
+    """Whether a run computes gradients of weights later than those of hidden states.
+
+    Not before torch 2.13, in which the second half may fail: it finds no gradients to begin at. Not where layers are
+    recomputed: torch would do that anew for every weight.
+    """
+    return config.wants_split_backward and torch.__version__ >= "2.13"  # as versions, not as texts
+
+
+def lost_split(config: Config) -> str | None:
+    """Say what a schedule loses by the installed torch; None: nothing."""
+    if splits_backward(config) or not config.wants_split_backward:
+        return None
+    return (
+        f"--pipeline-schedule {config.parallel.pipeline_schedule}: torch {torch.__version__} computes both halves of a "
+        "backward pass at once, which makes the bubble longer (docs/pipeline.md); 2.13 and later compute them apart"
+    )
+
+
 class Pipeline:
     """The forward and backward passes of a step on this process."""
 
@@ -83,8 +100,7 @@ class Pipeline:
     ) -> None:
         """Take the stages of this process, their modules and what sums the gradients of each. Collective over pp.
 
-        splits_backward: let a schedule compute weight gradients later than those of the hidden states. Not where
-        layers are recomputed: torch would do that anew for every weight.
+        splits_backward: what the function of this name says of the run.
         """
         self._stages = stages
         self._modules = modules
@@ -92,13 +108,7 @@ class Pipeline:
         self._context = context
         self._shape = shape
         self._schedule: PipelineSchedule = schedule
-        # Before 2.13 the second half of a backward pass may fail inside torch: it finds no gradients to begin at.
-        self._splits_backward = splits_backward and torch.__version__ >= "2.13"
-        if schedule in ("zbv", "dualpipev") and splits_backward and not self._splits_backward:
-            logger.info(
-                f"--pipeline-schedule {schedule}: torch {torch.__version__} computes both halves of a backward pass at "
-                "once, which makes the bubble longer (docs/pipeline.md); 2.13 and later compute them apart"
-            )
+        self._splits_backward = splits_backward
         # for a number of micro-batches, and whether for training
         self._made: tuple[int, bool, _PipelineSchedule] | None = None
         self._loss_factor = 1.0

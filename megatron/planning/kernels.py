@@ -26,6 +26,7 @@ from megatron.kernels.layer_norm import fused_layer_norm
 from megatron.kernels.linear_product import linear_product
 from megatron.kernels.onednn_product import onednn_product
 from megatron.kernels.registry import Kernels, choose_kernels
+from megatron.parallel.pipeline import splits_backward
 from megatron.planning.attention import fused_attention
 from megatron.planning.eight_bit import eight_bit_product
 from megatron.planning.hardware import Hardware
@@ -82,8 +83,8 @@ def attention_of(kernels: Kernels) -> str:
 def sums_gradients(config: Config, hardware: Hardware, num_micro_batches: int) -> bool:
     """Whether products add weights' gradients to sums over micro-batches, as a run would choose."""
     asked = config.precision.gradient_accumulation_fusion
-    splits = config.parallel.has_stages_in_v and config.allows_split_backward
-    if num_micro_batches == 1 or config.precision.compute_dtype == "float32" or splits:
+    is_fp32 = config.precision.compute_dtype == "float32"
+    if num_micro_batches == 1 or is_fp32 or splits_backward(config):
         return False
     is_faster = hardware.device_type == "cuda" and config.model.recompute_granularity != "full"
     return asked == "on" or (asked == "auto" and is_faster)

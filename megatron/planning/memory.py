@@ -12,9 +12,10 @@ import torch
 
 from megatron.config import Config
 from megatron.layer_split import assign_stages, resolve_schedule
+from megatron.parallel.pipeline import splits_backward
 from megatron.planning.hardware import Hardware
 from megatron.planning.kernels import choose_planned_kernels, sums_gradients
-from megatron.planning.order import Pass, most_in_flight
+from megatron.planning.order import Pass, join_halves, most_in_flight
 from megatron.planning.stage import (
     FP32_BYTES,
     Counts,
@@ -78,6 +79,8 @@ def plan_ranks(
     num_stages = by_rank[0][0].num_stages
     schedule = resolve_schedule(num_stages, parallel)
     orders = counts.order_passes(schedule, num_ranks, num_stages, num_micro_batches)
+    if not splits_backward(config):
+        orders = [join_halves(order) for order in orders]
     planned: dict[tuple[int, bool, bool], StagePlan] = {}
     ranks = []
     for pp_rank, stages in enumerate(by_rank):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch.distributed.pipelining import (
@@ -74,6 +74,11 @@ def order_passes(
     ]
 
 
+def join_halves(order: Sequence[Pass]) -> list[Pass]:
+    """Give the order of a rank that computes both halves of a backward pass at the time of the first one."""
+    return [replace(one, kind="B") if one.kind == "I" else one for one in order if one.kind != "W"]
+
+
 def _passes(action: Any) -> list[Pass]:
     """Take torch's action apart; a forward that overlaps a backward runs before it."""
     if action.sub_actions:
@@ -97,12 +102,11 @@ def most_in_flight(order: Sequence[Pass], sizes: Mapping[int, float]) -> float:
 
     From its forward to the end of its backward, the weights' half included.
     """
-    splits = {one.stage for one in order if one.kind == "W"}
     held = most = 0.0
     for one in order:
         if one.kind == "F":
             held += sizes[one.stage]
-        elif one.kind == "W" or (one.kind == "B") or one.stage not in splits:
+        elif one.kind != "I":
             held -= sizes[one.stage]
         most = max(most, held)
     return most

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron.model.flops import num_parameters
+from megatron.parallel.pipeline import lost_split
 from megatron.planning.layouts import Ranking, layout_flags
 from megatron.planning.memory import Components, RankPlan
 from megatron.planning.plan import GB, Plan
@@ -98,6 +99,8 @@ def _step_lines(plan: Plan) -> list[str]:
         f"speed            {step.tokens_per_second:,.0f} tokens/s, {per_device:,.0f} a device, "
         f"MFU {step.mfu_full:.1%} full, {step.mfu_causal:.1%} causal",
     ]
+    if (loss := lost_split(plan.config)) is not None:
+        lines.append(loss)
     for one in step.traffic:
         where = "within a node" if one.is_within_node else "between nodes"
         lines.append(

@@ -226,9 +226,8 @@ def _timeline(
 ) -> Timeline:
     """Let the passes of a step run."""
     durations: dict[tuple[Kind, int], float] = {}
-    splits = config.allows_split_backward
     for stage, one in backward.items():
-        weights = one.products / 2 if splits else 0.0  # half of the products are the weights'
+        weights = one.products / 2  # half of the products are the weights'
         durations["F", stage] = forward[stage].total
         durations["B", stage] = one.total
         durations["I", stage] = one.total - weights

@@ -9,6 +9,7 @@ from megatron.errors import ConfigError
 from megatron.kernels.choice import Choice
 from megatron.kernels.registry import Kernels
 from megatron.model.gpt import choose_model_kernels
+from megatron.parallel.pipeline import splits_backward
 
 
 def choose_run_kernels(config: Config, device: torch.device) -> Kernels:
@@ -33,7 +34,7 @@ def choose_accumulation(config: Config, device: torch.device) -> Choice:
     obstacle = None
     if config.precision.compute_dtype == "float32":
         obstacle = "gradients are in fp32 without --bf16 or --fp16"
-    elif config.parallel.has_stages_in_v and config.allows_split_backward:
+    elif splits_backward(config):
         schedule = config.parallel.pipeline_schedule
         obstacle = f"--pipeline-schedule {schedule} computes gradients of weights later than others"
     if asked == "on" and obstacle is not None:

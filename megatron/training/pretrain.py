@@ -28,7 +28,13 @@ from megatron.parallel.agreement import on_first_rank
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.data_parallel import DataParallel, shard_data_parallel
 from megatron.parallel.launch import Launch
-from megatron.parallel.pipeline import BoundaryShape, Pipeline, TiedEmbedding
+from megatron.parallel.pipeline import (
+    BoundaryShape,
+    Pipeline,
+    TiedEmbedding,
+    lost_split,
+    splits_backward,
+)
 from megatron.tokenizer import chat_template
 from megatron.training.batch_schedule import BatchSchedule
 from megatron.training.evaluate import Validation
@@ -286,6 +292,8 @@ def _pipeline(
     data_parallel: list[DataParallel],
 ) -> Pipeline:
     """Make what runs micro-batches through the stages. Collective over pp."""
+    if (loss := lost_split(config)) is not None:
+        logger.info(loss)
     seq_length = config.data.seq_length // context.cp.size
     is_split = config.parallel.sequence_parallel
     return Pipeline(
@@ -304,7 +312,7 @@ def _pipeline(
             getattr(torch, config.precision.compute_dtype),
         ),
         schedule=resolve_schedule(stages[0].num_stages, config.parallel),
-        splits_backward=config.allows_split_backward,
+        splits_backward=splits_backward(config),
     )
 
 

@@ -8,11 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining import PipelineStage, stage
 from torch.torch_version import TorchVersion
 
 from megatron.model.transformer import TransformerLayer
-from megatron.parallel import pipeline
+from megatron.training import pretrain
 from megatron.training.inputs import open_inputs
 from megatron.training.pretrain import build_run
 from megatron.training.start import plan_start
@@ -139,24 +139,33 @@ def test_a_pass_after_a_validation_sees_weights_that_were_loaded_in_between(
         assert len(set(after)) == 1 and (before not in after or before == 0)
 
 
-def said_of_schedule(rank, flags, version):
-    """Give what a pipeline says of its schedule when it is made with a torch of this version."""
+def step_by(rank, flags, version):
+    """Take a step with a torch of this version; give what was said of halves, and whether any came late."""
     inputs = open_inputs(parse(flags), 2)
     with (
         mock.patch("torch.__version__", TorchVersion(version)),
-        mock.patch.object(pipeline.logger, "info") as say,
+        mock.patch.object(pretrain.logger, "info") as say,
+        mock.patch.object(
+            stage, "stage_backward_weight", wraps=stage.stage_backward_weight
+        ) as late,
     ):
-        build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel)).close()
-    return [call.args[0] for call in say.call_args_list]
+        run = build_run(inputs, plan_start(inputs, 2), grid_of(inputs.config.parallel))
+        run.parts.pipeline.forward_backward(run.loader.batch(0, run.batches.size(0)), 1.0)
+        run.close()
+    said = [call.args[0] for call in say.call_args_list if "both halves" in call.args[0]]
+    return said, late.called
 
 
-def test_a_run_says_where_torch_cannot_split_its_backward_passes(world, corpus, tmp_path):
+def test_a_run_says_where_torch_cannot_split_its_backward_passes_and_does_not(
+    world, corpus, tmp_path
+):
     flags = flags_of(corpus, tmp_path, IN_V[0])
-    for lines in world(2).run(said_of_schedule, flags, "2.12.1"):
+    for lines, is_split in world(2).run(step_by, flags, "2.12.1"):
         assert len(lines) == 1 and "zbv: torch 2.12.1 computes both halves" in lines[0]
-    assert world(2).run(said_of_schedule, flags, "2.13.0") == [[], []]
+        assert not is_split
+    assert world(2).run(step_by, flags, "2.13.0") == [([], True)] * 2
     flags = flags_of(corpus, tmp_path, PP2)
-    assert world(2).run(said_of_schedule, flags, "2.12.1") == [[], []]
+    assert world(2).run(step_by, flags, "2.12.1") == [([], False)] * 2
 
 
 def ranks_met(rank, flags):

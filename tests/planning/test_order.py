@@ -1,9 +1,17 @@
 """Orders of passes are those that torch runs; idle time and activations held are what the schedules' papers say."""
 
+import itertools
+
 import pytest
 from torch.distributed.pipelining import Schedule1F1B
 
-from megatron.planning.order import Pass, most_in_flight, order_passes, run_passes
+from megatron.planning.order import (
+    Pass,
+    join_halves,
+    most_in_flight,
+    order_passes,
+    run_passes,
+)
 
 FORWARD, BACKWARD = 3.0, 7.0  # of a rank's layers
 
@@ -37,6 +45,22 @@ def test_transfers_delay_a_pipeline_once_a_boundary_and_direction():
     (orders, durations) = order_passes("1f1b", 3, 3, 3), _durations(3, 1)
     without, late = (run_passes(orders, durations, delay).seconds for delay in (0.0, 0.5))
     assert late - without >= 4 * 0.5 - 1e-9  # two boundaries there, two back
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "number", "split", "whole"),
+    [(2, 8, 0.02, 0.08), (4, 16, 0.03, 0.11), (8, 32, 0.04, 0.13)],
+)
+def test_halves_that_are_joined_idle_longer_by_the_table_of_docs_pipeline(
+    num_ranks, number, split, whole
+):
+    num_stages = 2 * num_ranks
+    durations = dict.fromkeys(itertools.product("FIW", range(num_stages)), 1.0)
+    durations |= dict.fromkeys(itertools.product("B", range(num_stages)), 2.0)
+    orders = order_passes("zbv", num_ranks, num_stages, number)
+    joined = [join_halves(order) for order in orders]
+    bubbles = [run_passes(one, durations, 0.0).bubble for one in (orders, joined)]
+    assert [round(bubble, 2) for bubble in bubbles] == [split, whole]
 
 
 @pytest.mark.parametrize(

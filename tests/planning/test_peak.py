@@ -2,16 +2,19 @@
 
 import dataclasses
 import weakref
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.torch_version import TorchVersion
 
 from megatron.planning.hardware import Efficiency, Hardware
 from megatron.planning.kernels import sums_gradients
 from megatron.planning.options import complete
 from megatron.planning.passes import _Recorder, held_storages, storage_key
 from megatron.planning.plan import Question, make_plan
+from megatron.planning.report import to_table
 from megatron.training.inputs import open_inputs
 from megatron.training.kernel_choice import choose_accumulation
 from megatron.training.pretrain import build_run
@@ -90,3 +93,16 @@ def test_gradients_are_summed_where_a_run_sums_them(corpus, tmp_path, fusion, de
     chosen = choose_accumulation(config, torch.device(device_type)).name
     hardware = dataclasses.replace(CPU, device_type=device_type)
     assert sums_gradients(config, hardware, 4) == (chosen == "fused")
+
+
+def test_a_plan_counts_halves_of_backward_passes_as_its_torch_computes_them(corpus, tmp_path):
+    layout = "--bf16 --pipeline-schedule zbv --pipeline-model-parallel-size 2"
+    config = open_inputs(parse(flags_of(corpus, tmp_path, layout)), 2).config
+    plans, tables = [], []
+    for version in ("2.12.1", "2.13.0"):
+        with mock.patch("torch.__version__", TorchVersion(version)):
+            plans.append(make_plan(complete(config, 2), Question(2, CPU)))
+            tables.append(to_table(plans[-1]))
+    old, new = plans
+    assert old.step.bubble > new.step.bubble
+    assert ["torch 2.12.1 computes both halves" in table for table in tables] == [True, False]
