@@ -1,11 +1,12 @@
 """From a command line to a `Config`: one flag for each field, a YAML file of defaults below the flags.
 
-Errors of the user become one line on stderr and exit code 2 (`run_tool`). Knows nothing of torch.
+Errors of the user become one line on stderr and exit code 2 (`run_main`). No torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from megatron.config import Config
-from megatron.errors import ConfigError, MegatronError, TrainingError, not_compiled
+from megatron.errors import ConfigError, LostPeer, MegatronError, TrainingError, not_compiled
 from megatron.megatron_flags import ALIASES, answer_to
 from megatron.option_field import flag_of
 from megatron.presets import (
@@ -33,7 +34,7 @@ Section = TypeVar("Section")
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: left early because it was asked to, having saved
-EXIT_LOST_PEER = 76  # EX_PROTOCOL: another process failed, this one had to end with it
+EXIT_LOST_PEER = 76  # EX_PROTOCOL: another process failed or is lost, and this one ends with it
 EXIT_HUNG = 124  # what timeout(1) gives: the watchdog ended a run
 EXIT_SIGNAL = 128  # + the signal's number, as a shell reports it: left at once, nothing saved
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -220,7 +221,18 @@ def config_from(args: argparse.Namespace) -> Config:
 
 def exit_code(error: MegatronError) -> int:
     """Give the code that a tool ends with after this error."""
+    if isinstance(error, LostPeer):
+        return EXIT_LOST_PEER
     return EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USER_ERROR
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process from any thread, whatever its main thread waits for: nothing is unwound, joined or saved.
+
+    The commit protocol of checkpoints makes it safe: a process may end between any two instructions.
+    """
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def one_line(text: str) -> str:
@@ -241,10 +253,30 @@ def end_on_sigterm(advice: str) -> None:
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
-    """Run a tool's main and leave with its exit code; a user's mistake is one line and code 2."""
+    """Run a tool's main and leave with the exit code that `run_main` gives.
+
+    A process with torch then ends without taking its interpreter down. A thread of a process group lets go of the last
+    tensor that it sent when it gets to it; where it has to wait for Python's lock until the interpreter ends, it is
+    ended inside of a destructor, and that aborts the process (SIGABRT).
+    """
+    codes = [EXIT_FAILURE]  # of an error that nobody expects, whose traceback Python writes
+    atexit.register(lambda: _leave_torch(codes[-1]))  # registered first, it runs last
+    codes.append(run_main(main))
+    sys.exit(codes[-1])
+
+
+def _leave_torch(code: int) -> None:
+    """End this process if it has loaded torch: all that is to be done at an exit is done."""
+    if "torch" in sys.modules:
+        sys.stdout.flush()
+        leave_at_once(code)
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a tool's main and give its exit code; a user's mistake is one line and code 2."""
     name = Path(sys.argv[0]).name
     try:
-        code = main() or 0
+        return main() or 0
     except MegatronError as error:
         print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
         code = exit_code(error)
@@ -264,7 +296,9 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
             f"{name}: error: a name is too long for a file: {error.filename!r:.80}", file=sys.stderr
         )
         code = EXIT_USER_ERROR
+    except SystemExit as leaving:  # --help, or a signal
+        code = int(leaving.code or 0)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    sys.exit(code)
+    return code

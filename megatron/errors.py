@@ -27,6 +27,10 @@ class CheckpointError(MegatronError):
     is_shared = True
 
 
+class LostPeer(MegatronError):
+    """Another process of this model is gone, or the launcher of all. Exit code 76."""
+
+
 class TrainingError(MegatronError):
     """A run that cannot go on though its input is right: its numbers went wrong. Exit code 1."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron import cli
 from megatron.config import Config, from_json, to_json
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, LostPeer, TrainingError
 
 # What BigCode's launch files pass, their paths replaced. World size, then flags that differ from the common ones.
 COMMON = """
@@ -518,6 +518,24 @@ def test_what_no_file_can_be_called_is_refused(word):
 def test_sizes_beyond_all_machines_are_refused(number):
     with pytest.raises(ConfigError, match=r"--hidden-size is .*up to 1e.06"):
         parse(f"{SMALL} --hidden-size {number}").check(1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (ConfigError(""), 2),
+        (TrainingError(""), 1),
+        (LostPeer(""), 76),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(143), 143),  # a signal
+        (SystemExit(), 0),  # --help
+    ],
+)
+def test_every_end_has_its_exit_code(raised, code):
+    def main():
+        raise raised
+
+    assert cli.run_main(main) == code
 
 
 def test_an_error_is_one_line_whatever_is_in_it():

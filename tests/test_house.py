@@ -59,10 +59,9 @@ CATCHES_EXCEPTION = {
 }
 ENDS_PROCESS = {
     "megatron/cli.py",
-    "megatron/training/leave.py",
     "megatron/evaluation/side.py",
     "megatron/evaluation/program.py",
-}  # exit codes; the way out of a hang; a fork that is not to return
+}  # exit codes and the way out of a hang; forks that are not to return
 READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology
 
 MEGATRON = sorted((ROOT / "megatron").rglob("*.py"))

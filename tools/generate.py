@@ -63,7 +63,6 @@ EXAMPLES = """\
 
 The same options and seed write the same text, whatever else is in the batch. docs/generation.md has more."""
 
-logger = logging.get_logger("megatron.generate")
 
 CURSOR = "<CURSOR>"
 
@@ -220,32 +219,23 @@ def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     # torch takes seconds to import: a user's mistake does not wait for it
     import torch.distributed as dist
 
-    from megatron.parallel.lost_peer import LostPeer, check_launcher, losses_named
-    from megatron.training.leave import leave_at_once
+    from megatron.parallel.lost_peer import check_launcher, losses_named
 
     num_texts = sum(job.num_samples for job in jobs)
-    try:
-        with losses_named():
-            engine = load(args, launch, source).engine(tokenizer, min(args.batch_size, num_texts))
-            for request in requests:
-                engine.add(request)
-            start, counts = time.perf_counter(), Counts()
-            with _reviewing_writer(args, tokenizer, jobs, launch, reviewer) as write:
-                while not engine.is_idle:
-                    check_launcher(launch)
-                    for update in engine.step():
-                        counts.add(update.completion is not None, update.token is not None)
-                        write(jobs[int(update.request)], update)
-    except LostPeer as error:
-        logger.error("%s", error)
-        leave_at_once(cli.EXIT_LOST_PEER)  # a group may wait for a process that it lost
+    with losses_named():
+        engine = load(args, launch, source).engine(tokenizer, min(args.batch_size, num_texts))
+        for request in requests:
+            engine.add(request)
+        start, counts = time.perf_counter(), Counts()
+        with _reviewing_writer(args, tokenizer, jobs, launch, reviewer) as write:
+            while not engine.is_idle:
+                check_launcher(launch)
+                for update in engine.step():
+                    counts.add(update.completion is not None, update.token is not None)
+                    write(jobs[int(update.request)], update)
     if launch.rank == 0:
         print(counts.summary(time.perf_counter() - start, args.output), file=sys.stderr)
     dist.destroy_process_group()
-    if launch.world_size > 1:
-        # what torch leaves running of a group can abort an interpreter that ends
-        sys.stdout.flush()
-        leave_at_once(0)
     return 0
 
 

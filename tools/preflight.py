@@ -12,6 +12,7 @@ from megatron import cli, logging
 from megatron.errors import MegatronError
 from megatron.parallel.context import ParallelContext, initialize_distributed
 from megatron.parallel.launch import Launch
+from megatron.parallel.lost_peer import losses_named
 from megatron.preflight.checks import Preflight, all_checks
 from megatron.preflight.finding import Finding, has_passed, to_json
 from megatron.training.inputs import Inputs, open_inputs
@@ -25,7 +26,7 @@ EXAMPLES = """\
     PREFLIGHT=1 MODEL=15b DATA_PATH=… TOKENIZER_FILE=… sbatch examples/pretrain_starcoder.slurm
 
 prints a line a check on rank 0: PASS, WARN or FAIL, and what to do. exit codes: 0 nothing failed; 1 a
-check failed; 2 an option or a file is wrong (docs/cluster.md)"""
+check failed; 2 an option or a file is wrong; 76 a process was lost on the way (docs/cluster.md)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +60,13 @@ def _check(inputs: Inputs, launch: Launch, *, as_json: bool) -> int:
     context = ParallelContext.create(inputs.config.parallel, launch.world_size, device)
     preflight = Preflight(inputs, launch, context, socket.gethostname())
     findings: list[Finding] = []
-    for found in all_checks(preflight):
-        findings += found
-        if launch.rank == 0 and not as_json:
-            print(*(line for item in found for line in item.lines()), sep="\n", flush=True)
-    passed = [has_passed(findings)]
-    dist.broadcast_object_list(passed, src=0)
+    with losses_named():
+        for found in all_checks(preflight):
+            findings += found
+            if launch.rank == 0 and not as_json:
+                print(*(line for item in found for line in item.lines()), sep="\n", flush=True)
+        passed = [has_passed(findings)]
+        dist.broadcast_object_list(passed, src=0)
     if launch.rank == 0:
         if as_json:
             print(json.dumps(to_json(findings)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron import cli, logging
 from megatron.attribution.options import ReviewOptions
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, LostPeer
 from megatron.inference.model_flags import (
     add_model_flags,
     check_processes,
@@ -89,10 +89,8 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
 
     import torch.distributed as dist
 
-    from megatron.parallel.lost_peer import LostPeer
     from megatron.serving.channel import Channel
     from megatron.serving.worker import Worker, follow
-    from megatron.training.leave import leave_at_once
 
     loaded, channel = load(args, launch, source), Channel(launch)
 
@@ -121,9 +119,6 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
         code = serve(application, service, worker, listener, loaded.context.device)
     if code != cli.EXIT_LOST_PEER:  # a group may wait for a process that it lost
         dist.destroy_process_group()
-    if launch.world_size > 1:
-        # what torch leaves running of a group can abort an interpreter that ends
-        leave_at_once(code)
     return code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from megatron import cli
-from megatron.errors import CheckpointError, ConfigError, MegatronError
+from megatron.errors import CheckpointError, ConfigError, LostPeer, MegatronError
 from megatron.logging import get_logger
 from megatron.option_field import require
 from megatron.options import ModelConfig, ParallelConfig
@@ -130,7 +130,7 @@ def with_one_voice(launch: Launch, work: Callable[[], int]) -> int:
     try:
         return work()
     except MegatronError as error:
-        if launch.rank == 0:
+        if launch.rank == 0 or isinstance(error, LostPeer):
             raise
         return cli.exit_code(error)
 

@@ -13,8 +13,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron.errors import CheckpointError, MegatronError
-from megatron.parallel.lost_peer import LostPeer
+from megatron.errors import CheckpointError, LostPeer, MegatronError
 
 T = TypeVar("T")
 

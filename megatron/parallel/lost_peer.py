@@ -9,15 +9,11 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from megatron.errors import MegatronError
+from megatron.errors import LostPeer
 from megatron.parallel.launch import Launch
 
 # Of NCCL's errors those that are this process's own: a GPU that fails, no memory, two processes on one GPU.
 OWN_NCCL_ERRORS = re.compile("ncclUnhandledCudaError|ncclInvalidArgument|ncclInvalidUsage")
-
-
-class LostPeer(MegatronError):
-    """Another process of this model is gone, or the launcher of all."""
 
 
 @contextlib.contextmanager

@@ -22,13 +22,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from megatron.cli import EXIT_FAILURE, EXIT_LOST_PEER
+from megatron.cli import EXIT_FAILURE, EXIT_LOST_PEER, leave_at_once
 from megatron.errors import ConfigError
 from megatron.logging import get_logger
 from megatron.serving.options import ServingOptions
 from megatron.serving.service import Service
 from megatron.serving.worker import Worker
-from megatron.training.leave import leave_at_once
 
 logger = get_logger(__name__)
 

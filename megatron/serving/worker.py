@@ -16,11 +16,11 @@ from typing import Protocol
 
 import torch
 
-from megatron.errors import MegatronError
+from megatron.errors import LostPeer, MegatronError
 from megatron.inference.engine import Engine
 from megatron.inference.request import Request, Update
 from megatron.logging import get_logger
-from megatron.parallel.lost_peer import LostPeer, losses_named
+from megatron.parallel.lost_peer import losses_named
 from megatron.serving.channel import Channel, Orders
 
 logger = get_logger(__name__)

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from threading import Thread
 from types import FrameType
 
-from megatron.cli import EXIT_SIGNAL
+from megatron.cli import EXIT_SIGNAL, leave_at_once
 from megatron.logging import get_logger
-from megatron.training.leave import leave_at_once
 
 logger = get_logger(__name__)
 

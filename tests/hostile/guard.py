@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron.cli import run_tool
+from megatron.cli import run_main
 
 SECONDS = 120
 EXTRA_BYTES = (
@@ -81,14 +81,10 @@ def _run(
     name = getattr(tool, "__module__", "tool")
     sys.argv = [f"{name}.py", *argv]
     errors = io.StringIO()
-    code: object = None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            try:
-                run_tool(lambda: tool(argv))
-            except SystemExit as leaving:
-                code = leaving.code
+            code = run_main(lambda: tool(argv))
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
             if grown > MOST_BYTES:
                 return Outcome("finding", f"took {grown >> 20} MB of memory, code {code}")
@@ -100,7 +96,7 @@ def _run(
     return judge(code, errors.getvalue(), f"{name}.py: error: ")
 
 
-def judge(code: object, errors: str, prefix: str) -> Outcome:
+def judge(code: int, errors: str, prefix: str) -> Outcome:
     """Say whether a command that failed did so as promised: code 2, and one line that is an error."""
     lines = errors.splitlines()
     said = [line for line in lines if line.startswith(prefix)]

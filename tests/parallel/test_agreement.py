@@ -2,10 +2,10 @@
 
 import pytest
 
-from megatron.errors import CheckpointError, ConfigError, DataError, MegatronError
+from megatron.errors import CheckpointError, ConfigError, DataError, LostPeer, MegatronError
 from megatron.parallel.agreement import gather_on_first, on_first_rank, scatter_from_first
 from megatron.parallel.launch import Launch
-from megatron.parallel.lost_peer import LostPeer, is_lost_peer
+from megatron.parallel.lost_peer import is_lost_peer
 
 
 def act(rank, failures):

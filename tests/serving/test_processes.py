@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
 from megatron.cli import EXIT_FAILURE, EXIT_LOST_PEER
+from megatron.errors import LostPeer
 from megatron.parallel.launch import Launch
-from megatron.parallel.lost_peer import LostPeer
 from megatron.serving.channel import Channel, Orders
 from tests.serving import attack
 from tests.serving.conftest import LITTLE_PATIENCE, PROMPT

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint.save import save_checkpoint
-from megatron.cli import run_tool
+from megatron.cli import run_main
 from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_folder import INDEX_FILE
 from megatron.convert.hf_import import open_hf
@@ -37,13 +37,9 @@ CHANGED[3, 2] = float("nan")
 def verify(*arguments):
     """Run the tool in this process; give what a process would."""
     out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        run_tool(lambda: tool.main(["checkpoint", *map(str, arguments)]))
-    return SimpleNamespace(returncode=end.value.code, stdout=out.getvalue(), stderr=err.getvalue())
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_main(lambda: tool.main(["checkpoint", *map(str, arguments)]))
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,13 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER
+from megatron.cli import EXIT_HUNG, EXIT_LOST_PEER, leave_at_once
 from megatron.config import Config
-from megatron.errors import ConfigError, MegatronError
+from megatron.errors import ConfigError, LostPeer, MegatronError
 from megatron.logging import get_logger
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.launch import Launch
-from megatron.parallel.lost_peer import LostPeer, is_lost_peer, shortened
-from megatron.training.leave import leave_at_once
+from megatron.parallel.lost_peer import is_lost_peer, shortened
 from megatron.training.marks import Marks
 from megatron.training.signals import STOP_SIGNALS
 from megatron.training.watchdog.board import Alarm, Board, Report
