@@ -27,8 +27,8 @@ EXAMPLES = """\
 exit codes: 0 finished; 75 left early because it was asked to (signal, --exit-*), having saved if there
 is --save: the same command continues; 128 + signal at a signal before the first step or a second one:
 left at once without saving, what was saved before is whole; 124 the watchdog ended a run that hung;
-76 another process failed or was lost; 2 an option, a file or a checkpoint is wrong; 1 anything else
-(docs/reliability.md)"""
+76 another process failed or was lost, and this one ended with it; 2 an option, a file or a
+checkpoint is wrong; 1 anything else (docs/reliability.md)"""
 
 logger = logging.get_logger("megatron.pretrain_gpt")  # as a script, __name__ is no part of it
 

@@ -34,8 +34,10 @@ class End:
         who = f"rank {self.rank} on {self.host}"
         if self.code < 0:
             return f"{who} was killed by {_signal_name(-self.code)}"
-        if self.code == EXIT_LOST_PEER:
-            return f"{who} lost another process (exit code {EXIT_LOST_PEER}); the watchdog's line names it"
+        if self.code == EXIT_LOST_PEER:  # of another node, or the network: here nothing else ended
+            return f"{who} ended because another process was lost (exit code {EXIT_LOST_PEER}); its last line says more"
+        if self.code > EXIT_SIGNAL:
+            return f"{who} left at {_signal_name(self.code - EXIT_SIGNAL)} (exit code {self.code})"
         return f"{who} ended with exit code {self.code}"
 
     @property

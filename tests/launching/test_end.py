@@ -27,5 +27,9 @@ def test_an_end_names_who_where_and_how() -> None:
     assert str(End(3, "n2", -200)) == "rank 3 on n2 was killed by signal 200"
     assert str(End(3, "n2", 70)) == "rank 3 on n2 ended with exit code 70"
     assert "rank" not in str(End(0, "n1", 124))  # all end so: rank 0 is not to blame
-    assert "the watchdog's line" in str(End(0, "n1", 76))
+    lost, left = End(0, "n1", 76), End(0, "n1", 143)
+    assert str(lost).startswith(
+        "rank 0 on n1 ended because another process was lost (exit code 76)"
+    )
+    assert str(left) == "rank 0 on n1 left at SIGTERM (exit code 143)"
     assert End.from_json(End(3, "n2", 70).to_json()) == End(3, "n2", 70)
