@@ -11,10 +11,10 @@ import torch
 
 from megatron.cli import make_parser, parse_known, run_tool
 from megatron.convert.hf_import import open_hf
+from megatron.convert.hf_verification import verify_hf
 from megatron.convert.imported import convert
 from megatron.convert.output_folder import add_folders
-from megatron.convert.source import Source
-from megatron.convert.verification import verify_hf
+from megatron.convert.source import RunSource
 
 EXAMPLES = """\
   python tools/convert_from_hf.py --load starcoderbase-1b --save runs/starcoder-1b --verify
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
 
     def verify(root: Path) -> str:
-        difference = verify_hf(Source.open(root), args.load, torch.float32)
+        difference = verify_hf(RunSource.open(root), args.load, torch.float32)
         return f", logits equal transformers' to {difference:.0e}"
 
     convert(

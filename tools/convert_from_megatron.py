@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megatron.cli import add_section, make_parser, parse_known, run_tool, section_from
 from megatron.convert.imported import convert
-from megatron.convert.megatron_legacy import open_megatron
+from megatron.convert.megatron_import import open_megatron
 from megatron.convert.output_folder import add_folders
 from megatron.options import TokenizerConfig
 

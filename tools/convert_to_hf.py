@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from megatron.cli import make_parser, parse_known, run_tool
-from megatron.convert.hf_choice import architecture_of
-from megatron.convert.hf_export import export_hf, is_export
+from megatron.convert.hf_export import architecture_of, export_hf, is_export
+from megatron.convert.hf_verification import verify_hf
 from megatron.convert.output_folder import add_folders, check_target, new_folder
-from megatron.convert.source import Source
-from megatron.convert.verification import verify_hf
+from megatron.convert.source import RunSource
 from megatron.errors import ConfigError
 from megatron.progress import progress_bar
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype, max_shard_bytes = DTYPES[args.dtype], parse_size(args.max_shard_size)
     may_replace = is_export if args.overwrite else None
     check_target(args.save, may_replace)
-    source = Source.open(args.load, args.iteration)
+    source = RunSource.open(args.load, args.iteration)
     if args.verify:
         size = source.reader.num_bytes
         with progress_bar(size, "hashes") as bar:

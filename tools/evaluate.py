@@ -28,7 +28,7 @@ from megatron.parallel.launch import Launch
 from megatron.progress import progress_bar
 
 if TYPE_CHECKING:
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -155,7 +155,7 @@ def _request(
 
 def _open(args: argparse.Namespace) -> tuple[ModelSource, Tokenizer]:
     """Open the model and its tokenizer. Raises MegatronError."""
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
 
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
     return source, choose_tokenizer(args, source.tokenizer, source.model.vocab_size)

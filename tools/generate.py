@@ -41,7 +41,7 @@ from megatron.tokenizer.chat_template import ChatEncoder, Message, choose_templa
 
 if TYPE_CHECKING:
     from megatron.attribution.review import Review, Reviewer
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
     from megatron.tokenizer.interface import Tokenizer
 
 EXAMPLES = """\
@@ -199,7 +199,7 @@ def _check(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> None:
 
 def _generate(args: argparse.Namespace, jobs: list[Job], launch: Launch) -> int:
     """Load the model and write. Collective over all processes."""
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
 
     source = ModelSource.open(args.load, args.iteration, accepts_exact_gelu=args.gelu_as_tanh)
     tokenizer = choose_tokenizer(args, source.tokenizer, source.model.vocab_size)

@@ -62,7 +62,7 @@ def _serve(args: argparse.Namespace, launch: Launch) -> int:
     options = cli.section_from(args, ServingOptions)
     options.check()
     check_processes(args, launch)
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
 
     try:
         import starlette  # noqa: F401

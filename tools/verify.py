@@ -275,7 +275,7 @@ def _add_checkpoint(commands: argparse._SubParsersAction[argparse.ArgumentParser
 def _checkpoint(args: argparse.Namespace) -> int:
     # Imported here: they need torch, which the other commands start without.
     from megatron.checkpoint import compare, describe
-    from megatron.convert.source import CONVERTED_FROM
+    from megatron.convert.imported import CONVERTED_FROM
 
     first = _open_checkpoint(args.checkpoint)
     second = _open_checkpoint(args.against) if args.against else None
@@ -317,11 +317,11 @@ def _open_checkpoint(path: Path) -> TensorSource:
     from megatron.checkpoint.reader import CheckpointReader
     from megatron.convert.hf_folder import is_hf_folder
     from megatron.convert.hf_import import open_hf
-    from megatron.convert.import_source import ImportSource
+    from megatron.convert.imported import ImportReader
 
     if is_hf_folder(path):
         # Only weights are compared: what they are activated by is no matter.
-        return ImportSource(open_hf(path, accepts_exact_gelu=True), path)
+        return ImportReader(open_hf(path, accepts_exact_gelu=True), path)
     return CheckpointReader.open(find_checkpoint(path))
 
 

@@ -111,7 +111,7 @@ class _Sides:
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
 
-        from megatron.convert.model_source import ModelSource
+        from megatron.convert.source import ModelSource
         from megatron.inference.load import load_model
         from megatron.parallel.context import ParallelContext, initialize_distributed
 

@@ -23,12 +23,15 @@ from megatron.checkpoint.safetensors_file import (
     TensorSpec,
     row_blocks,
 )
-from megatron.convert.hf_choice import architecture_of
+from megatron.convert.hf_architecture import Architecture
 from megatron.convert.hf_folder import INDEX_FILE, SINGLE_FILE
+from megatron.convert.hf_gpt_bigcode import GPT_BIGCODE
+from megatron.convert.hf_starcoder2 import STARCODER2
 from megatron.convert.hf_tokenizer import write_tokenizer
+from megatron.convert.imported import GENERATION_CONFIG
 from megatron.convert.mapping import MappedTensor, Rows
 from megatron.convert.model_card import model_card
-from megatron.convert.source import GENERATION_CONFIG, Source
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import ModelConfig
 from megatron.tokenizer import chat_template
@@ -48,7 +51,7 @@ class ExportSummary:
 
 
 def export_hf(
-    source: Source,
+    source: RunSource,
     folder: Path,
     *,
     dtype: torch.dtype,
@@ -61,23 +64,31 @@ def export_hf(
     model, CheckpointError if the checkpoint does not have what its configuration says.
     """
     model = source.config.model
-    tensors = architecture_of(model).map(model)
+    architecture = architecture_of(model)
+    tensors = architecture.map(model)
     check_source(source.reader, tensors)
-    _write_json(folder / "config.json", _config(model, source.eod, dtype))
+    _write_json(folder / "config.json", _config(model, architecture, source.eod, dtype))
     _write_json(folder / GENERATION_CONFIG, _generation_config(source))
     if source.tokenizer is not None:
         write_tokenizer(
             source.tokenizer, source.tokenizer_folder, folder, model.max_position_embeddings
         )
     num_parameters = sum(tensor.num_values for tensor in tensors)
-    (folder / "README.md").write_text(model_card(source, num_parameters, dtype), encoding="utf-8")
+    card = model_card(source, architecture, num_parameters, dtype)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     num_files = write_weights(source.reader, tensors, folder, dtype, max_shard_bytes, progress)
     return ExportSummary(num_parameters, num_parameters * dtype.itemsize, num_files)
 
 
-def _config(model: ModelConfig, eod: int, dtype: torch.dtype) -> dict[str, Any]:
+def architecture_of(model: ModelConfig) -> Architecture:
+    """Choose by the kind of positions; whether it has a place for the rest is for its `map` to say."""
+    return STARCODER2 if model.has_rotary_positions else GPT_BIGCODE
+
+
+def _config(
+    model: ModelConfig, architecture: Architecture, eod: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """Give the config.json of the exported model."""
-    architecture = architecture_of(model)
     return {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
@@ -201,7 +212,7 @@ def is_export(folder: Path) -> bool:
         return False
 
 
-def _generation_config(source: Source) -> dict[str, Any]:
+def _generation_config(source: RunSource) -> dict[str, Any]:
     """Give what the run was converted with, if it was; a document ends as the tokenizer says."""
     eod = source.eod
     template = source.tokenizer_folder / chat_template.FILE

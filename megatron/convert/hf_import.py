@@ -17,16 +17,17 @@ from megatron.checkpoint.safetensors_file import row_blocks
 from megatron.config import Config
 from megatron.convert.fields import Fields
 from megatron.convert.hf_architecture import LM_HEAD, Architecture
-from megatron.convert.hf_choice import architecture_named
 from megatron.convert.hf_folder import HfFolder
-from megatron.convert.imported import Import, ImportedTensor, check_model
+from megatron.convert.hf_gpt_bigcode import GPT_BIGCODE
+from megatron.convert.hf_starcoder2 import STARCODER2
+from megatron.convert.imported import GENERATION_CONFIG, Import, ImportedTensor, check_model
 from megatron.convert.mapping import MappedTensor, invert
-from megatron.convert.source import GENERATION_CONFIG
 from megatron.errors import CheckpointError
 from megatron.options import DataConfig, ModelConfig, PrecisionConfig, TokenizerConfig
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
 
+ARCHITECTURES = (GPT_BIGCODE, STARCODER2)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,6 +73,17 @@ def open_hf(path: Path, *, accepts_exact_gelu: bool) -> Import:
         generation_config=read_json_object(generation) if generation.is_file() else None,
         notes=tuple(notes),
     )
+
+
+def architecture_named(fields: Fields) -> Architecture:
+    """Give the architecture of a config.json. Raises CheckpointError if it is none that is converted."""
+    for architecture in ARCHITECTURES:
+        if fields.values.get("model_type") == architecture.model_type:
+            return architecture
+    known = " and ".join(
+        f"{one.model_type} ({one.class_name.removesuffix('ForCausalLM')})" for one in ARCHITECTURES
+    )
+    raise fields.refusal("model_type", f"what is converted is {known}")
 
 
 def _tokenizer(path: Path) -> tuple[TokenizerConfig, Tokenizer | None]:

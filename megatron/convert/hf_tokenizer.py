@@ -15,16 +15,15 @@ from megatron.tokenizer import chat_template
 from megatron.tokenizer.interface import Tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length: int) -> list[str]:
-    """Write the files of a tokenizer that was kept in `source` into `folder`; give their names.
+def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length: int) -> None:
+    """Write the files of a tokenizer that was kept in `source` into `folder`.
 
     A tokenizer without tokenizer.json is copied as it is: AutoTokenizer needs more than this to read it.
     """
     if not (source / "tokenizer.json").is_file():
-        names = [file.name for file in source.iterdir()] if source.is_dir() else []
-        for name in names:
-            shutil.copyfile(source / name, folder / name)
-        return names
+        for file in source.iterdir() if source.is_dir() else ():
+            shutil.copyfile(file, folder / file.name)
+        return
     definition = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     for token in definition["added_tokens"]:
         token["special"] = token["special"] or token["content"] in tokenizer.special_tokens
@@ -40,7 +39,6 @@ def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length
         contents[chat_template.FILE] = read.to_json()  # for our own tools
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-    return list(contents)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from megatron.convert.hf_choice import architecture_of
-from megatron.convert.source import CONVERTED_FROM, Source
+from megatron.convert.hf_architecture import Architecture
+from megatron.convert.imported import CONVERTED_FROM
+from megatron.convert.source import RunSource
 from megatron.options import DataConfig
 from megatron.tokenizer.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, FIM_TOKENS
 
@@ -72,7 +73,9 @@ to run, and it may repeat training data word for word, whose licence then applie
 """
 
 
-def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
+def model_card(
+    source: RunSource, architecture: Architecture, num_parameters: int, dtype: torch.dtype
+) -> str:
     """Write the card from what the run left: its options, its state and its metrics."""
     rows = [
         ("parameters", f"{num_parameters:,}"),
@@ -80,7 +83,6 @@ def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
         *_architecture(source),
         *_training(source),
     ]
-    architecture = architecture_of(source.config.model)
     head = _HEAD.format(
         size=_short(num_parameters),
         model_type=architecture.model_type,
@@ -90,7 +92,7 @@ def model_card(source: Source, num_parameters: int, dtype: torch.dtype) -> str:
     return head + table + _usage(source) + _LIMITS
 
 
-def _architecture(source: Source) -> list[tuple[str, str]]:
+def _architecture(source: RunSource) -> list[tuple[str, str]]:
     model = source.config.model
     groups = model.query_groups
     kinds = {1: "multi-query", model.num_attention_heads: "multi-head"}
@@ -106,7 +108,7 @@ def _architecture(source: Source) -> list[tuple[str, str]]:
     ]
 
 
-def _training(source: Source) -> list[tuple[str, str]]:
+def _training(source: RunSource) -> list[tuple[str, str]]:
     config, state = source.config, source.reader.state
     rows = []
     if CONVERTED_FROM in state:
@@ -151,7 +153,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _usage(source: Source) -> str:
+def _usage(source: RunSource) -> str:
     tokenizer = source.tokenizer
     if tokenizer is None or not (source.tokenizer_folder / "tokenizer.json").is_file():
         return ""

@@ -1,4 +1,7 @@
-"""What an export starts from: a checkpoint, the options of its run, and the tokenizer beside it."""
+"""Where a model comes from: a checkpoint of a run, of any layout, or to predict with also a folder of transformers.
+
+Nothing is loaded here yet: tensors are read whole, by rows, under our names.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.config import Config, from_json
+from megatron.convert.hf_folder import is_hf_folder
+from megatron.convert.hf_import import open_hf
+from megatron.convert.imported import GENERATION_CONFIG, ImportReader
 from megatron.errors import CheckpointError, ConfigError, DataError
 from megatron.logging import get_logger
 from megatron.metrics_file import METRICS_FILE, LossLine, read_losses
 from megatron.option_field import check_bounds
+from megatron.options import ModelConfig
+from megatron.tokenizer import chat_template
+from megatron.tokenizer.chat_template import ChatTemplate
 from megatron.tokenizer.interface import Tokenizer
 from megatron.tokenizer.tokenizer import build_tokenizer
 
 logger = get_logger(__name__)
 
-GENERATION_CONFIG = "generation_config.json"  # beside a checkpoint that came with one
-CONVERTED_FROM = "converted_from"  # in state.json of a checkpoint that came from elsewhere
-
 
 @dataclass(frozen=True)
-class Source:
-    """One checkpoint of a run."""
+class RunSource:
+    """One checkpoint of a run, the run's options, and the tokenizer beside it."""
 
     reader: CheckpointReader
     config: Config
@@ -34,7 +42,7 @@ class Source:
     tokenizer_folder: Path
 
     @classmethod
-    def open(cls, path: Path, iteration: int | None = None) -> Source:
+    def open(cls, path: Path, iteration: int | None = None) -> RunSource:
         """Open a run's folder or one of its checkpoints. Raises CheckpointError, or DataError for its tokenizer."""
         reader = CheckpointReader.open(find_checkpoint(path, iteration))
         config = _config_of(reader)
@@ -63,6 +71,53 @@ class Source:
             logger.warning("%s; the export says nothing of losses", error)
             return []
         return [line for line in lines if line.iteration <= self.reader.iteration]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model on disk. tokenizer: None where the folder has none."""
+
+    path: Path
+    model: ModelConfig
+    tensors: CheckpointReader | ImportReader
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype  # that it was trained or stored in
+    tokenizer_folder: Path
+    iteration: int | None  # of a checkpoint of ours
+
+    @classmethod
+    def open(
+        cls, path: Path, iteration: int | None = None, *, accepts_exact_gelu: bool = False
+    ) -> ModelSource:
+        """Open a run's folder, one of its checkpoints, or a folder of GPTBigCode or Starcoder2.
+
+        Raises CheckpointError for what is neither or damaged, DataError for a broken tokenizer.
+        """
+        if not is_hf_folder(path):
+            source = RunSource.open(path, iteration)
+            dtype = getattr(torch, source.config.precision.compute_dtype)
+            return cls(
+                path,
+                source.config.model,
+                source.reader,
+                source.tokenizer,
+                dtype,
+                source.tokenizer_folder,
+                source.reader.iteration,
+            )
+        if iteration is not None:
+            raise CheckpointError(
+                f"{path} is a folder of transformers, which has no iterations; leave --iteration out"
+            )
+        imported = open_hf(path, accepts_exact_gelu=accepts_exact_gelu)
+        dtype = getattr(torch, imported.config.precision.compute_dtype)
+        tensors = ImportReader(imported, path)
+        return cls(path, imported.config.model, tensors, imported.tokenizer, dtype, path, None)
+
+    def chat_template(self) -> ChatTemplate | None:
+        """Give the template of the conversations that it was trained on; None if it was trained on none."""
+        path = self.tokenizer_folder / chat_template.FILE
+        return chat_template.read_template(path, str(path)) if path.is_file() else None
 
 
 def _config_of(reader: CheckpointReader) -> Config:

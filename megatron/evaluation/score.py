@@ -34,7 +34,10 @@ def score(
     is_isolated: bool = True,
     journal: Journal | None = None,
 ) -> Iterator[Result]:
-    """Yield results as they come, those of the journal first. Raises ConfigError where there is no isolation, DataError for an unknown task."""
+    """Yield results as they come, those of the journal first.
+
+    Raises ConfigError where there is no isolation, DataError for an unknown task.
+    """
     by_name = {task.name: task for task in tasks}
     groups: dict[tuple[str, str], list[Sample]] = {}
     check_known(tasks, samples)

@@ -111,8 +111,9 @@ class Verdict:
     """How a trial ended.
 
     outcome: passed; wrong (a test failed); error (an exception); syntax; timeout-wall; timeout-cpu; exited (the
-    process ended early); memory (its processes took too much together); no-plain-value (it returned an object of its own); forged (what no honest program says or
-    does); unsupported (the tests cannot be run this way); not-here (the task cannot be judged on this machine).
+    process ended early); memory (its processes took too much together); no-plain-value (it returned an object of its
+    own); forged (what no honest program says or does); unsupported (the tests cannot be run this way); not-here (the
+    task cannot be judged on this machine).
     is_proven: whether only what is right can bring this about.
     """
 

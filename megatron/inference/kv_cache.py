@@ -2,9 +2,9 @@
 
 A row is a sequence in work. For each layer of this process there are two tensors [rows, k, positions, d], k being the key
 heads that it attends with: for multi-query attention 1, so that a row costs a 48th of multi-head attention's with 48
-heads. A `Stage` reads its keys in panels, [rows, k, positions / panel, d, panel]. Rows in use are the first ones, without gaps, and what is read is a slice of them: attention runs on the cache as
-it lies. A sequence that ends gives its row to the last one (`copy_row`), which costs one copy of a row for a whole
-sequence. Both dims grow by doubling, up to bounds.
+heads. A `Stage` reads its keys in panels, [rows, k, positions / panel, d, panel]. Rows in use are the first ones, without
+gaps, and what is read is a slice of them: attention runs on the cache as it lies. A sequence that ends gives its row to
+the last one (`copy_row`), which costs one copy of a row for a whole sequence. Both dims grow by doubling, up to bounds.
 
 Cells beyond a row's tokens hold zeros, or what another sequence left there: finite, and hidden from attention.
 """
@@ -46,11 +46,6 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.reserve(1, min(128, shape.max_positions))
-
-    @property
-    def num_bytes(self) -> int:
-        """What the tensors take."""
-        return sum(x.nbytes for x in (*self.keys.values(), *self.values.values()))
 
     def reserve(self, num_rows: int, num_positions: int) -> None:
         """Have room for so many rows of so many tokens; at least twice the room that was there, if it was too little."""

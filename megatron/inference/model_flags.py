@@ -34,7 +34,7 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 
 
 class StoredModel(Protocol):
-    """A model on disk, as `megatron.convert.model_source` opens it."""
+    """A model on disk, as `megatron.convert.source` opens it."""
 
     @property
     def model(self) -> ModelConfig: ...

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTBigCodeForCa
 
 from megatron.checkpoint.save import save_checkpoint
 from megatron.config import Config, to_json
-from megatron.convert import verification
+from megatron.convert import hf_verification
 from megatron.convert.hf_export import export_hf, is_export
-from megatron.convert.source import Source
-from megatron.convert.verification import our_logits, verify_hf
+from megatron.convert.hf_verification import our_logits, verify_hf
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
 from tests.convert.runs import (
@@ -33,7 +33,7 @@ HEADS = pytest.mark.parametrize(
 
 def export(root, folder, dtype=torch.float32, max_shard_bytes=10**9):
     folder.mkdir()
-    source = Source.open(root)
+    source = RunSource.open(root)
     return export_hf(
         source, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=lambda _: None
     )
@@ -87,26 +87,26 @@ def test_a_model_trained_at_tp_2_has_the_logits_of_its_export(world, tmp_path, h
 def test_verification_accepts_what_was_exported(tmp_path, heads, dtype):
     make_run(tmp_path / "run", **heads)
     export(tmp_path / "run", tmp_path / "export", dtype)
-    assert verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", dtype) < 1e-5
+    assert verify_hf(RunSource.open(tmp_path / "run"), tmp_path / "export", dtype) < 1e-5
 
 
 def test_verification_refuses_another_model(tmp_path):
     weights = make_run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "export")
-    source = Source.open(tmp_path / "run")
+    source = RunSource.open(tmp_path / "run")
     tensors = {f"model.{name}": tensor.clone() for name, tensor in weights.items()}
     tensors["model.layers.1.self_attention.key_value.bias"][7] += 1e-2
     save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=source.reader.config)
     with pytest.raises(CheckpointError, match="is not the model"):
-        verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+        verify_hf(RunSource.open(tmp_path / "run"), tmp_path / "export", torch.float32)
 
 
 @pytest.mark.parametrize("window", [None, 65, 79, 81])
 def test_verification_refuses_another_window_by_its_logits(tmp_path, monkeypatch, window):
     make_run(tmp_path / "run", **(STARCODER2 | {"window_size": 80, "max_position_embeddings": 100}))
     export(tmp_path / "run", tmp_path / "export")
-    source = Source.open(tmp_path / "run")
-    monkeypatch.setattr(verification, "check_fields", lambda model, folder: None)
+    source = RunSource.open(tmp_path / "run")
+    monkeypatch.setattr(hf_verification, "check_fields", lambda model, folder: None)
     assert verify_hf(source, tmp_path / "export", torch.float32) < 1e-4
     change_json(tmp_path / "export" / "config.json", sliding_window=window)
     with pytest.raises(CheckpointError, match="its logits differ by"):
@@ -129,7 +129,7 @@ def test_verification_refuses_a_config_that_logits_hardly_tell(tmp_path, changes
     export(tmp_path / "run", tmp_path / "export")
     change_json(tmp_path / "export" / "config.json", **changes)
     with pytest.raises(CheckpointError, match=words):
-        verify_hf(Source.open(tmp_path / "run"), tmp_path / "export", torch.float32)
+        verify_hf(RunSource.open(tmp_path / "run"), tmp_path / "export", torch.float32)
 
 
 def change_json(path, **changes):
@@ -138,7 +138,7 @@ def change_json(path, **changes):
 
 def test_our_logits_leave_no_process_group(tmp_path):
     make_run(tmp_path)
-    source = Source.open(tmp_path)
+    source = RunSource.open(tmp_path)
     ids = torch.arange(5)[None]
     first = our_logits(source.reader, source.config.model, ids, torch.float32)
     assert first.shape == (1, 5, VOCAB_SIZE)
@@ -174,7 +174,7 @@ def test_values_beyond_fp16_are_refused(tmp_path):
     weights = make_run(tmp_path / "run")
     weights["final_layernorm.bias"][0] = 1e5
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-    config = Source.open(tmp_path / "run").reader.config
+    config = RunSource.open(tmp_path / "run").reader.config
     save_checkpoint(tmp_path / "run", 20, tensors, state={}, config=config)
     with pytest.raises(ConfigError, match=r"final_layernorm\.bias has values beyond .* bf16"):
         export(tmp_path / "run", tmp_path / "export", torch.float16)

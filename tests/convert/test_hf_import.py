@@ -14,9 +14,9 @@ from megatron.checkpoint.layout import find_checkpoint
 from megatron.checkpoint.load import load_checkpoint
 from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_import import open_hf
+from megatron.convert.hf_verification import verify_hf
 from megatron.convert.imported import convert
-from megatron.convert.source import Source
-from megatron.convert.verification import verify_hf
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, DataError
 from tests.convert.runs import (
     MULTI_HEAD,
@@ -62,7 +62,7 @@ def bring_in(folder, save, *, accepts_exact_gelu=False):
         save,
         overwrite=False,
     )
-    return Source.open(save)
+    return RunSource.open(save)
 
 
 def export(source, folder, dtype):
@@ -77,7 +77,7 @@ def change_config(folder, **changes):
 
 def our_logits_and_gradients(rank, root, ids, labels):
     """Load an import as training does; give logits [b, s, v] and gradients of the mean loss by name."""
-    source = Source.open(root)
+    source = RunSource.open(root)
     model = make_model(source.config.model, make_context(1))
     weights = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     load_checkpoint(find_checkpoint(root), weights)
@@ -148,7 +148,7 @@ def test_a_round_trip_is_bit_equal(tmp_path, monkeypatch, multi_query, dtype):
 @pytest.mark.parametrize("changes", [MULTI_QUERY, MULTI_HEAD, STARCODER2])
 def test_a_run_of_ours_comes_back_from_its_export(tmp_path, changes):
     weights = make_run(tmp_path / "run", **changes, init_method_std=0.03)
-    export(Source.open(tmp_path / "run"), tmp_path / "a", torch.float32)
+    export(RunSource.open(tmp_path / "run"), tmp_path / "a", torch.float32)
     source = bring_in(tmp_path / "a", tmp_path / "back")
     for name, tensor in weights.items():
         rows = VOCAB_SIZE if "word_embeddings" in name else None  # padding is not exported
@@ -160,7 +160,7 @@ def test_a_run_of_ours_comes_back_from_its_export(tmp_path, changes):
     card = (tmp_path / "b" / "README.md").read_text()
     assert "| converted from | a |" in card
     assert "| steps |" not in card
-    model, old = source.config.model, Source.open(tmp_path / "run").config.model
+    model, old = source.config.model, RunSource.open(tmp_path / "run").config.model
     names = ("vocab_size", "ffn_size", "query_groups", "init_method_std", "layernorm_epsilon")
     names += ("head_dim", "position_embedding_type", "rotary_base", "window_size")
     assert all(getattr(model, name) == getattr(old, name) for name in names)
@@ -177,7 +177,7 @@ def test_tokenizer_and_generation_config_come_along(tmp_path):
     shutil.rmtree(tmp_path / "hf")
     assert source.tokenizer.eod == 4
     assert source.config.tokenizer.tokenizer_type == "HuggingFaceTokenizer"
-    assert Source.open(tmp_path / "ours").tokenizer.vocab_size == VOCAB_SIZE
+    assert RunSource.open(tmp_path / "ours").tokenizer.vocab_size == VOCAB_SIZE
     export(source, tmp_path / "back", torch.float32)
     carried = GenerationConfig.from_pretrained(tmp_path / "back")
     assert (carried.eos_token_id, carried.max_new_tokens) == ([0, 4], 9)

@@ -6,8 +6,8 @@ from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from megatron.checkpoint import safetensors_file
 from megatron.convert.fields import Fields
-from megatron.convert.hf_choice import architecture_named
-from megatron.convert.verification import verify_hf
+from megatron.convert.hf_import import architecture_named
+from megatron.convert.hf_verification import verify_hf
 from megatron.errors import CheckpointError
 from megatron.model.flops import num_parameters
 from tests.convert.test_hf_import import (

@@ -9,7 +9,7 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
-from megatron.convert.hf_choice import architecture_of
+from megatron.convert.hf_export import architecture_of
 from megatron.errors import ConfigError
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, STARCODER2, model_config, whole_weights
 

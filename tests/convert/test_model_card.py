@@ -3,15 +3,21 @@
 import torch
 import yaml
 
+from megatron.convert.hf_export import architecture_of
 from megatron.convert.model_card import data_names, model_card
-from megatron.convert.source import Source
+from megatron.convert.source import RunSource
 from megatron.options import DataConfig
 from tests.convert.runs import make_run
 
 
 def card_of(root, **options):
     make_run(root, **options)
-    return model_card(Source.open(root), 1_137_000_000, torch.bfloat16)
+    return card(root, 1_137_000_000)
+
+
+def card(root, num_parameters=1):
+    source = RunSource.open(root)
+    return model_card(source, architecture_of(source.config.model), num_parameters, torch.bfloat16)
 
 
 def test_it_says_what_the_run_was(tmp_path):
@@ -43,15 +49,15 @@ def test_a_loss_that_was_not_finite_is_shown_as_it_was(tmp_path):
         '{"iteration": 10, "lm_loss": 5.0}\n{"iteration": 20, "lm_loss": null}\n'
         '{"iteration": 20, "validation": "python", "lm_loss": null}\n'
     )
-    card = model_card(Source.open(tmp_path), 1, torch.bfloat16)
-    assert "| last training loss | 5.0000 |" in card
-    assert "| last validation loss, python | nan |" in card
+    said = card(tmp_path)
+    assert "| last training loss | 5.0000 |" in said
+    assert "| last validation loss, python | nan |" in said
 
 
 def test_losses_of_a_damaged_file_are_left_out_and_that_is_said(tmp_path, caplog):
     make_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('no line\n{"iteration": 10, "lm_loss": 5.0}\n')
-    assert "loss" not in model_card(Source.open(tmp_path), 1, torch.bfloat16)
+    assert "loss" not in card(tmp_path)
     assert "line 1 is no record of a run" in caplog.text
 
 
@@ -78,7 +84,7 @@ def test_its_examples_run(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", max_position_embeddings=200)
     out = tmp_path / "export"
     out.mkdir()
-    source = Source.open(tmp_path / "run")
+    source = RunSource.open(tmp_path / "run")
     export_hf(source, out, dtype=torch.float32, max_shard_bytes=10**9, progress=lambda _: None)
     blocks = (out / "README.md").read_text().split("```python\n")[1:]
     code = "".join(block.split("```")[0] for block in blocks)

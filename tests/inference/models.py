@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron.convert.model_source import ModelSource
+from megatron.convert.source import ModelSource
 from megatron.inference.engine import Engine
 from megatron.inference.load import load_model
 from megatron.inference.options import SamplingOptions

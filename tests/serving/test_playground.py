@@ -16,7 +16,7 @@ pytest.importorskip("megatron.attribution._suffix_search", reason="csrc/ is not 
 pytest.importorskip("uvicorn", reason="needs uvicorn: requirements.txt")
 from starlette.requests import Request
 
-from megatron.convert.model_source import ModelSource
+from megatron.convert.source import ModelSource
 from megatron.metrics_file import METRICS_FILE
 from megatron.serving.error import RequestError
 from megatron.serving.options import ServingOptions

@@ -9,7 +9,7 @@ import torch
 
 from megatron.convert import imported
 from megatron.convert.hf_export import export_hf
-from megatron.convert.source import Source
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.optimizer.schedule import Schedule
 from megatron.training.contents import Contents
@@ -36,7 +36,7 @@ def call(*args):
 def export(root, folder):
     folder.mkdir()
     export_hf(
-        Source.open(root),
+        RunSource.open(root),
         folder,
         dtype=torch.float32,
         max_shard_bytes=10**9,
@@ -160,7 +160,7 @@ def test_only_fine_tuning_may_see_further_than_the_weights_did(corpus, tmp_path)
     make_run(tmp_path / "run", **STARCODER2)
     export(tmp_path / "run", tmp_path / "hf")
     run("--load", tmp_path / "hf", "--save", tmp_path / "back")
-    model = Source.open(tmp_path / "back").config.model
+    model = RunSource.open(tmp_path / "back").config.model
     further = {"rotary_base": 9e5, "window_size": 30, "max_position_embeddings": 64}
     for name, value in further.items():
         for extra in ("", "--finetune"):
@@ -179,7 +179,7 @@ def test_only_fine_tuning_may_see_further_than_the_weights_did(corpus, tmp_path)
 def test_a_schedule_that_an_import_does_not_have_is_not_taken_from_it(corpus, tmp_path):
     make_theirs(tmp_path / "hf")
     run("--load", tmp_path / "hf", "--save", tmp_path / "back")
-    model = Source.open(tmp_path / "back").config.model
+    model = RunSource.open(tmp_path / "back").config.model
     config = parse(
         flags_of(corpus, tmp_path / "new", f"--load {tmp_path / 'back'}")
         + " --use-checkpoint-opt_param-scheduler"

@@ -7,7 +7,7 @@ import torch
 
 from tests.convert.megatron_checkpoint import write_megatron
 from tests.convert.runs import write_tokenizer_files
-from tests.convert.test_megatron_legacy import make_model
+from tests.convert.test_megatron_import import make_model
 from tests.convert.test_torch_file import ATTACKS
 from tests.forked import run_forked
 

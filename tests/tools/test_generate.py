@@ -256,7 +256,7 @@ def test_a_message_is_asked_as_training_wrote_it(run: Path, tmp_path, capsys) ->
 def test_text_that_stands_in_the_training_data_is_named_or_withheld(run, tmp_path, capsys) -> None:
     pytest.importorskip("pydivsufsort", reason="pip install pydivsufsort")
     pytest.importorskip("megatron.attribution._suffix_search", reason="make env")
-    from megatron.convert.model_source import ModelSource
+    from megatron.convert.source import ModelSource
     from tests.attribution.conftest import index, write
 
     args = ("--prompt", "def add(", "--max-new-tokens", 50, "--ignore-eod")

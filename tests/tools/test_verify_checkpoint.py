@@ -22,7 +22,7 @@ from megatron.convert.hf_export import export_hf
 from megatron.convert.hf_folder import INDEX_FILE
 from megatron.convert.hf_import import open_hf
 from megatron.convert.imported import convert
-from megatron.convert.source import Source
+from megatron.convert.source import RunSource
 from tests.convert.runs import MULTI_HEAD, MULTI_QUERY, make_run
 from tools import verify as tool
 
@@ -85,7 +85,7 @@ def test_a_state_that_differs_is_a_difference_too(runs):
 def test_the_state_of_a_conversion_is_not_compared(tmp_path):
     make_run(tmp_path / "run")
     export_hf(
-        Source.open(tmp_path / "run"),
+        RunSource.open(tmp_path / "run"),
         make_folder(tmp_path / "hf"),
         dtype=torch.float32,
         max_shard_bytes=10**9,
@@ -142,7 +142,7 @@ def test_programs_get_an_object_a_tensor_and_one_more(runs):
 def test_an_export_equals_its_checkpoint_until_a_weight_changes(tmp_path, heads):
     make_run(tmp_path / "run", **heads)
     export_hf(
-        Source.open(tmp_path / "run"),
+        RunSource.open(tmp_path / "run"),
         make_folder(tmp_path / "hf"),
         dtype=torch.float32,
         max_shard_bytes=5000,

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron.convert.hf_export import export_hf
-from megatron.convert.model_source import ModelSource
-from megatron.convert.source import Source
+from megatron.convert.source import ModelSource, RunSource
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.data.preprocessing.options import PreprocessConfig
 from megatron.data.preprocessing.preprocess import preprocess
@@ -84,7 +83,7 @@ def alone(world, corpus, chats, tmp_path_factory):
 def exported(alone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "hf"
     folder.mkdir()
-    source = Source.open(alone)
+    source = RunSource.open(alone)
     export_hf(
         source, folder, dtype=torch.float32, max_shard_bytes=10**9, progress=lambda done: None
     )

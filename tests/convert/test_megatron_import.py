@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from megatron.checkpoint import safetensors_file
 from megatron.convert.hf_export import export_hf
 from megatron.convert.imported import convert
-from megatron.convert.megatron_legacy import open_megatron
-from megatron.convert.source import Source
+from megatron.convert.megatron_import import open_megatron
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import TokenizerConfig
 from tests.convert.megatron_checkpoint import (
@@ -45,7 +45,7 @@ def bring_in(path, save, iteration=None, *, tokenizer=None, accepts_exact_gelu=F
         save,
         overwrite=False,
     )
-    return Source.open(save)
+    return RunSource.open(save)
 
 
 def assert_equals(source, weights):

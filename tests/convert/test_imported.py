@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from megatron.config import Config
-from megatron.convert.import_source import ImportSource
-from megatron.convert.imported import Import, ImportedTensor
+from megatron.convert.imported import Import, ImportedTensor, ImportReader
 from megatron.options import ModelConfig
 
 WEIGHT = torch.randn(11, 3, 2).bfloat16()
@@ -17,7 +16,7 @@ WEIGHT = torch.randn(11, 3, 2).bfloat16()
 def source(request, tmp_path):
     tensors = [ImportedTensor("w", (11, 3, 2), lambda: iter(WEIGHT.split(request.param)))]
     config = Config(model=ModelConfig(vocab_size=5))
-    return ImportSource(Import("origin", config, tensors), tmp_path)
+    return ImportReader(Import("origin", config, tensors), tmp_path)
 
 
 @pytest.mark.parametrize("cuts", [[0, 11], [0, 1, 2, 7, 11], [0, 5, 3, 9], [9, 11, 0, 4]])

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from megatron.checkpoint.files import read_json_object
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.convert.fields import Fields
-from megatron.convert.hf_choice import architecture_named
-from megatron.convert.source import Source
+from megatron.convert.hf_import import architecture_named
+from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.model.gpt import GPTModel
 from megatron.options import ModelConfig, ParallelConfig
@@ -46,13 +46,13 @@ FIELDS = (
 )
 
 
-def verify_hf(source: Source, folder: Path, dtype: torch.dtype) -> float:
+def verify_hf(source: RunSource, folder: Path, dtype: torch.dtype) -> float:
     """Compare a folder of transformers, exported or imported, with the checkpoint; give the largest difference of logits.
 
-    Both compute in fp32, on two sequences of 64 tokens, or on one that is longer than a sliding window; ours from weights rounded to the dtype of an export. Rows that only pad the vocabulary have
-    no logits to compare. Needs `transformers`, memory for one
-    model at a time, and a process group of this process alone, which it makes. Raises CheckpointError where the
-    difference is above TOLERANCE, or a field of config.json is another.
+    Both compute in fp32, on two sequences of 64 tokens, or on one that is longer than a sliding window; ours from weights
+    rounded to the dtype of an export. Rows that only pad the vocabulary have no logits to compare. Needs `transformers`,
+    memory for one model at a time, and a process group of this process alone, which it makes. Raises CheckpointError
+    where the difference is above TOLERANCE, or a field of config.json is another.
     """
     model = source.config.model
     check_fields(model, folder)
