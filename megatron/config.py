@@ -225,6 +225,13 @@ class Config:
         given = self.training.global_batch_size
         return given if given is not None else self.training.micro_batch_size * dp_size
 
+    def num_samples(self, dp_size: int) -> int:
+        """Sequences of the run; of --train-samples what makes whole steps of the size after any ramp-up."""
+        training, batch = self.training, self.global_batch_size(dp_size)
+        if training.train_samples is None:
+            return (training.train_iters or 0) * batch
+        return training.train_samples // batch * batch
+
 
 def to_json(config: Config) -> dict[str, Any]:
     """Give the config as plain JSON values, section by section."""

@@ -35,7 +35,6 @@ class States:
     shards: int
     gathered: int
     whole_gradients: int  # fp32 sums over micro-batches
-    gradient_shards: int
     moments: int
     # what is gathered and reduced together, as padded to shards: the layers in order, then the rest
     group_sizes: tuple[int, ...]
@@ -102,7 +101,6 @@ def count_states(
         shards=padded // num_shards * FP32_BYTES,
         gathered=padded * compute_bytes,
         whole_gradients=whole * FP32_BYTES,
-        gradient_shards=padded // num_shards * FP32_BYTES,
         moments=held * moment_bytes,
         group_sizes=tuple(sizes),
     )

@@ -58,8 +58,6 @@ class StepPlan:
     passes_seconds: float
     optimizer_seconds: float
     traffic: tuple[AxisTraffic, ...]
-    forward: dict[int, PassTime]  # by stage
-    backward: dict[int, PassTime]
     tokens: int
     world_size: int
     flops: FlopsPerToken
@@ -111,10 +109,9 @@ def plan_step(
             forward[plan.stage.index] = _pass_time(config, hardware, plan, pairs, is_forward=True)
             backward[plan.stage.index] = _pass_time(config, hardware, plan, pairs, is_forward=False)
     traffic = _traffic(config, world_size, hardware, ranks)
-    by_axis = {one.axis: one for one in traffic}
     timeline = _timeline(config, world_size, hardware, ranks, forward, backward)
     optimizer = _optimizer_seconds(config, hardware, ranks)
-    dp_seconds = by_axis["dp"].seconds
+    dp_seconds = sum(one.seconds for one in traffic if one.axis == "dp")
     batch = config.global_batch_size(config.parallel.data_parallel_size(world_size))
     return StepPlan(
         seconds=timeline.seconds + dp_seconds + optimizer,
@@ -122,8 +119,6 @@ def plan_step(
         passes_seconds=timeline.seconds,
         optimizer_seconds=optimizer,
         traffic=tuple(traffic),
-        forward=forward,
-        backward=backward,
         tokens=batch * config.data.seq_length,
         world_size=world_size,
         flops=flops_per_token(config.model, length),
@@ -139,10 +134,8 @@ def plan_run(
 
     pue: energy of the data center for one of the devices'. carbon_intensity: kg CO2 equivalent a kWh.
     """
-    sequences = step.tokens // config.data.seq_length
-    training = config.training
-    samples = training.train_samples or (training.train_iters or 0) * sequences
-    steps = samples / sequences
+    samples = config.num_samples(config.parallel.data_parallel_size(step.world_size))
+    steps = samples * config.data.seq_length / step.tokens
     hours = steps * step.seconds / 3600
     device_hours = hours * step.world_size
     watts = hardware.power_watts

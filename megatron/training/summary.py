@@ -13,7 +13,7 @@ def summarize(inputs: Inputs, world_size: int) -> list[str]:
     parallel, training, model = config.parallel, config.training, config.model
     dp_size = parallel.data_parallel_size(world_size)
     batch = config.global_batch_size(dp_size)
-    samples = training.train_samples or (training.train_iters or 0) * batch
+    samples = config.num_samples(dp_size)
     tokens = samples * config.data.seq_length
     cp_size = parallel.context_parallel_size
     context = f"{cp_size} context x " if cp_size > 1 else ""

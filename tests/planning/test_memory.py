@@ -115,6 +115,7 @@ def _allocated(rank, config, stage, tp, dp):
             whole = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
     data_parallel.finish()
     reduced = _sum_of_storages(p.grad._local_tensor for p in parameters.values())
+    assert reduced == shards
     moments = sum(
         moment._local_tensor.untyped_storage().nbytes() for moment in optimizer.tensors().values()
     )
@@ -122,7 +123,6 @@ def _allocated(rank, config, stage, tp, dp):
         "shards": shards,
         "gathered": gathered,
         "whole_gradients": whole,
-        "gradient_shards": reduced,
         "moments": moments,
     }
 
