@@ -12,13 +12,14 @@ TOKENIZER_FILES = ("tokenizer_file", "tokenizer_model", "vocab_file", "merge_fil
 
 
 def fill_in(config: Config) -> Config:
-    """Fill in the size of the vocabulary, and data for a check to find: it need not be there."""
+    """Fill in the size of the vocabulary, and for a check to find, data and --save: they need not be there."""
     data = config.data
     given = (data.data_path, data.train_data_path, data.train_weighted_split_paths)
     if not any(given) and data.train_weighted_split_paths_path is None:
         data = replace(data, train_data_path=("unread",))
     model = replace(config.model, vocab_size=vocab_size(config.tokenizer))
-    return replace(config, data=data, model=model)
+    checkpoint = replace(config.checkpoint, save=config.checkpoint.save or "unwritten")
+    return replace(config, data=data, model=model, checkpoint=checkpoint)
 
 
 def vocab_size(config: TokenizerConfig) -> int:

@@ -26,7 +26,14 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def starcoder() -> dict:
     layout = "--world-size 512 --tensor-model-parallel-size 4 --pipeline-model-parallel-size 4"
-    result = _run(*layout.split(), *STARCODER.split(), *NOTHING_FUSED.split(), "--json")
+    result = _run(
+        *layout.split(),
+        *STARCODER.split(),
+        *NOTHING_FUSED.split(),
+        "--json",
+        "--save-interval",
+        "124",
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -74,6 +81,7 @@ def test_plan_comes_near_what_one_h200_was_seen_to_do(name):
 
 
 def test_json_of_a_plan_has_every_rank_and_adds_up(starcoder):
+    assert starcoder["goodput"]["save_interval"] == 124  # for which --save need not be given
     assert [rank["pp_rank"] for rank in starcoder["ranks"]] == [0, 1, 2, 3]
     for rank in starcoder["ranks"]:
         assert sum(rank["components"].values()) == rank["total_bytes"] <= starcoder["room_bytes"]
