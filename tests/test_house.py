@@ -51,16 +51,16 @@ CURATION_LAYERS = (
 )
 CATCHES_EXCEPTION = {
     "megatron/tokenizer/json_tokenizer.py",  # tokenizers raises nothing narrower
-    "megatron/evaluation/guest.py",  # whatever a generated program raises
-    "megatron/evaluation/context.py",  # the same
-    "megatron/evaluation/wire.py",  # the same, by the text of its exceptions
-    "megatron/evaluation/judge.py",  # whatever a test raises
-    "megatron/evaluation/sandbox.py",  # cleans up and raises it again
+    "megatron/evaluation/isolation/guest.py",  # whatever a generated program raises
+    "megatron/evaluation/isolation/context.py",  # the same
+    "megatron/evaluation/isolation/wire.py",  # the same, by the text of its exceptions
+    "megatron/evaluation/isolation/judge.py",  # whatever a test raises
+    "megatron/evaluation/isolation/sandbox.py",  # cleans up and raises it again
 }
 ENDS_PROCESS = {
     "megatron/cli.py",
-    "megatron/evaluation/side.py",
-    "megatron/evaluation/program.py",
+    "megatron/evaluation/isolation/side.py",
+    "megatron/evaluation/isolation/program.py",
 }  # exit codes and the way out of a hang; forks that are not to return
 READS_ENVIRONMENT = {"megatron/parallel/launch.py"}  # the launcher's topology
 

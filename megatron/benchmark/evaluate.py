@@ -23,10 +23,10 @@ from typing import Any
 from megatron.benchmark import peers
 from megatron.benchmark.measure import Row, measure, table, timed
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.isolation.sandbox import Sandbox
+from megatron.evaluation.isolation.trial import Trial
 from megatron.evaluation.python_task import PythonTask, human_eval_path, load_human_eval
 from megatron.evaluation.row_file import read_rows
-from megatron.evaluation.sandbox import Sandbox
-from megatron.evaluation.trial import Trial
 
 EXAMPLES = """\
   overhead of a sample, its processor time, and samples a second on all cores:

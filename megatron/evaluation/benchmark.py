@@ -8,10 +8,10 @@ from pathlib import Path
 from megatron.errors import ConfigError
 from megatron.evaluation.ds1000 import MEMORY, Form, load_ds1000
 from megatron.evaluation.infilling import load_infilling
+from megatron.evaluation.isolation.trial import Limits
 from megatron.evaluation.multipl_e import load_multipl_e
 from megatron.evaluation.python_task import load_human_eval, load_mbpp
 from megatron.evaluation.task import Task
-from megatron.evaluation.trial import Limits
 
 BENCHMARKS = ("ds1000", "humaneval", "infilling", "mbpp", "multipl-e")
 # Where a candidate is to have more than others have.

@@ -22,17 +22,16 @@ from megatron.evaluation.infilling import (
     infilling_of_human_eval,
     write_set,
 )
+from megatron.evaluation.isolation.sandbox import UNSANDBOXED, Sandbox, can_isolate
+from megatron.evaluation.isolation.trial import Limits, Verdict
 from megatron.evaluation.journal import Journal
 from megatron.evaluation.multipl_e import NUM_FALSIFIED, ProgramTask, equip
-from megatron.evaluation.part import finished_part
 from megatron.evaluation.report import check_counts, make_report, to_markdown
 from megatron.evaluation.row_file import read_rows
 from megatron.evaluation.sample import Sample, Settings, read_samples, read_settings
-from megatron.evaluation.sandbox import UNSANDBOXED, Sandbox, can_isolate
-from megatron.evaluation.score import Result, check_known, score
+from megatron.evaluation.score import Result, check_known, finished_part, score
 from megatron.evaluation.task import Task
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, Toolchain
-from megatron.evaluation.trial import Limits, Verdict
 from megatron.option_field import require
 from megatron.progress import counted
 from megatron.whole_file import replacing

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron.errors import ConfigError
+from megatron.evaluation.isolation.trial import ContextTrial, Equipment, Verdict
 from megatron.evaluation.task import Run, Task, load_tasks, text_of
-from megatron.evaluation.trial import ContextTrial, Equipment, Verdict
 
 Form = Literal["completion", "insertion"]
 STOP = ("</code>", "# SOLUTION END", "\n```")

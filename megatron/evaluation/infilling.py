@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.isolation.trial import Equipment, Trial, Verdict
 from megatron.evaluation.python_task import human_eval_path
 from megatron.evaluation.row_file import read_rows
 from megatron.evaluation.task import Run, Task, load_tasks, text_of
-from megatron.evaluation.trial import Equipment, Trial, Verdict
 from megatron.whole_file import replacing
 
 Kind = Literal["single-line", "multi-line", "random-span"]

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.isolation.trial import Verdict
 from megatron.evaluation.row_file import RowWriter, read_rows
-from megatron.evaluation.trial import Verdict
 
 
 class Journal:

@@ -11,10 +11,10 @@ from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.evaluation.falsified import falsified
+from megatron.evaluation.isolation.trial import Equipment, Limits, Verdict
 from megatron.evaluation.python_task import PythonTask, free_names
 from megatron.evaluation.task import Run, Task, load_tasks, text_of
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed, language_of
-from megatron.evaluation.trial import Equipment, Limits, Verdict
 
 NUM_FALSIFIED = 2
 DEFAULT_LIMITS = Limits()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError
+from megatron.evaluation.isolation.trial import Trial, Verdict
 from megatron.evaluation.task import Run, Task, load_tasks
-from megatron.evaluation.trial import Trial, Verdict
 
 STOP = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```")
 MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron.errors import DataError
+from megatron.evaluation.isolation.trial import AnyTrial, Equipment, Verdict
 from megatron.evaluation.row_file import read_rows
-from megatron.evaluation.trial import AnyTrial, Equipment, Verdict
 
 Run = Callable[[AnyTrial], Verdict]
 

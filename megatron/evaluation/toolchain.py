@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.evaluation.trial import Equipment, Limits, ProgramTrial, Step
+from megatron.evaluation.isolation.trial import Equipment, Limits, ProgramTrial, Step
 
 GIGABYTE = 1 << 30
 NUM_FILES = 256

@@ -12,7 +12,7 @@ import pytest
 
 from megatron.benchmark import evaluate
 from megatron.errors import ConfigError, DataError
-from megatron.evaluation.sandbox import can_isolate
+from megatron.evaluation.isolation.sandbox import can_isolate
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench.py"
 TASK = {

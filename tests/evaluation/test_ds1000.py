@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from megatron.errors import ConfigError
-from megatron.evaluation import array_wire, wire
 from megatron.evaluation.benchmark import LIMITS
 from megatron.evaluation.ds1000 import SnippetTask, load_ds1000
-from megatron.evaluation.sandbox import Sandbox
+from megatron.evaluation.isolation import array_wire, wire
+from megatron.evaluation.isolation.sandbox import Sandbox
 
 SET = Path(__file__).parent / "sets" / "ds1000.jsonl"
 TASKS = {task.name.removeprefix("DS-1000/"): task for task in load_ds1000(SET, "completion")}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from megatron.errors import ConfigError, DataError
+from megatron.evaluation.isolation.sandbox import can_isolate
+from megatron.evaluation.isolation.trial import Limits
 from megatron.evaluation.python_task import PythonTask, load_human_eval, load_mbpp
 from megatron.evaluation.sample import Sample
-from megatron.evaluation.sandbox import can_isolate
 from megatron.evaluation.score import score
-from megatron.evaluation.trial import Limits
 
 EVERY = 8  # of 164 tasks
 # Of 140 solutions that have an operator to change, three then give the same on every tested input. 40: the search for

@@ -14,8 +14,8 @@ from megatron.evaluation.infilling import (
     load_infilling,
     write_set,
 )
+from megatron.evaluation.isolation.sandbox import Sandbox, can_isolate
 from megatron.evaluation.python_task import load_human_eval
-from megatron.evaluation.sandbox import Sandbox, can_isolate
 
 PROBLEM = {
     "task_id": "HumanEval/0",

@@ -12,11 +12,11 @@ from pyarrow import parquet
 
 from megatron.errors import ConfigError, DataError
 from megatron.evaluation.falsified import falsified
+from megatron.evaluation.isolation.sandbox import Sandbox
+from megatron.evaluation.isolation.trial import Equipment, Limits, Verdict
 from megatron.evaluation.multipl_e import equip, load_multipl_e
-from megatron.evaluation.sandbox import Sandbox
 from megatron.evaluation.task import Task
 from megatron.evaluation.toolchain import TOOLCHAINS, Installed
-from megatron.evaluation.trial import Equipment, Limits, Verdict
 
 SET = Path(__file__).parent / "sets" / "multipl_e.jsonl"
 TASKS = {task.group: task for task in load_multipl_e([SET])}

@@ -4,10 +4,10 @@ import pytest
 
 from megatron.errors import DataError
 from megatron.evaluation.infilling import InfillingTask
+from megatron.evaluation.isolation.trial import Verdict
 from megatron.evaluation.report import make_report, to_markdown
 from megatron.evaluation.sample import Sample
 from megatron.evaluation.score import Result
-from megatron.evaluation.trial import Verdict
 
 TASKS = [InfillingTask(tests=None, name=f"{group}/{number}", group=group, model_prompt="") for group in "ab" for number in (0, 1)]  # fmt: skip
 

@@ -8,10 +8,10 @@ import pytest
 import torch.distributed as dist
 
 from megatron.errors import ConfigError, DataError, MegatronError
+from megatron.evaluation.isolation.sandbox import Sandbox, can_isolate
+from megatron.evaluation.isolation.trial import Verdict
 from megatron.evaluation.python_task import PythonTask
-from megatron.evaluation.sandbox import Sandbox, can_isolate
 from megatron.evaluation.toolchain import TOOLCHAINS
-from megatron.evaluation.trial import Verdict
 from tests.convert.runs import ITERATION, make_run
 from tools import evaluate as tool
 

@@ -8,10 +8,10 @@ import pytest
 
 from megatron.errors import ConfigError, DataError
 from megatron.evaluation.benchmark import load_benchmark
+from megatron.evaluation.isolation.trial import Verdict
 from megatron.evaluation.report import make_report
 from megatron.evaluation.sample import Sample
 from megatron.evaluation.score import Result
-from megatron.evaluation.trial import Verdict
 from tools import forgetting as tool
 
 NUM_SAMPLES = 20

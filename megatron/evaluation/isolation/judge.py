@@ -10,7 +10,7 @@ import builtins
 import socket
 from typing import Any
 
-from megatron.evaluation import context, program, wire
+from megatron.evaluation.isolation import context, program, wire
 
 # Made from more than a text. The last is of Python 3.11.
 COMPOUND = (

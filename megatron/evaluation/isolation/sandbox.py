@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -20,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron.errors import ConfigError
-from megatron.evaluation import wire
-from megatron.evaluation.trial import AnyTrial, Equipment, Limits, Trial, Verdict
+from megatron.evaluation.isolation import wire
+from megatron.evaluation.isolation.trial import AnyTrial, Equipment, Limits, Trial, Verdict
 
 NOBODY = 65534
 START_SECONDS = 30.0
@@ -30,9 +29,8 @@ DEFAULT_LIMITS = Limits()
 NO_EQUIPMENT = Equipment()
 COMMAND = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from megatron.evaluation.zygote import main; sys.path.pop(); main()"
+    "from megatron.evaluation.isolation.zygote import main; sys.path.pop(); main()"
 )
-STATUS = struct.Struct("!ii?")  # of a trial's end: guest's and judge's codes; is memory over
 # What passes wherever programs can be run and judged.
 PROBE = Trial("def f():\n    pass\n", "", "assert f() is None\n", ("f",))
 UNSANDBOXED = "--i-accept-unsandboxed"
@@ -61,7 +59,7 @@ class Sandbox:
         self._equipment = equipment
         self._judge: socket.socket | None = None  # of the next trial
         self._control, theirs = socket.socketpair()
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", COMMAND, root],
@@ -152,10 +150,10 @@ class Sandbox:
                     outcome, detail = self._verdict(judge, nonce, start)
                 is_ended = outcome in ("exited", "no-verdict")
                 self._control.sendall(b"w" if is_ended else b"e")
-                answer = self._control.recv(STATUS.size, socket.MSG_WAITALL)
-        if len(answer) < STATUS.size:
+                answer = self._control.recv(wire.STATUS.size, socket.MSG_WAITALL)
+        if len(answer) < wire.STATUS.size:
             raise RuntimeError(f"the worker of the sandbox is gone: {self._last_words()}")
-        guest_code, judge_code, is_over = STATUS.unpack(answer)
+        guest_code, judge_code, is_over = wire.STATUS.unpack(answer)
         if is_over and outcome in ("exited", "no-verdict"):
             outcome, detail = "memory", "its processes took more memory than they may together"
         elif outcome == "exited":

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megatron.errors import ConfigError
-from megatron.evaluation import sandbox as evaluation_sandbox
-from megatron.evaluation.sandbox import Sandbox
-from megatron.evaluation.trial import Limits, Trial, Verdict
+from megatron.evaluation.isolation import sandbox as evaluation_sandbox
+from megatron.evaluation.isolation.sandbox import Sandbox
+from megatron.evaluation.isolation.trial import Limits, Trial, Verdict
 from tests.process_end import have_ended
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.evaluation.watch import SENDERS, _is_below, socket_bytes
+from megatron.evaluation.isolation.watch import SENDERS, _is_below, socket_bytes
 
 MEGABYTES = 48
 ROOT = Path(__file__).parents[2]
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = f"""
 import json, os, socket, sys
 sys.path.insert(0, {str(ROOT)!r})
-from megatron.evaluation import watch
+from megatron.evaluation.isolation import watch
 
 folder = os.open("/proc", os.O_RDONLY)
 looks = {{}}

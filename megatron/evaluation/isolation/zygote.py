@@ -17,14 +17,13 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections import deque
 from pathlib import Path
 
-from megatron.evaluation import linux, wire
-from megatron.evaluation.side import EXIT_SECONDS, Setting, Sides, Starter
-from megatron.evaluation.watch import Watch, open_processes, socket_bytes
+from megatron.evaluation.isolation import linux, wire
+from megatron.evaluation.isolation.side import EXIT_SECONDS, Setting, Sides, Starter
+from megatron.evaluation.isolation.watch import Watch, open_processes, socket_bytes
 
 # Loaded before the first trial, for what programs import most.
 PRELOADED = (
@@ -35,7 +34,6 @@ PRELOADED = (
 DEVICES = ("null", "random", "urandom")  # not zero: mapped, it is memory that counts for no limit
 MOUNT_POINTS = ("/mnt", "/srv", "/media", "/opt", "/var", "/tmp")
 MIN_SOCKETS = 32  # that a trial may have
-STATUS = struct.Struct("!ii?")  # exit codes of guest and judge; whether memory was over
 
 
 def main() -> None:
@@ -165,7 +163,7 @@ def _serve(control: socket.socket, starter: Starter, watch: Watch) -> None:
         elif request:
             # `w`: one closed its channel; let it say how it ended
             codes = trials.popleft().end(EXIT_SECONDS if request == b"w" else 0.0)
-            control.sendall(STATUS.pack(*codes, is_over))
+            control.sendall(wire.STATUS.pack(*codes, is_over))
             is_over = False
         else:
             for sides in trials:  # where there is no namespace, nothing else ends them

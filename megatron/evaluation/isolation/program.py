@@ -2,7 +2,7 @@
 
 The guest's side starts and awaits the commands; no line of the candidate runs in that process, which is closed to
 others, and the candidate's process has no channel. The judge's side reads what came of it. What a program's end says
-of its own tests is another matter: falsified.py. Imports the standard library only.
+of its own tests is another matter: `megatron.evaluation.falsified`. Imports the standard library only.
 """
 
 from __future__ import annotations

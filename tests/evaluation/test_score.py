@@ -4,8 +4,8 @@ import pytest
 
 from megatron.errors import DataError
 from megatron.evaluation.infilling import InfillingTask
-from megatron.evaluation.part import Part, finished_part
 from megatron.evaluation.sample import Sample
+from megatron.evaluation.score import Part, finished_part
 
 TASKS = [InfillingTask(tests=None, name=name, group="", model_prompt="") for name in "abcd"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from megatron.evaluation import wire
+from megatron.evaluation.isolation import wire
 
 SPARSE_FORMATS = ("csr", "csc", "coo", "lil", "dok", "bsr", "dia")
 

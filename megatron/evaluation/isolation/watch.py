@@ -11,7 +11,7 @@ import re
 import time
 from pathlib import Path
 
-from megatron.evaluation import linux
+from megatron.evaluation.isolation import linux
 
 WATCH_SECONDS = 0.02
 MAX_SHARE = 0.1  # of the time that is spent on looking

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.evaluation import guest, judge, linux
+from megatron.evaluation.isolation import guest, judge, linux
 
 EXIT_SECONDS = 2.0  # from the end of its channel to that of a process, on a busy machine
 NUM_OWN = 7  # of the processes that count for a limit: the zygote, and two trials' three

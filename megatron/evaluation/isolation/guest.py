@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any
 
-from megatron.evaluation import context, program, wire
+from megatron.evaluation.isolation import context, program, wire
 
 MODULE = "candidate"
 

@@ -15,6 +15,8 @@ from typing import Any
 MAX_BYTES = 8 << 20
 MAX_NATURAL = 1 << 53
 HEADER = struct.Struct("!I")
+# Of a trial's end, from the worker: exit codes of guest and judge; whether memory was over.
+STATUS = struct.Struct("!ii?")
 
 
 class WireError(ValueError):

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from megatron.evaluation import array_wire, wire
+from megatron.evaluation.isolation import array_wire, wire
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 RESULT = "result"  # where DS-1000's contexts leave what is tested
