@@ -25,6 +25,7 @@ LAYERS = (
         "errors",
         "logging",
         "transfer",
+        "timeline",
         "checksum",
         "metrics_file",
         "whole_file",

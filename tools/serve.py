@@ -19,6 +19,7 @@ from megatron.inference.model_flags import (
     load,
     with_one_voice,
 )
+from megatron.metrics_file import METRICS_FILE
 from megatron.parallel.launch import Launch
 from megatron.serving.options import PlaygroundOptions, ServingOptions
 
@@ -148,7 +149,7 @@ def _playground(
     run = cli.section_from(args, PlaygroundOptions).training_run
     if run is not None and not Path(run).is_dir():
         raise ConfigError(f"--training-run {run} is no folder; give a run's")
-    metrics = None if run is None else Path(run) / "metrics.jsonl"
+    metrics = None if run is None else Path(run) / METRICS_FILE
     return Playground(model, None if reviewer is None else reviewer.attribution, metrics)
 
 

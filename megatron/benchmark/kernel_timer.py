@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron.benchmark.stopwatch import Stopwatch
 from megatron.errors import ConfigError
+from megatron.timeline import Timeline
 
 NUM_WARMUPS = 2
 NUM_REPEATS = 10
@@ -91,14 +91,14 @@ HEAD_START = 50_000_000
 
 
 def _laps(call: Callable[[], object], device: torch.device, num_repeats: int) -> list[float]:
-    stopwatch = Stopwatch(device)
+    timeline = Timeline(device)
     if device.type == "cuda":
         torch.cuda._sleep(HEAD_START)
-    stopwatch.mark("start")
+    timeline.mark("start")
     for _ in range(num_repeats):
         call()
-        stopwatch.mark("call")
-    return [seconds for _, seconds in stopwatch.laps()]
+        timeline.mark("call")
+    return [seconds for _, seconds in timeline.laps()]
 
 
 def table(results: Sequence[Result]) -> str:

@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from megatron.benchmark.stopwatch import Stopwatch
 from megatron.parallel.pipeline import Batch, Pipeline
+from megatron.timeline import Timeline
 from megatron.training.run import Run
 from megatron.training.step import PendingStep, StepParts, StepResult, train_step
 
@@ -51,19 +51,19 @@ def take_step(run: Run, parts: StepParts | None = None) -> tuple[PendingStep, fl
 
 def time_steps(run: Run, num_steps: int) -> TimedSteps:
     """Take steps and time each; as in training, one step's result is read once the next is queued. Collective."""
-    stopwatch = Stopwatch(run.parts.context.device)
+    timeline = Timeline(run.parts.context.device)
     steps: list[PendingStep] = []
     results: list[StepResult] = []
     waits: list[float] = []
-    stopwatch.mark("start")
+    timeline.mark("start")
     for _ in range(num_steps):
         step, waited = take_step(run)
-        stopwatch.mark("step")
+        timeline.mark("step")
         results += [earlier.read() for earlier in steps[-1:]]
         steps.append(step)
         waits.append(waited)
     results += [last.read() for last in steps[-1:]]
-    seconds = [seconds for _, seconds in stopwatch.laps()]
+    seconds = [seconds for _, seconds in timeline.laps()]
     shares = [result.attention_share for result in results]
     return TimedSteps(
         seconds, waits, [result.loss for result in results], sum(shares) / max(1, len(shares))
@@ -81,44 +81,44 @@ def time_parts(run: Run, num_steps: int) -> dict[str, float]:
     processes. optimizer: the norm of the gradient, the reduction of a step's numbers, clipping, AdamW, the next
     step's weights where they are cast at once. Where a pipeline mixes forward and backward they are one part.
     """
-    stopwatch = Stopwatch(run.parts.context.device)
-    pipeline = cast(Pipeline, _MarkedPipeline(run.parts.pipeline, stopwatch))
+    timeline = Timeline(run.parts.context.device)
+    pipeline = cast(Pipeline, _MarkedPipeline(run.parts.pipeline, timeline))
     parts = dataclasses.replace(run.parts, pipeline=pipeline)
-    with _marked_forwards(run.parts, stopwatch):
-        stopwatch.mark("start")
+    with _marked_forwards(run.parts, timeline):
+        timeline.mark("start")
         for _ in range(num_steps):
             take_step(run, parts)
-            stopwatch.mark("optimizer")
-    return {name: seconds / num_steps for name, seconds in stopwatch.totals().items()}
+            timeline.mark("optimizer")
+    return {name: seconds / num_steps for name, seconds in timeline.totals().items()}
 
 
 class _MarkedPipeline:
     """A pipeline that marks where its passes begin and end."""
 
-    def __init__(self, pipeline: Pipeline, stopwatch: Stopwatch) -> None:
+    def __init__(self, pipeline: Pipeline, timeline: Timeline) -> None:
         self._pipeline = pipeline
-        self._stopwatch = stopwatch
+        self._timeline = timeline
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)
 
     def forward_backward(self, batch: Batch, loss_factor: float | Tensor) -> Tensor:
-        self._stopwatch.mark("data")
+        self._timeline.mark("data")
         loss = self._pipeline.forward_backward(batch, cast(float, loss_factor))
-        is_plain = self._stopwatch.last in ("forward", "backward")
-        self._stopwatch.mark("backward" if is_plain else "forward and backward")
+        is_plain = self._timeline.last in ("forward", "backward")
+        self._timeline.mark("backward" if is_plain else "forward and backward")
         return loss
 
 
 @contextmanager
-def _marked_forwards(parts: StepParts, stopwatch: Stopwatch) -> Iterator[None]:
+def _marked_forwards(parts: StepParts, timeline: Timeline) -> Iterator[None]:
     """Mark the ends of forward and of backward passes where they follow each other, micro-batch by micro-batch."""
 
     def before(*_: object) -> None:
-        stopwatch.mark("backward" if stopwatch.last == "forward" else "rest")
+        timeline.mark("backward" if timeline.last == "forward" else "rest")
 
     def after(*_: object) -> None:
-        stopwatch.mark("forward")
+        timeline.mark("forward")
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     if parts.context.pp_size == 1:

@@ -5,13 +5,13 @@ Knows nothing of what is timed.
 
 from __future__ import annotations
 
-import itertools
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from megatron.timeline import Timeline
 
 NUM_WARM_UP = 2  # calls that may choose kernels, compile them or grow the allocator
 FEWEST, MOST = 3, 200  # timed calls
@@ -19,7 +19,7 @@ FEWEST, MOST = 3, 200  # timed calls
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times calls by CUDA's events on a GPU, by the clock elsewhere."""
+    """Times calls on one device."""
 
     device: torch.device
 
@@ -35,25 +35,14 @@ class Stopwatch:
 
     def repeated(self, work: Callable[[], object], number: int) -> float:
         """Give the median seconds of so many calls, one right after another. Synchronises the device."""
+        timeline = Timeline(self.device)
         if self.device.type == "cuda":
-            return self._by_events(work, number)
-        times = []
+            torch.cuda.synchronize(self.device)
+        timeline.mark("start")
         for _ in range(number):
-            start = time.perf_counter()
             work()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-    def _by_events(self, work: Callable[[], object], number: int) -> float:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(number + 1)]
-        torch.cuda.synchronize(self.device)
-        events[0].record()
-        for event in events[1:]:
-            work()
-            event.record()
-        torch.cuda.synchronize(self.device)
-        between = itertools.pairwise(events)
-        return statistics.median(start.elapsed_time(end) for start, end in between) / 1e3
+            timeline.mark("call")
+        return statistics.median(seconds for _, seconds in timeline.laps())
 
 
 def num_calls(estimate: float, budget: float) -> int:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 
-class Stopwatch:
+class Timeline:
     """Marks the ends of what a device does, one after another, each by a name."""
 
     def __init__(self, device: torch.device) -> None:
