@@ -147,6 +147,27 @@ def test_folders_of_curation_import_only_from_those_below(path: Path) -> None:
             )
 
 
+def backward_passes(path: Path) -> Iterator[ast.FunctionDef]:
+    """Yield the backward of every torch.autograd.Function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and "torch.autograd.Function" in map(
+            ast.unparse, node.bases
+        ):
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and item.name == "backward":
+                    yield item
+
+
+def test_no_backward_of_ours_can_be_differentiated_without_an_error() -> None:
+    # Most write over what they saved or communicate where autograd does not look: a second derivative would be wrong.
+    found = [(path, one) for path in MEGATRON for one in backward_passes(path)]
+    assert found
+    for path, one in found:
+        assert "once_differentiable" in map(ast.unparse, one.decorator_list), (
+            f"{relative(path)}:{one.lineno} wants @once_differentiable below @staticmethod"
+        )
+
+
 def test_who_reads_token_files_knows_nothing_of_the_text_they_are_made_of() -> None:
     may = ("data/preprocessing", "curation", "benchmark")
     for path in MEGATRON:

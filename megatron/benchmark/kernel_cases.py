@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.benchmark.kernel_timer import Case, Work
 from megatron.errors import ConfigError
@@ -64,6 +65,7 @@ class _Products(torch.autograd.Function):
         return tuple(x.detach() for x in made)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return ctx.saved_tensors[0], None
 

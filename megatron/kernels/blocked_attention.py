@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.kernels.attention import AttentionDropout
 from megatron.kernels.documents import Documents
@@ -163,6 +164,7 @@ class _BlockedAttention(torch.autograd.Function):
         return _unfold(out, sq, g).reshape(sq, b, n * d).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import Partial, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
@@ -55,6 +56,7 @@ class _CopyToRegion(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_reduced(grad, ctx.group), None
 
@@ -65,6 +67,7 @@ class _ReduceFromRegion(torch.autograd.Function):
         return _all_reduced(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
@@ -76,6 +79,7 @@ class _GatherFromSequence(torch.autograd.Function):
         return gather_first_dim(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return reduce_scatter_first_dim(grad, ctx.group), None
 
@@ -87,6 +91,7 @@ class _ReduceScatterToSequence(torch.autograd.Function):
         return reduce_scatter_first_dim(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return gather_first_dim(grad, ctx.group), None
 

@@ -59,10 +59,6 @@ class ParallelContext:
         return self._size("tp")
 
     @property
-    def tp_rank(self) -> int:
-        return self.mesh.get_local_rank("tp")
-
-    @property
     def tp_mesh(self) -> DeviceMesh:
         return self.mesh["tp"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.kernels.cross_entropy import REFERENCE, CrossEntropy
 from megatron.parallel.collectives import gather_first_dim
@@ -58,6 +59,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return (log_sum_exp - target).view(labels.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         if ctx.is_consumed:
             raise RuntimeError("vocab_parallel_cross_entropy keeps no logits for a second backward")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import Replicate, Shard
 
 from megatron.kernels.linear_product import GradientSum, Product, linear_product
@@ -152,6 +153,7 @@ class _Rows(torch.autograd.Function):
         return F.embedding(ids, table)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         (ids,) = ctx.saved_tensors
         ctx.row_sum.add_rows(ids.flatten(), grad.flatten(0, -2))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.kernels.accumulate import add_product_
 from megatron.kernels.cross_entropy import REFERENCE, CrossEntropy
@@ -46,7 +47,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         return (log_sum_exp - target).view(labels.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         rows, weight, columns, log_sum_exp = ctx.saved_tensors
         scale = grad.reshape(-1).float()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron.kernels.fp8_product import FORWARD, GRADIENT
 from megatron.kernels.linear_product import GradientSum, weight_gradient
@@ -33,6 +34,7 @@ class _Product(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], weight.size(0)))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)

@@ -80,10 +80,6 @@ class PlannedContext(ParallelContext):
         return self.tp_group.size()
 
     @property
-    def tp_rank(self) -> int:
-        return self.tp_group.rank()
-
-    @property
     def moved(self) -> Counter[str]:
         """Bytes that collectives over tp would have sent from this process so far."""
         assert self.planned_group is not None

@@ -125,7 +125,7 @@ def _fill(tensor: Tensor, context: ParallelContext, whole: Tensor) -> None:
     *_, tp_placement = tensor.placements
     part = whole
     if tp_placement.is_shard():
-        part = part.chunk(context.tp_size, dim=tp_placement.dim)[context.tp_rank]
+        part = part.chunk(context.tp_size, dim=tp_placement.dim)[context.tp_group.rank()]
     dp_size = context.mesh.size(AXES.index("dp_shard"))
     size = -(-part.shape[0] // dp_size)
     part = part[size * context.mesh.get_local_rank("dp_shard") :][:size]

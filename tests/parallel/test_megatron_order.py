@@ -32,7 +32,7 @@ def _place(rank, sizes):
     context = grid(pp=sizes["pp"], dp_shard=sizes["dp"] * cp, tp=sizes["tp"], cp=cp)
     found = {"tp": context.tp_size, "cp": context.cp.size, "dp": context.dp_size}
     assert {**found, "pp": context.pp_size} == sizes
-    place = {"tp": context.tp_rank, "cp": context.cp.rank, "dp": context.dp_rank}
+    place = {"tp": context.tp_group.rank(), "cp": context.cp.rank, "dp": context.dp_rank}
     ranks = [rank] if context.cp.group is None else dist.get_process_group_ranks(context.cp.group)
     return {**place, "pp": context.pp_rank}, ranks
 

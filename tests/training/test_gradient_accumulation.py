@@ -126,7 +126,7 @@ def errors(rank, flags, context=None):
     for name, hand in by_hand.items():
         expected = hand.sum(context)
         dim = 0 if isinstance(layers_of(run)[name], ColumnParallelLinear) else 1
-        local = whole[f"{name}.weight"].chunk(context.tp_size, dim)[context.tp_rank]
+        local = whole[f"{name}.weight"].chunk(context.tp_size, dim)[context.tp_group.rank()]
         found[name] = ((local - expected).norm() / expected.norm()).item()
     run.close()
     return found
