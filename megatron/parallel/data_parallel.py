@@ -119,7 +119,9 @@ class FullyShardedModel:
                 group.post_backward()
 
     def finish(self) -> None:
-        """Do nothing: torch has ended the step with its last backward pass."""
+        """Let go of gathered weights: a step's last backward pass has done so, a validation has none."""
+        for part, _ in _groups(self._model):
+            part.reshard()
 
     def fuse_gradient_accumulation(self) -> None:
         """Let products add gradients of weights to `fully_shard`'s own fp32 sums over micro-batches."""

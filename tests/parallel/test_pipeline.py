@@ -129,12 +129,19 @@ def losses_of_other_weights(rank, size, flags):
     return losses
 
 
-@pytest.mark.parametrize("flags", ["--bf16 --eval-iters 0", f"{PP2} --bf16"])
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [
+        (1, "--bf16 --eval-iters 0"),
+        (2, f"{PP2} --bf16"),
+        (2, "--bf16 --eval-iters 0"),
+        (2, "--bf16 --eval-iters 0 --use-distributed-optimizer"),
+    ],
+)
 def test_a_pass_after_a_validation_sees_weights_that_were_loaded_in_between(
-    world, corpus, tmp_path, flags
+    world, corpus, tmp_path, size, flags
 ):
     flags = flags_of(corpus, tmp_path, flags)
-    size = 2 if PP2 in flags else 1
     for before, *after in world(size).run(losses_of_other_weights, size, flags):
         assert len(set(after)) == 1 and (before not in after or before == 0)
 
