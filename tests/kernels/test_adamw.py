@@ -30,12 +30,15 @@ TOLERANCE = {
     params=[
         pytest.param((adamw_, "cpu"), id="torch"),
         pytest.param((adamw_, "cuda"), id="torch-gpu", marks=pytest.mark.gpu),
+        pytest.param((fused_adamw_, "cpu"), id="fused-on-cpu"),
         pytest.param((fused_adamw_, "cuda"), id="fused", marks=pytest.mark.gpu),
     ]
 )
 def way(request):
     """A function that updates, and the device it does so on."""
-    if request.param[0] is fused_adamw_ and (obstacle := cuda_library.obstacle()) is not None:
+    if request.param == (fused_adamw_, "cpu"):
+        request.getfixturevalue("cuda_on_cpu")
+    elif request.param[0] is fused_adamw_ and (obstacle := cuda_library.obstacle()) is not None:
         pytest.skip(obstacle)
     return request.param
 

@@ -110,6 +110,14 @@ def test_both_ways_equal_torch_in_fp64(kernels, dtype):
     check(kernels, 13, 301, 290, dtype, "cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "width", "num_valid"), [(1, 1, 1), (0, 8, 8), (4, 40, 0), (5, 3001, 2990)]
+)
+def test_fused_kernels_equal_torch_in_fp64_on_a_cpu(cuda_on_cpu, rows, width, num_valid, dtype):
+    check(FUSED, rows, width, num_valid, dtype, "cpu")
+
+
 def test_operators_keep_the_rules_of_torch_library():
     logits, columns, scales = draw(5, 11, 9, torch.float32)
     tests = ("test_schema", "test_faketensor")
@@ -150,12 +158,18 @@ def test_fused_equals_torch_in_fp64_on_a_gpu(kernels_on_gpu, rows, width, num_va
     check(FUSED, rows, width, num_valid, dtype, "cuda")
 
 
-@pytest.mark.gpu
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device_of_kernels(request):
+    """Where the CUDA kernels compute."""
+    request.getfixturevalue("cuda_on_cpu" if request.param == "cpu" else "kernels_on_gpu")
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("first", range(8))
-def test_fused_takes_rows_that_start_anywhere(kernels_on_gpu, dtype, first):
-    logits, columns, scales = draw(11, 700, 600, dtype, "cuda")
-    wide = torch.full((11, 901), 7.0, dtype=dtype, device="cuda")
+def test_fused_takes_rows_that_start_anywhere(device_of_kernels, dtype, first):
+    logits, columns, scales = draw(11, 700, 600, dtype, device_of_kernels)
+    wide = torch.full((11, 901), 7.0, dtype=dtype, device=device_of_kernels)
     wide[:, first : first + 700] = logits
     log_sum_exp, picked, gradient = in_fp64(logits, columns, 600, scales)
     part = wide[:, first : first + 700]
@@ -179,11 +193,10 @@ def test_fused_gives_the_same_bits_again(kernels_on_gpu, dtype):
         assert torch.equal(one, other)
 
 
-@pytest.mark.gpu
-def test_fused_keeps_large_and_missing_logits_apart(kernels_on_gpu):
+def test_fused_keeps_large_and_missing_logits_apart(device_of_kernels):
     rows = torch.tensor([[300.0] * 1000, [-3e38] * 1000, [float("-inf")] * 999 + [2.0]])
-    logits = rows.cuda()
-    columns = torch.tensor([0, 1, 999], device="cuda")
+    logits = rows.to(device_of_kernels, copy=True)
+    columns = torch.tensor([0, 1, 999], device=device_of_kernels)
     log_sum_exp, _ = FUSED.row_statistics(logits, columns, 1000)
     expected = rows.double().logsumexp(dim=1).float()
     torch.testing.assert_close(log_sum_exp.cpu(), expected, rtol=1e-6, atol=1e-6)

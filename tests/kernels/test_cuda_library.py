@@ -4,11 +4,9 @@ The wrappers run with tensors of the CPU and call a library that only looks at w
 the declared type and be what the C source calls it: two pointers in the wrong order show, as a number does.
 """
 
-import contextlib
 import ctypes
 import itertools
 import re
-import types
 from ctypes import c_double, c_float, c_int64, c_void_p
 
 import pytest
@@ -24,9 +22,9 @@ from megatron.kernels.layer_norm import _layer_norm_backward_cuda, _layer_norm_c
 from megatron.kernels.masked_softmax import _softmax_backward_cuda, _softmax_cuda
 from megatron.kernels.multi_tensor import CHUNK_SIZE
 from megatron.kernels.square_sum import fused_square_sum
+from tests.kernels.cuda_stand_in import STREAM, pretend
 from tests.kernels.test_build import FUNCTIONS
 
-STREAM = 77
 BF16 = 1  # csrc/vector.cuh's kind of a tensor
 ROWS, COLUMNS = 6, 5
 PROBABILITY, EPSILON, SCALE = 0.25, 1e-3, 0.3
@@ -69,14 +67,8 @@ def called(monkeypatch):
         given.append(value)
         return to_c(value)
 
-    monkeypatch.setattr(cuda_library, "_load", lambda: library)
     monkeypatch.setattr(cuda_library, "_argument", look)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    stream = types.SimpleNamespace(cuda_stream=STREAM)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    processors = types.SimpleNamespace(multi_processor_count=2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: processors)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    pretend(monkeypatch, library)
     return library.calls, given
 
 
