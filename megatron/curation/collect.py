@@ -7,7 +7,6 @@ it that states one. Links are not followed. Which files are wanted is not decide
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -272,7 +271,7 @@ def _describe(
     stated = {
         entry.name: content
         for entry in entries
-        if is_metadata(entry.name) and (content := _read_small(entry)) is not None
+        if is_metadata(entry.name) and (content := _text_of(Path(entry.path))) is not None
     }
     dep5 = _dep5(folder) if "debian" in names or "usr" in names else None
     found = licence_of(stated)
@@ -306,44 +305,39 @@ def _installed(entries: list[os.DirEntry[str]]) -> dict[str, str]:
 
 def _contents(folder: str, names: tuple[str, ...]) -> dict[str, str]:
     """Give the small text files of these names that a folder holds."""
-    contents = {}
-    for name in names:
-        path = Path(folder, name)
-        with contextlib.suppress(OSError):  # what cannot be read states nothing
-            if path.is_file() and path.stat().st_size <= 8 * MAX_BYTES:
-                contents[name] = path.read_text(encoding="utf-8", errors="replace")
-    return contents
+    texts = ((name, _text_of(Path(folder, name), 8 * MAX_BYTES)) for name in names)
+    return {name: text for name, text in texts if text is not None}
 
 
-def _read_small(entry: os.DirEntry[str]) -> str | None:
+def _text_of(path: Path, most: int = MAX_BYTES) -> str | None:
+    """Give the text of a file that may state something; None if there is none, it is too large or cannot be read."""
     try:
-        if not entry.is_file() or entry.stat().st_size > MAX_BYTES:
+        if not path.is_file() or path.stat().st_size > most:
             return None
-        return Path(entry.path).read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
 
 
 def _dep5(folder: str) -> Dep5 | None:
-    """Read the debian/copyright of a source tree, or that of an unpacked package: usr/share/doc/NAME/copyright."""
-    candidates = [Path(folder, "debian", "copyright")]
-    candidates += sorted(Path(folder, "usr", "share", "doc").glob("*/copyright"))
-    for path in candidates:
-        try:
-            found = parse_dep5(path.read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-        if found:
-            return found
-    return None
+    """Read the debian/copyright of a source tree, or that of an unpacked package: usr/share/doc/NAME/copyright.
+
+    Of several packages in one folder nobody can tell which file is of which, unless all say the same.
+    """
+    unpacked = {
+        text
+        for path in Path(folder, "usr", "share", "doc").glob("*/copyright")
+        if (text := _text_of(path)) is not None
+    }
+    source = _text_of(Path(folder, "debian", "copyright"))
+    found = parse_dep5(source) if source else None
+    if found is None and len(unpacked) == 1:
+        found = parse_dep5(unpacked.pop(), is_unpacked=True)
+    return found
 
 
 def _remote(folder: str) -> str | None:
     """Give owner/repository of the first remote of a git checkout."""
-    try:
-        text = Path(folder, ".git", "config").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = _GIT_URL.search(text)
+    match = _GIT_URL.search(_text_of(Path(folder, ".git", "config")) or "")
     name = repository_name(match[1]) if match else ""
     return name or None

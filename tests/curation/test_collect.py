@@ -70,6 +70,28 @@ def test_debian_copyright_gives_a_licence_to_each_file(tmp_path):
     assert found(tmp_path) == {"pkg:a.c": "MIT", "pkg:gpl/b.c": "GPL-2.0-or-later"}
 
 
+def test_an_unpacked_package_has_the_licences_of_its_source_tree(tmp_path):
+    stated = (
+        "Format: x\n\nFiles: *\nLicense: Expat\n\nFiles: html/test/*\n share/*\nLicense: GPL-2\n"
+    )
+    lay(
+        tmp_path / "pkg/usr/share",
+        {"doc/pkg/copyright": stated, "go/html/a.c": "", "go/html/test/b.c": "", "nohtml/test/c.c": ""},
+    )  # fmt: skip
+    licences = {
+        "pkg:usr/share/go/html/a.c": "MIT",
+        "pkg:usr/share/go/html/test/b.c": "GPL-2.0-only",
+        "pkg:usr/share/nohtml/test/c.c": "MIT",
+    }
+    assert found(tmp_path) == licences
+    lay(tmp_path / "pkg/usr/share", {"doc/pkg-doc/copyright": stated})
+    assert found(tmp_path) == licences
+    lay(
+        tmp_path / "pkg/usr/share", {"doc/other/copyright": "Format: x\n\nFiles: *\nLicense: ISC\n"}
+    )
+    assert set(found(tmp_path).values()) == {None}
+
+
 def test_installed_python_packages_have_the_licence_of_their_dist_info(tmp_path):
     lay(
         tmp_path,

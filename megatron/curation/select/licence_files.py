@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron.curation.select.licences import UNKNOWN, normalise, of_text
 
+UNPACKED_ROOT = re.compile(r"usr/[^/]+/")
 MAX_BYTES = 1 << 20  # of a metadata file; more is no metadata
 LICENCE_FILE = re.compile(r"(?:un)?licen[sc]e|copying|copyright", re.I)
 _CLASSIFIER = re.compile(r"License\s*::\s*(?:OSI Approved\s*::\s*)?([^\"'\n:]+)")
@@ -141,12 +142,17 @@ class Dep5:
     """A machine-readable debian/copyright: patterns of paths and the licence of each, the last match counts."""
 
     stanzas: tuple[tuple[tuple[str, ...], str], ...]
+    # Of an unpacked package, whose files lie somewhere below /usr/share/… and not as in their source tree.
+    is_unpacked: bool = False
 
     def licence_of(self, path: str) -> str | None:
         """Give the licence of a path relative to the source tree; None if no stanza matches."""
+        root = UNPACKED_ROOT.match(path) if self.is_unpacked else None
         for patterns, licence in reversed(self.stanzas):
-            if any(_pattern(pattern).fullmatch(path) for pattern in patterns):
-                return licence
+            for pattern in map(_pattern, patterns):
+                # Wherever the source tree may begin in the package.
+                if pattern.fullmatch(path) or (root and pattern.search(path, root.end() - 1)):
+                    return licence
         return None
 
 
@@ -155,10 +161,11 @@ def _pattern(glob: str) -> re.Pattern[str]:
     """Translate DEP-5's patterns: `*` and `?` match slashes too, a backslash quotes."""
     pieces = re.findall(r"\\[*?\\]|.", glob.removeprefix("./"), re.S)
     translated = {"*": ".*", "?": "."}
-    return re.compile("".join(translated.get(p) or re.escape(p[-1]) for p in pieces), re.S)
+    spelled = "".join(translated.get(p) or re.escape(p[-1]) for p in pieces)
+    return re.compile(rf"(?:(?<=/)|\A){spelled}\Z", re.S)
 
 
-def parse_dep5(text: str) -> Dep5 | None:
+def parse_dep5(text: str, *, is_unpacked: bool = False) -> Dep5 | None:
     """Read a debian/copyright; None if it is not machine-readable."""
     if not re.match(r"\s*Format(?:-Specification)?:", text):
         return None
@@ -168,7 +175,7 @@ def parse_dep5(text: str) -> Dep5 | None:
         if "files" in fields and fields.get("license", "").strip():
             licence = fields["license"].strip().split("\n")[0].strip()
             stanzas.append((tuple(fields["files"].split()), _expression(licence)))
-    return Dep5(tuple(stanzas))
+    return Dep5(tuple(stanzas), is_unpacked)
 
 
 def _fields(block: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ from functools import lru_cache
 _PERMISSIVE = """
 0BSD AFL-2.1 AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent
 BSD-3-Clause BSD-3-Clause-Clear BSD-3-Clause-LBNL BSD-4-Clause BSL-1.0 CC-BY-3.0 CC-BY-4.0 CC0-1.0 CNRI-Python curl
-ECL-2.0 FSFAP FSFUL FTL HPND ICU ISC JSON libpng-2.0 Libpng libtiff MIT MIT-0 MIT-advertising MIT-CMU MIT-Modern-
-Variant MS-PL MulanPSL-2.0 NCSA NTP OLDAP-2.8 OpenSSL PHP-3.01 PostgreSQL PSF-2.0 Python-2.0 Ruby TCL Unicode-DFS-2016
+ECL-2.0 FSFAP FSFUL FTL HPND ICU ISC JSON libpng-2.0 Libpng libtiff MIT MIT-0 MIT-advertising MIT-CMU
+MIT-Modern-Variant MS-PL MulanPSL-2.0 NCSA NTP OLDAP-2.8 OpenSSL PHP-3.01 PostgreSQL PSF-2.0 Python-2.0 Ruby TCL Unicode-DFS-2016
 Unlicense UPL-1.0 Vim W3C WTFPL X11 Xnet ZPL-2.0 ZPL-2.1 Zlib public-domain
 """
 PERMISSIVE = tuple(_PERMISSIVE.split())

@@ -45,6 +45,8 @@ License: Expat
         ("MIT/Apache-2.0", True),
         ("Apache License, Version 2.0", True),
         ("The MIT License (MIT)", True),
+        ("MIT-Modern-Variant", True),
+        ("Variant", False),
         ("LicenseRef-Proprietary", False),
         ("", False),
         ("MIT AND", False),
