@@ -51,7 +51,8 @@ def similar_lines(text: bytes, answer: dict[str, Any], *, colored: bool) -> Iter
     """Give the documents that are like the text."""
     for number, hit in enumerate(answer["similar"], 1):
         first, last = hit["lines"]
-        yield f"{number:>3}. {hit['share']:>4.0%} of its lines at {first}-{last} of {named(hit)}"
+        what = f"{hit['share']:>4.0%} of its lines at" if hit["share"] else "its words alone, as at"
+        yield f"{number:>3}. {what} {first}-{last} of {named(hit)}"
     if not answer["similar"]:
         yield "no document holds a word of this text"
 

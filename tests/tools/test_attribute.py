@@ -97,6 +97,8 @@ def test_query_names_sources_and_licences(data, source_texts, tokenizer_file, tm
     assert hits["similar"] == answer["similar"]
     out = tmp_path / "out.jsonl"
     out.write_text('{"repo": "octocat/b"}\n')
+    words = attribute("search", data / "a", "--text", "import return", *flags[:2]).stdout
+    assert words.startswith("  1. its words alone, as at ") and "of its lines" not in words
     some = (*flags, "--kinds", "search", "--exclude-documents", out)
     left = json.loads(attribute("query", data / "a", data / "b", "--json", *some).stdout)
     assert {one["dataset"] for one in left["similar"]} == {str(data / "a")}
