@@ -24,8 +24,9 @@ from megatron.cli import (
     run_tool,
     section_from,
 )
+from megatron.curation.blend import MixConfig
 from megatron.curation.collect import CollectConfig, plan_folders
-from megatron.curation.mix import MixConfig, mix
+from megatron.curation.mix import mix
 from megatron.curation.pii.train import report_table, train
 from megatron.curation.pii.train_options import PiiTrainConfig
 from megatron.curation.pipeline import read_pipeline

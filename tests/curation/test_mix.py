@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron.curation.mix import MixConfig, mix
+from megatron.curation.blend import MixConfig
+from megatron.curation.mix import mix
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.record_io import PartSource
 from megatron.data.split import read_data_options

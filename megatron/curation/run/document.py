@@ -92,7 +92,7 @@ class Changed:
     detail: str = ""
 
 
-READ = "read"  # the stage that every run begins with, see runner.py
+READ = "read"  # the stage that every run begins with, see shard_pass.py
 Verdict = Keep | Drop | Changed
 
 

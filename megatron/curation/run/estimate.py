@@ -21,8 +21,8 @@ from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import Comparison, Step, group
 from megatron.curation.run.passes import plan as plan_input
 from megatron.curation.run.record_io import BadRecord, Source
-from megatron.curation.run.runner import read_stage
 from megatron.curation.run.sample import Place, Sample
+from megatron.curation.run.shard_pass import read_stage
 from megatron.curation.run.totals import Totals, weighted_sum
 
 FEWEST_PLACES = 8  # from which on their differences say how far off a sum may be

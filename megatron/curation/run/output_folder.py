@@ -17,10 +17,11 @@ import orjson
 
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.record_io import Source
-from megatron.data.publish import publish, sync
+from megatron.data.publish import open_locked, publish, sync
 from megatron.errors import DataError
 from megatron.whole_file import remove
 
+LOCK = ".lock"
 Counts = TypeVar("Counts")
 
 
@@ -71,7 +72,7 @@ def claim(
     path = output / "run.json"
     for leftover in output.glob(f".{path.name}.*.tmp"):  # of a run that was stopped as it came here
         leftover.unlink(missing_ok=True)
-    others = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
+    others = [entry.name for entry in output.iterdir() if entry.name != LOCK]
     try:
         older = orjson.loads(path.read_bytes())["fingerprint"]
     except FileNotFoundError:
@@ -97,6 +98,15 @@ def claim(
         "steps": [{"stage": step.name, "settings": dict(step.settings)} for step in steps],
     }
     write_json(path, run)
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Make an output folder and keep other runs from it. Raises DataError if one writes to it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open_locked(output / LOCK):
+        yield
+    (output / LOCK).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,19 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from megatron.curation.run.document import Stage
-from megatron.curation.run.engine import MakePool, pool_of
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.output_folder import (
     claim,
     disk_errors,
     fingerprint_of,
+    locked,
     read_counts,
     write_json,
 )
+from megatron.curation.run.pool import MakePool, pool_of
 from megatron.curation.run.record_io import Source, plan_sources
-from megatron.curation.run.runner import PassLayout, StagesOf, read_stage, run_pass, same_for_all
+from megatron.curation.run.shard_pass import (
+    PassLayout,
+    StagesOf,
+    read_stage,
+    run_pass,
+    same_for_all,
+)
 from megatron.curation.run.totals import Totals
-from megatron.data.publish import open_locked
 from megatron.data.shards import natural_key
 from megatron.errors import DataError
 from megatron.logging import get_logger
@@ -106,20 +112,8 @@ def run_steps(
     first: Sequence[Source] = plan(options) if sources is None else sources
     if not first:
         raise DataError(f"nothing to read in {', '.join(options.input)}")
-    with disk_errors(options.folder):
-        return _run_locked(steps, options, first, command, progress)
-
-
-def _run_locked(
-    steps: Sequence[Step],
-    options: RunOptions,
-    first: Sequence[Source],
-    command: Sequence[str],
-    progress: Progress,
-) -> Totals:
     output = options.folder
-    output.mkdir(parents=True, exist_ok=True)
-    with open_locked(output / ".lock"):
+    with disk_errors(output), locked(output):
         fingerprint = fingerprint_of(steps, first, options)
         totals = read_counts(output / "totals.json", fingerprint, Totals.from_json)
         if totals is None:
@@ -135,7 +129,6 @@ def _run_locked(
         if not options.keep_intermediate:  # a run that was stopped behind its totals left them, too
             for leftover in output.glob(".pass-*"):
                 shutil.rmtree(leftover)
-    (output / ".lock").unlink(missing_ok=True)
     return totals
 
 

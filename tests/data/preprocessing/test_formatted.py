@@ -5,8 +5,9 @@ import json
 import pytest
 import tokenizers
 
+from megatron.curation.blend import MixConfig
 from megatron.curation.formats.stage import FormatConfig, format_stage
-from megatron.curation.mix import MixConfig, mix
+from megatron.curation.mix import mix
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
 from megatron.data.indexed_dataset import IndexedDataset

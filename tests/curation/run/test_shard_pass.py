@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron.curation.run import data_card, engine, ledger, runner
+from megatron.curation.run import data_card, ledger, pool, shard_pass
 from megatron.curation.run.document import Changed, Document, Drop, Keep, Stage
 from megatron.curation.run.estimate import estimate
 from megatron.curation.run.options import RunOptions
@@ -266,7 +266,7 @@ def test_a_run_that_was_stopped_as_it_claimed_its_folder_begins_again(tmp_path, 
 
 def test_complete_run_is_summed_up_without_work(tmp_path, source, monkeypatch):
     totals = run_steps([ODD], options(tmp_path, source))
-    monkeypatch.setattr(engine, "Workers", None)
+    monkeypatch.setattr(pool, "Workers", None)
     assert run_steps([ODD], options(tmp_path, source)).to_json() == totals.to_json()
 
 
@@ -285,8 +285,8 @@ def test_no_empty_quarantine_is_ever_there_wherever_a_run_stops(tmp_path, source
         assert pairs[0][1].parent.name != "quarantine"
         real(pairs)
 
-    real = runner.publish
-    monkeypatch.setattr(runner, "publish", publish)
+    real = shard_pass.publish
+    monkeypatch.setattr(shard_pass, "publish", publish)
     run_steps([ODD], options(tmp_path, source))
     assert not list((tmp_path / "out/quarantine").iterdir())
 

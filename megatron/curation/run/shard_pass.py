@@ -25,7 +25,6 @@ from megatron.curation.run.document import (
     apply_stages_to_all,
     num_bytes,
 )
-from megatron.curation.run.engine import MakePool
 from megatron.curation.run.output_folder import (
     aside,
     digest,
@@ -33,6 +32,7 @@ from megatron.curation.run.output_folder import (
     read_counts,
     remove_leftovers,
 )
+from megatron.curation.run.pool import MakePool, each_shard
 from megatron.curation.run.record_io import BadRecord, Format, RecordWriter, Source
 from megatron.curation.run.totals import Totals
 from megatron.data.publish import publish, sync
@@ -99,6 +99,13 @@ def same_for_all(stages: Sequence[Stage]) -> StagesOf:
     return lambda shard: stages
 
 
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    source: Source
+    fingerprint: str
+
+
 class _ShardWorker:
     """Does one shard; runs in a worker."""
 
@@ -107,9 +114,10 @@ class _ShardWorker:
         self._layout = layout
         self._strict = strict
 
-    def __call__(self, task: tuple[int, Source, str]) -> tuple[Totals, list[str]]:
+    def __call__(self, task: _Task) -> tuple[Totals, list[str]]:
+        """Give the counts, and the records that were set aside, as far as they are named."""
         with disk_errors(self._layout.output):
-            return self._run(*task)
+            return self._run(task.number, task.source, task.fingerprint)
 
     def _run(self, number: int, source: Source, fingerprint: str) -> tuple[Totals, list[str]]:
         layout, totals = self._layout, Totals()
@@ -193,28 +201,23 @@ def run_pass(
 ) -> Totals:
     """Do all shards that are not done, and give the counts of all. Forks, or asks other machines."""
     layout.make_folders()
-    totals, tasks, num_named = Totals(), [], 0
-    for number, source in enumerate(sources):
-        fingerprint = _fingerprint(source, stages_of(number), layout)
-        done = _done(layout, number, fingerprint)
-        if done is None or (strict and done.bad):
-            tasks.append((number, source, fingerprint))
-        else:
-            totals.add(done)
-            on_shard(source.num_bytes)
-    if len(tasks) < len(sources):
-        names = " ".join(stage.name for stage in stages_of(0))
-        num_done = len(sources) - len(tasks)
-        logger.info("continuing %s: %d of %d shards are done", names, num_done, len(sources))
-    if tasks:
-        worker = _ShardWorker(stages_of, layout, strict=strict)
-        with pool(worker, len(tasks)) as workers:
-            for task, (counts, named) in zip(tasks, workers.map(tasks), strict=True):
-                for place in named[: max(NUM_NAMED - num_named, 0)]:
-                    logger.warning("set aside %s", place)
-                num_named += len(named)
-                totals.add(counts)
-                on_shard(task[1].num_bytes)
+    tasks = [
+        _Task(number, source, _fingerprint(source, stages_of(number), layout))
+        for number, source in enumerate(sources)
+    ]
+
+    def done(task: _Task) -> tuple[Totals, list[str]] | None:
+        counts = _done(layout, task.number, task.fingerprint)
+        return None if counts is None or (strict and counts.bad) else (counts, [])
+
+    worker = _ShardWorker(stages_of, layout, strict=strict)
+    name = " ".join(stage.name for stage in stages_of(0))
+    totals, num_named = Totals(), 0
+    for counts, named in each_shard(tasks, done, worker, pool, on_shard, name=name):
+        for place in named[: max(NUM_NAMED - num_named, 0)]:
+            logger.warning("set aside %s", place)
+        num_named += len(named)
+        totals.add(counts)
     assert totals.adds_up(), "every document ends in one line of the ledger"
     return totals
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron.curation.blend import MixConfig
 from megatron.curation.decontaminate.stage import DecontaminateConfig
 from megatron.curation.dedup.comparison import DedupConfig
 from megatron.curation.formats.stage import FormatConfig
-from megatron.curation.mix import MixConfig, mix
-from megatron.curation.run.engine import RayWorkers, apply, pool_of
+from megatron.curation.mix import mix
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
+from megatron.curation.run.pool import RayWorkers, apply, pool_of
 from megatron.curation.select.stage import SelectConfig
 from megatron.curation.stages import STAGES
 from megatron.errors import ConfigError, DataError

@@ -10,15 +10,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from megatron.curation.run.options import RunOptions
+from megatron.curation.run.record_io import Source
 from megatron.data.preprocessing.ordered_map import Workers
 from megatron.errors import ConfigError, DataError, MegatronError
+from megatron.logging import get_logger
+
+logger = get_logger(__name__)
 
 AHEAD = 4  # results that may wait for an earlier one, for each task at a time
 RETRIES = 3  # of a task whose process or machine died
@@ -48,6 +52,47 @@ def pool_of(options: RunOptions) -> MakePool:
         )
 
     return make
+
+
+class ShardTask(Protocol):
+    """The work on one shard."""
+
+    @property
+    def source(self) -> Source: ...
+
+
+Task = TypeVar("Task", bound=ShardTask)
+Result = TypeVar("Result")
+
+
+def each_shard(
+    tasks: Sequence[Task],
+    done: Callable[[Task], Result | None],
+    work: Callable[[Task], Result],
+    pool: MakePool,
+    on_bytes: Callable[[int], object],
+    *,
+    name: str,
+) -> Iterator[Result]:
+    """Give what is known of every shard: of those that are done first, then of the others, as they are done in order.
+
+    on_bytes is told the bytes of input of each; name: of the work, for people.
+    """
+    left = []
+    for task in tasks:
+        if (result := done(task)) is None:
+            left.append(task)
+        else:
+            yield result
+            on_bytes(task.source.num_bytes)
+    num_done = len(tasks) - len(left)
+    if num_done:
+        logger.info("continuing %s: %d of %d shards are done", name, num_done, len(tasks))
+    if left:
+        with pool(work, len(left)) as workers:
+            for task, result in zip(left, workers.map(left), strict=True):
+                yield result
+                on_bytes(task.source.num_bytes)
 
 
 class RayWorkers:
@@ -153,7 +198,7 @@ def _task(root: str, folder: str) -> Callable[[bytes, bytes], tuple[bool, Any]]:
 
         if root not in sys.path:
             sys.path.insert(0, root)
-        apply = importlib.import_module("megatron.curation.run.engine").apply
+        apply = importlib.import_module("megatron.curation.run.pool").apply
         answer: tuple[bool, Any] = apply(function, task, folder)
         return answer
 
