@@ -219,7 +219,7 @@ def whole(bench: Curation) -> Iterator[Row]:
 
 def _with_language(documents: Sequence[Document]) -> list[Document]:
     stage = select_stage(SelectConfig(any_license=True))
-    chosen = (apply_stages(document, [stage], lambda entry: None) for document in documents)
+    chosen = apply_stages(list(documents), [stage], lambda entry: None)
     return [document for document in chosen if document is not None]
 
 

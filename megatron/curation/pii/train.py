@@ -33,12 +33,14 @@ from megatron.curation.pii.spans import (
 from megatron.curation.pii.train_options import PiiTrainConfig
 from megatron.curation.run.document import Document
 from megatron.curation.run.options import RunOptions
+from megatron.curation.run.output_folder import LOCK, locked
 from megatron.curation.run.passes import plan
 from megatron.data.permutation import Permutation, keyed_word
-from megatron.data.publish import open_locked, publish, sync
+from megatron.data.publish import publish
 from megatron.errors import DataError
 from megatron.logging import get_logger
 from megatron.option_field import require
+from megatron.whole_file import force_to_disk, replacing
 
 logger = get_logger(__name__)
 
@@ -67,16 +69,12 @@ def train(
     records = _read(options)
     training, held_out = split(records, config)
     libraries()
-    output = options.folder
-    output.mkdir(parents=True, exist_ok=True)
-    with open_locked(output / ".lock"):
-        fingerprint = _fingerprint(config, records)
+    output, fingerprint = options.folder, _fingerprint(config, records)
+    with locked(output):
         best = _completed(output, fingerprint)
         if best is None:
-            best = _Run(output, config, fingerprint, options.overwrite).train(
-                training, held_out, on_step
-            )
-    (output / ".lock").unlink(missing_ok=True)
+            run = _Run(output, config, fingerprint, options.overwrite)
+            best = run.train(training, held_out, on_step)
     return best
 
 
@@ -130,11 +128,8 @@ def _completed(output: Path, fingerprint: str) -> dict[str, Score] | None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        sync(file)
-    publish([(temporary, path)])
 
 
 def _score(counts: dict[str, Any]) -> Score:
@@ -180,15 +175,14 @@ class _Run:
                 path = self._output / name
                 found = orjson.loads(path.read_bytes())["fingerprint"] if path.exists() else found
             if found == self._fingerprint and (self._output / STATE).exists():
-                state: dict[str, Any] = self._torch.load(
-                    self._output / STATE, map_location="cpu", weights_only=True
-                )
+                path = self._output / STATE
+                state: dict[str, Any] = self._torch.load(path, "cpu", weights_only=True)
                 if state["fingerprint"] == self._fingerprint:
                     logger.info("continuing after epoch %d", state["epoch"])
                     return state
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
             found = f"damaged: {error}"
-        others = [one.name for one in self._output.iterdir() if one.name != ".lock"]
+        others = [one.name for one in self._output.iterdir() if one.name != LOCK]
         if others and not overwrite and found != self._fingerprint:
             raise DataError(
                 f"--output {self._output} holds {sorted(others)[0]}, of another run, other settings or other records; "
@@ -301,8 +295,7 @@ class _Run:
             path.chmod(
                 (aside / "config.json").stat().st_mode
             )  # weights come readable by their owner alone
-            with path.open("rb+") as file:
-                sync(file)
+            force_to_disk(path)
         publish([(path, self._output / path.name) for path in files])
         aside.rmdir()
 
@@ -329,12 +322,8 @@ class _Run:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        path = self._output / STATE
-        temporary = path.with_name(f".{STATE}.tmp")
-        with temporary.open("wb") as file:
+        with replacing(self._output / STATE) as file:
             self._torch.save(state, file)
-            sync(file)
-        publish([(temporary, path)])
 
 
 def class_weights(examples: Sequence[Example], num_tags: int, config: PiiTrainConfig) -> Any:

@@ -122,19 +122,13 @@ class Entry:
 
 
 def apply_stages(
-    document: Document, stages: Iterable[Stage], note: Callable[[Entry], None]
-) -> Document | None:
-    """Send a document through stages; give what is left, None if one drops it. Every decision is noted.
-
-    A document that passes all of them gives one entry, of the last stage, after those of its changes.
-    """
-    return apply_stages_to_all([document], stages, note)[0]
-
-
-def apply_stages_to_all(
     documents: Sequence[Document], stages: Iterable[Stage], note: Callable[[Entry], None]
 ) -> list[Document | None]:
-    """Send documents through stages as `apply_stages` does, each stage over all that are left. Noted in their order."""
+    """Send documents through stages; give what is left of each, None if one drops it.
+
+    Every decision is noted, in the order of the documents. One that passes all stages gives one entry, of the last
+    stage, after those of its changes.
+    """
     left: list[Document | None] = list(documents)
     entries: list[list[Entry]] = [[] for _ in documents]
     last = READ

@@ -187,7 +187,7 @@ class _Passes:
                 if is_last or entry.verdict != "kept":
                     found.entries.append(entry)
 
-            left = apply_stages(left, stages, note)
+            (left,) = apply_stages([left], stages, note)
             if left is not None:
                 row: dict[str, Any] = {"text": left.text, "id": left.id, **left.metadata}
                 line = orjson.dumps(row, default=str)

@@ -22,7 +22,7 @@ from megatron.curation.run.document import (
     Keep,
     Stage,
     Verdict,
-    apply_stages_to_all,
+    apply_stages,
     num_bytes,
 )
 from megatron.curation.run.output_folder import (
@@ -146,7 +146,7 @@ class _ShardWorker:
                 good = [one for one in documents if isinstance(one, Document)]
                 totals.num_read += len(good)
                 totals.bytes_read += sum(num_bytes(one.text) for one in good)
-                for left in apply_stages_to_all(good, stages, note):
+                for left in apply_stages(good, stages, note):
                     if left is not None:
                         records.write(left)
             sync(quarantine)
