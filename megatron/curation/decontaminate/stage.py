@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from megatron.curation.decontaminate.benchmarks import Pattern, read_patterns
@@ -92,11 +93,17 @@ class _Text:
         self.data = document.text.encode("utf-8", "surrogatepass")
         self.language = document.word("language").lower()
 
+    @cached_property
     def lowered(self) -> bytes:
         """Give the text in lower case, each character in the place of its own; ASCII as it is: searches know it."""
         if self.is_ascii:
             return self.data
         return lower(self.text).encode("utf-8", "surrogatepass")
+
+    def hit(self, layer: str, pattern: Pattern, begin: int, end: int, value: float = 1.0) -> Hit:
+        """Give what a layer found, by the bytes where it stands."""
+        data = self.lowered if layer == "exact" else self.data
+        return Hit(layer, pattern, self.place(data, begin), self.place(data, end), value)
 
     def place(self, data: bytes, offset: int) -> int:
         """Give the character that a byte of `data` begins."""
@@ -128,11 +135,8 @@ def _exact(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
     search = StringSearch([lower(one.text).encode("utf-8", "surrogatepass") for one in patterns])
 
     def find(text: _Text) -> list[Hit]:
-        data = text.lowered()
-        return [
-            Hit("exact", patterns[n], text.place(data, begin), text.place(data, end))
-            for n, begin, end in search.find(data)
-        ]
+        found = search.find(text.lowered)
+        return [text.hit("exact", patterns[n], begin, end) for n, begin, end in found]
 
     return find
 
@@ -149,12 +153,7 @@ def _normalised(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Lay
 
     def find(text: _Text) -> list[Hit]:
         found = search.find_normalised(text.data, *text.comments)
-        return [
-            Hit(
-                "normalised", usable[n][0], text.place(text.data, begin), text.place(text.data, end)
-            )
-            for n, begin, end in found
-        ]
+        return [text.hit("normalised", usable[n][0], begin, end) for n, begin, end in found]
 
     return find
 
@@ -168,13 +167,7 @@ def _ngram(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
 
     def find(text: _Text) -> list[Hit]:
         return [
-            Hit(
-                "ngram",
-                patterns[n],
-                text.place(text.data, begin),
-                text.place(text.data, end),
-                matched / total,
-            )
+            text.hit("ngram", patterns[n], begin, end, matched / total)
             for n, matched, total, begin, end in search.find(text.data, config.min_overlap)
         ]
 
