@@ -22,9 +22,8 @@ VERSION = 1
 TOKENIZER = "unicode61 remove_diacritics 0 tokenchars '_'"
 BUILD_CACHE_KIB = 200_000
 MAX_WORDS = 16  # of a query that are looked up: the rarest
-MAX_POSTINGS = (
-    20_000  # documents that hold them, counted for each word: what bounds the time of a query
-)
+# documents that hold them, counted for each word: what bounds the time of a query
+MAX_POSTINGS = 20_000
 WORD = re.compile(r"\w+")
 
 

@@ -31,19 +31,9 @@ from megatron.errors import DataError
 from megatron.option_field import option, require
 
 SKIPPED_FOLDERS = {".git", ".hg", ".svn", "__pycache__", ".venv", ".tox", ".mypy_cache"}
-PACKAGE_FILES = {
-    "package.json",
-    "pyproject.toml",
-    "setup.py",
-    "setup.cfg",
-    "Cargo.toml",
-    "go.mod",
-    "PKG-INFO",
-    "DESCRIPTION",
-    "composer.json",
-    "pom.xml",
-    "build.gradle",
-}
+_PACKAGE_FILES = """package.json pyproject.toml setup.py setup.cfg Cargo.toml go.mod PKG-INFO DESCRIPTION composer.json
+pom.xml build.gradle"""
+PACKAGE_FILES = frozenset(_PACKAGE_FILES.split())
 BINARY_LOOK = 8192  # bytes in which a NUL makes a file binary, as git has it
 _GIT_URL = re.compile(r"^\s*url\s*=\s*(\S+)", re.M)
 

@@ -23,12 +23,8 @@ BUCKET_ROUNDS = 8  # times that those unlike the best of a bucket are tried amon
 COMPARED = 1 << 15  # pairs of signatures that are compared at a time
 BLOCK = 1 << 16  # documents that are looked at at a time where all are
 EXACT, NEAR = 1, 2
-_DECIDED = {
-    "twins": "i8",
-    "kinds": "u1",
-    "similarities": "f4",
-    "parents": "i8",
-}  # files of decisions
+# files of decisions
+_DECIDED = {"twins": "i8", "kinds": "u1", "similarities": "f4", "parents": "i8"}
 
 Array = npt.NDArray[Any]
 Similarity = Callable[[Array, Array], Array]
@@ -240,9 +236,8 @@ class Decisions:
         for name, dtype in _DECIDED.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            with path.open(
-                "rb+"
-            ) as file:  # or a full disk ends the process where a page is written
+            # or a full disk ends the process where a page is written
+            with path.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         decisions = cls(folder, is_writable=True)
         for start, block in _blocks(decisions._parents):

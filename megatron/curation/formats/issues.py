@@ -113,14 +113,10 @@ def _renamed(text: str, names: dict[str, str]) -> str:
         return text
     ordered = sorted(names, key=len, reverse=True)
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, ordered))})(?![\w-])")
-    short = {
-        name for name in names if len(name) < 3
-    }  # words of the language too: only when spoken to
-    return pattern.sub(
-        lambda match: (
-            match[0]
-            if match[0] in short and text[match.start() - 1 : match.start()] != "@"
-            else names[match[0]]
-        ),
-        text,
-    )
+
+    def other(match: re.Match[str]) -> str:
+        # Short ones are words of the language too, and count only when spoken to.
+        is_meant = len(match[0]) > 2 or text[match.start() - 1 : match.start()] == "@"
+        return names[match[0]] if is_meant else match[0]
+
+    return pattern.sub(other, text)

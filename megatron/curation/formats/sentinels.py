@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 
 SENTINEL = re.compile("|".join(map(re.escape, STARCODER_SPECIAL_TOKENS)))
-HALF = re.compile(
-    "[\ud800-\udfff]"
-)  # of a surrogate pair; no character, and nothing can be encoded with it
+# of a surrogate pair; no character, and nothing can be encoded with it
+HALF = re.compile("[\ud800-\udfff]")
 
 
 class Sentinel(str):

@@ -74,17 +74,9 @@ class Tokens:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        first = (
-            tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-        )
-        last = (
-            tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-        )
-        self.before = [] if first is None else [first]
-        self.after = [] if last is None else [last]
-        self.pad = next(
-            (one for one in (tokenizer.pad_token_id, last, first) if one is not None), 0
-        )
+        self.before = _first_there(tokenizer.cls_token_id, tokenizer.bos_token_id)
+        self.after = _first_there(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        self.pad = [*_first_there(tokenizer.pad_token_id), *self.after, *self.before, 0][0]
 
     def encode(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Give ids [tokens] and offsets [tokens, 2] in characters, without those of the ends."""
@@ -92,6 +84,10 @@ class Tokens:
             text.encode("utf-8", "replace").decode(), add_special_tokens=False
         )
         return np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)
+
+
+def _first_there(*ids: int | None) -> list[int]:
+    return [one for one in ids if one is not None][:1]
 
 
 class Classifier:
@@ -124,9 +120,8 @@ class Classifier:
             for number, (ids, _) in enumerate(encoded)
             for window in windows_of(number, len(ids), self._size, self._overlap)
         ]
-        windows.sort(
-            key=lambda window: window.end - window.begin
-        )  # alike in length, little is padded
+        # alike in length, little is padded
+        windows.sort(key=lambda window: window.end - window.begin)
         num_classes = self.model.config.num_labels
         answers = [np.zeros((len(ids), num_classes), np.float32) for ids, _ in encoded]
         for place in range(0, len(windows), self._batch_size):

@@ -21,9 +21,8 @@ ob mm fu ph og ms ye ud mb ip ub oi rl gu dr hr cc tw ft wn nu af hu nn eo vo rv
 eq sy sl ps jo lf nv je nk kn gs dy hy ze ks xt bs ik dd pt rp sk xi oe oy ws lv dl rf eu dg wr xa yi nm eb rb tm xc eh
 tc gy rw bj hn
 """
-MAX_COMMON = (
-    0.62  # of random characters' pairs of letters that are common in English; identifiers have more
-)
+# of random characters' pairs of letters that are common in English; identifiers have more
+MAX_COMMON = 0.62
 
 
 def measured(word: str) -> Measured:

@@ -82,10 +82,8 @@ def addresses(text: str, places: Sequence[Place]) -> Iterator[Found]:
                 yield Found(*match.span(), "IP_ADDRESS", "ipv4")
         elif kind == IPV6_PLACE:
             match = IPV6.match(text, begin)
-            is_one_number = match is not None and len(match[0]) == len(
-                "2002::"
-            )  # a plan's, or RFC 3501
-            if match and not is_one_number and is_public(match[0]):
+            # One number, as 2002::, is of a plan of networks, or of RFC 3501.
+            if match and len(match[0]) > len("2002::") and is_public(match[0]):
                 yield Found(*match.span(), "IP_ADDRESS", "ipv6")
 
 

@@ -292,9 +292,8 @@ class _Run:
         self._write_report(aside, best, epoch, complete=False)
         files = sorted(aside.iterdir(), key=lambda path: path.name == REPORT)
         for path in files:
-            path.chmod(
-                (aside / "config.json").stat().st_mode
-            )  # weights come readable by their owner alone
+            # weights come readable by their owner alone
+            path.chmod((aside / "config.json").stat().st_mode)
             force_to_disk(path)
         publish([(path, self._output / path.name) for path in files])
         aside.rmdir()

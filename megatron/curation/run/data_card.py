@@ -87,9 +87,8 @@ def _made(run: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
     stages: list[tuple[str, str]] = []
     folders: list[str] = []
     for path in map(Path, run["inputs"]):
-        with contextlib.suppress(
-            OSError, orjson.JSONDecodeError, KeyError
-        ):  # a file, or moved away
+        # a file, or moved away
+        with contextlib.suppress(OSError, orjson.JSONDecodeError, KeyError):
             older, totals = _read(path)
             more = _made(older)
             stages += more[0]

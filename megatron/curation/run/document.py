@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron.data.preprocessing.formatted import SENTINELS
 
@@ -107,8 +107,7 @@ class Stage:
     apply_to_all: Callable[[Sequence[Document]], Sequence[Verdict]] | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of the ledger: what one stage decided about one document."""
 
     id: str

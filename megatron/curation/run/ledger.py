@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -50,20 +49,12 @@ class LedgerWriter:
         self._writer = pq.ParquetWriter(
             self._file, SCHEMA, compression="zstd", write_page_checksum=True
         )
-        self._columns: list[list[Any]] = [[] for _ in SCHEMA]
+        self._entries: list[Entry] = []
 
     def add(self, entry: Entry) -> None:
         """Append one decision."""
-        columns = self._columns
-        columns[0].append(entry.id)
-        columns[1].append(entry.language)
-        columns[2].append(entry.num_bytes)
-        columns[3].append(entry.stage)
-        columns[4].append(entry.verdict)
-        columns[5].append(entry.rule)
-        columns[6].append(entry.value)
-        columns[7].append(entry.detail)
-        if len(columns[0]) == GROUP_ROWS:
+        self._entries.append(entry)
+        if len(self._entries) == GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
@@ -74,21 +65,21 @@ class LedgerWriter:
         self._file.close()
 
     def _flush(self) -> None:
-        if self._columns[0]:
-            self._writer.write_batch(_batch(self._columns))
-        self._columns = [[] for _ in SCHEMA]
+        if self._entries:
+            self._writer.write_batch(_batch(self._entries))
+        self._entries = []
 
 
 def size_of(entries: Sequence[Entry]) -> int:
     """Give the bytes that entries take."""
-    columns = [[getattr(entry, field.name) for entry in entries] for field in SCHEMA]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_batches([_batch(columns)]), sink, compression="zstd")
+    pq.write_table(pa.Table.from_batches([_batch(entries)]), sink, compression="zstd")
     size: int = sink.getvalue().size
     return size
 
 
-def _batch(columns: Sequence[list[Any]]) -> pa.RecordBatch:
+def _batch(entries: Sequence[Entry]) -> pa.RecordBatch:
+    columns = zip(*entries, strict=True) if entries else [()] * len(SCHEMA)
     arrays = [
         texts(values)
         if field.type == pa.string()

@@ -117,9 +117,8 @@ def run_steps(
         fingerprint = fingerprint_of(steps, first, options)
         totals = read_counts(output / "totals.json", fingerprint, Totals.from_json)
         if totals is None:
-            claim(
-                output, fingerprint, steps, options, command
-            )  # may refuse, and leave all as it is
+            # may refuse, and leave all as it is
+            claim(output, fingerprint, steps, options, command)
             (output / "totals.json").unlink(missing_ok=True)
             totals = _run_passes(group(steps), first, options, progress)
             write_json(output / "totals.json", {"fingerprint": fingerprint, **totals.to_json()})

@@ -35,15 +35,8 @@ from megatron.data.shards import natural_key
 from megatron.errors import DataError
 
 Format = Literal["jsonl.zst", "jsonl", "jsonl.gz", "parquet"]
-READABLE = (
-    "*.jsonl",
-    "*.json",
-    "*.jsonl.gz",
-    "*.json.gz",
-    "*.jsonl.zst",
-    "*.json.zst",
-    "*.parquet",
-)
+JSON_FILES = tuple(f"*.{kind}{end}" for kind in ("jsonl", "json") for end in ("", ".gz", ".zst"))
+READABLE = (*JSON_FILES, "*.parquet")
 OWN_FILES = {"run.json", "totals.json"}  # of an output folder, beside its records
 ZSTD_LEVEL = 1
 PARQUET_BATCH_BYTES = 32 << 20  # of text, made into Arrow at a time
@@ -93,9 +86,8 @@ class PartSource:
     part: Part
     text_key: str = "text"
     id_key: str = "id"
-    name: str = (
-        ""  # of the file, by which records without an id are named; its last part unless given
-    )
+    # of the file, by which records without an id are named; its last part unless given
+    name: str = ""
     max_document_bytes: int | None = None  # of text; no part of the fingerprint, see `read_stage`
 
     @property

@@ -57,9 +57,8 @@ class PassLayout:
     records: Path  # the output folder, or one inside it that the next pass reads
     number: int = 0
     format: Format = "jsonl.zst"
-    is_last: bool = (
-        True  # of the passes: in those before, what is kept goes on and is no line of the ledger
-    )
+    # of the passes: in those before, what is kept goes on and is no line of the ledger
+    is_last: bool = True
 
     def name(self, shard: int) -> str:
         """Name the side files of a shard: those of the first pass come first."""

@@ -42,16 +42,8 @@ _SPELLINGS = {
     "Ruby": "ruby s",
 }
 _EMPTY_WORDS = {"the", "license", "licence", "version", "licensed", "under"}
-UNKNOWN = {
-    "",
-    "none",
-    "noassertion",
-    "unknown",
-    "other",
-    "unlicensed",
-    "see license in license",
-    "proprietary",
-}
+_UNKNOWN = "; none; noassertion; unknown; other; unlicensed; see license in license; proprietary"
+UNKNOWN = frozenset(_UNKNOWN.split("; "))
 _KNOWN = {name.lower(): name for name in PERMISSIVE}
 _TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([A-Za-z0-9 ().+:_-]+)")
 _TOKEN = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b|[/,|]|[^\s()/,|]+", re.I)
