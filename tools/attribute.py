@@ -15,7 +15,7 @@ import megatron.logging
 from megatron.attribution import membership, report, suffix_array, word_index
 from megatron.attribution.attribution import Attribution
 from megatron.attribution.build import build, plan
-from megatron.attribution.corpus import open_token_files, prefix_of
+from megatron.attribution.corpus import TokenFile, open_token_files, prefix_of
 from megatron.attribution.index_file import index_path
 from megatron.attribution.kinds import KINDS
 from megatron.attribution.options import BuildOptions
@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_build(commands)
     _add_membership(commands)
-    _add_trace(commands)
-    _add_search(commands)
-    _add_query(commands)
+    _add_trace_search_query(commands)
     _add_list(commands)
     args = parse_known(parser, argv)
     args.prefix = list(dict.fromkeys(map(prefix_of, args.prefix)))  # PREFIX.* names each twice
@@ -175,6 +173,12 @@ def _answer(
     print("\n".join(lines(text, values, colored=colored)))
 
 
+def _files(args: argparse.Namespace) -> list[TokenFile]:
+    return open_token_files(
+        args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
+    )
+
+
 def _add_membership(commands: Any) -> None:
     parser = _add(
         commands,
@@ -191,35 +195,26 @@ def _membership(args: argparse.Namespace) -> None:
     indexes = [membership.MembershipIndex(prefix) for prefix in args.prefix]
     files, spelling = [], None
     if args.exclude_documents:
-        files = open_token_files(
-            args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
-        )
+        files = _files(args)
         spelling = Spelling(build_tokenizer(section_from(args, TokenizerConfig)))
     answer = membership.ask(text, indexes, files, spelling)
     _answer(args, answer.to_json(), text, report.membership_lines)
 
 
-def _add_trace(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "trace",
-        "give the longest parts of a text that stand in the data, how often each does, and in which documents",
-        _trace,
-    )
+def _add_asked(
+    commands: Any, name: str, help: str, lines: Callable[..., Iterator[str]], *kinds: str
+) -> argparse.ArgumentParser:
+    """Add a question that token files and their tokenizer answer, of indexes of these kinds."""
+    parser = _add(commands, name, help, _asked)
+    parser.set_defaults(lines=lines, kinds=kinds, load=None, min_tokens=1)
     _add_question(parser)
-    parser.add_argument(
-        "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
-    )
-    _add_documents(parser)
-    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
-
-
-def _trace(args: argparse.Namespace) -> None:
-    text, asked = _question(args), _open(args, [suffix_array.KIND])
-    _answer(args, asked(text, min_tokens=args.min_tokens), text, report.trace_lines)
-
-
-def _add_documents(parser: argparse.ArgumentParser) -> None:
+    if suffix_array.KIND in kinds:
+        parser.add_argument(
+            "--min-tokens",
+            type=int,
+            default=16,
+            help="leave out spans of fewer tokens (default: 16)",
+        )
     parser.add_argument(
         "--documents",
         type=int,
@@ -228,42 +223,17 @@ def _add_documents(parser: argparse.ArgumentParser) -> None:
         help="documents that are named (default: 10)",
     )
     parser.add_argument("--threads", type=int, default=1, help="threads that search (default: 1)")
-
-
-def _open(args: argparse.Namespace, kinds: Sequence[str]) -> Attribution:
-    """Open what a question needs."""
-    if min(getattr(args, "min_tokens", 1), args.documents, args.threads) < 1:
-        raise ConfigError("--min-tokens, --documents and --threads are 1 at least")
-    return Attribution(
-        open_token_files(
-            args.prefix, opt_out=args.exclude_documents, skipped=args.exclude_documents_skip
-        ),
-        build_tokenizer(section_from(args, TokenizerConfig)),
-        kinds,
-        num_documents=args.documents,
-        num_threads=args.threads,
-    )
-
-
-def _add_search(commands: Any) -> None:
-    parser = _add(commands, "search", "give the documents that are like a text", _search)
-    _add_question(parser)
-    _add_documents(parser)
     add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
+    return parser
 
 
-def _search(args: argparse.Namespace) -> None:
-    text, asked = _question(args), _open(args, [word_index.KIND])
-    _answer(args, asked(text), text, report.similar_lines)
-
-
-def _add_query(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "query",
-        "ask indexes of all kinds: what of a text stands where, what is like it, its licences, a NOTICE to ship",
-        _query,
-    )
+def _add_trace_search_query(commands: Any) -> None:
+    trace = "give the longest parts of a text that stand in the data, how often each does, and in which documents"
+    _add_asked(commands, "trace", trace, report.trace_lines, suffix_array.KIND)
+    search = "give the documents that are like a text"
+    _add_asked(commands, "search", search, report.similar_lines, word_index.KIND)
+    query = "ask indexes of all kinds: what of a text stands where, what is like it, its licences, a NOTICE to ship"
+    parser = _add_asked(commands, "query", query, report.query_lines, *KINDS)
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -277,17 +247,20 @@ def _add_query(commands: Any) -> None:
         metavar="DIR",
         help="--save of a training run that read these token files: name the steps that read each document",
     )
-    _add_question(parser)
-    parser.add_argument(
-        "--min-tokens", type=int, default=16, help="leave out spans of fewer tokens (default: 16)"
+
+
+def _asked(args: argparse.Namespace) -> None:
+    text = _question(args)
+    if min(args.min_tokens, args.documents, args.threads) < 1:
+        raise ConfigError("--min-tokens, --documents and --threads are 1 at least")
+    ask = Attribution(
+        _files(args),
+        build_tokenizer(section_from(args, TokenizerConfig)),
+        args.kinds,
+        num_documents=args.documents,
+        num_threads=args.threads,
     )
-    _add_documents(parser)
-    add_section(parser, TokenizerConfig, title="tokenizer, with which the token files were made")
-
-
-def _query(args: argparse.Namespace) -> None:
-    text, asked = _question(args), _open(args, args.kinds)
-    answer = asked(text, min_tokens=args.min_tokens)
+    answer = ask(text, min_tokens=args.min_tokens)
     if args.load is not None:
         from megatron.training.history.trace import DocumentSteps
 
@@ -296,7 +269,7 @@ def _query(args: argparse.Namespace) -> None:
             is_read = steps.reads(one["dataset"])  # files for validation may be among them
             reads = steps(one["dataset"], one["document"]) if is_read else []
             one["steps"] = sorted({step for step, _ in reads})
-    _answer(args, answer, text, report.query_lines)
+    _answer(args, answer, text, args.lines)
 
 
 def _add_list(commands: Any) -> None:
