@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,17 @@ OTHER_FACTS = 4 * PAGE
 def index_path(prefix: str | Path, kind: str) -> Path:
     """Give the path of an index."""
     return Path(f"{prefix}.{kind}")
+
+
+class Index(Protocol):
+    """What an index of any kind tells of itself."""
+
+    path: Path
+    facts: dict[str, Any]
+    num_bytes: int
+
+    def verify(self, on_bytes: Callable[[int], None] = ...) -> None:
+        """Read all of it, telling how much; raise DataError if it is damaged."""
 
 
 class IndexWriter:

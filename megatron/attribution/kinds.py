@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from megatron.attribution import membership, suffix_array, word_index
 from megatron.attribution.corpus import TokenFile
-from megatron.attribution.index_file import IndexFile
+from megatron.attribution.index_file import Index, IndexFile
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
 
 Progress = Callable[[int], object]
-
-
-class Index(Protocol):
-    """What an index of any kind tells of itself."""
-
-    path: Path
-    facts: dict[str, Any]
-    num_bytes: int
-
-    def verify(self, on_bytes: Callable[[int], None] = ...) -> None:
-        """Read all of it, telling how much; raise DataError if it is damaged."""
 
 
 @dataclass(frozen=True)

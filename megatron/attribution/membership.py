@@ -8,10 +8,7 @@ the rate that was designed. The question needs neither tokens nor tokenizer: the
 
 from __future__ import annotations
 
-import collections
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +20,7 @@ from megatron.attribution.corpus import TokenFile
 from megatron.attribution.index_file import IndexFile, IndexWriter, check_room, check_spelling
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.spelling import Spelling
+from megatron.attribution.threads import in_threads
 from megatron.data.token_range import Runs
 from megatron.errors import DataError
 
@@ -126,7 +124,7 @@ def _fingerprints_of(
         return len(tokens), keys
 
     try:
-        for num_tokens, keys in _in_threads(work, file.chunks(), options.threads):
+        for num_tokens, keys in in_threads(work, file.chunks(), options.threads):
             yield keys
             on_tokens(num_tokens)
     except ValueError as error:  # an id that the tokenizer does not have
@@ -134,23 +132,6 @@ def _fingerprints_of(
             f"{file.prefix} holds {error}, and the tokenizer has ids up to {len(table) - 1}: the file is damaged or "
             "comes from another tokenizer"
         ) from None
-
-
-def _in_threads(
-    work: Callable[[Any], Any], items: Iterator[Any], num_threads: int
-) -> Iterator[Any]:
-    """Give work(item) of all items, in order, some of them ahead."""
-    if num_threads == 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        ahead: collections.deque[Future[Any]] = collections.deque()
-        for item in itertools.islice(items, 2 * num_threads):
-            ahead.append(pool.submit(work, item))
-        while ahead:
-            yield ahead.popleft().result()
-            for item in itertools.islice(items, 1):
-                ahead.append(pool.submit(work, item))
 
 
 @dataclass(frozen=True)

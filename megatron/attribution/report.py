@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron.attribution.kinds import Index
+from megatron.attribution.index_file import Index
 
 MARKS = ("\x1b[30;43m", "\x1b[30;46m")  # neighbours differ
 END = "\x1b[0m"

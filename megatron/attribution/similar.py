@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from megatron.attribution.index_file import check_spelling
 from megatron.attribution.ranking import LineRanking
 from megatron.attribution.search import Candidate
 from megatron.attribution.spelling import Spelling
+from megatron.attribution.threads import in_threads
 from megatron.attribution.word_index import WordIndex, open_index
 
 NUM_COMPARED = 50  # candidates of a token file that are read
@@ -39,7 +39,7 @@ class Similar:
         for _, index in self._pairs:
             check_spelling(index.path, index.facts, spelling.sha256)
         self._spelling = spelling
-        self._num_threads = num_threads
+        self._num_threads = min(num_threads, len(self._pairs))
 
     def __call__(self, text: str, most: int) -> list[Hit]:
         """Give the documents that are most like a text, the best first: by shared lines, then by BM25."""
@@ -51,12 +51,8 @@ class Similar:
             hits = [self._compare(file, candidate, ranking) for candidate in found]
             return [hit for hit in hits if hit is not None]
 
-        if self._num_threads > 1 and len(self._pairs) > 1:
-            with ThreadPoolExecutor(self._num_threads) as pool:
-                by_file = list(pool.map(find, self._pairs))
-        else:
-            by_file = list(map(find, self._pairs))
-        hits = [hit for hits in by_file for hit in hits]
+        found = in_threads(find, self._pairs, self._num_threads)
+        hits = [hit for of_file in found for hit in of_file]
         hits.sort(key=lambda hit: (-hit.share, -hit.score))
         if hits and hits[0].share > 0:  # others share words alone
             hits = [hit for hit in hits if hit.share > 0]

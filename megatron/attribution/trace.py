@@ -11,8 +11,7 @@ An index of line starts knows runs that begin a line, and of a text those that b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,11 +22,11 @@ from megatron.attribution.corpus import TokenFile
 from megatron.attribution.index_file import IndexFile, check_spelling
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.suffix_array import KIND
+from megatron.attribution.threads import in_threads
 from megatron.errors import DataError
 from megatron.tokenizer.interface import Tokenizer
 
 Ids = npt.NDArray[np.int64]
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -106,8 +105,9 @@ class Trace:
         """Open the suffix arrays. Raises DataError for one that cannot be used."""
         self.spelling = spelling
         self._tokenizer = tokenizer
-        self._indexes = [TraceIndex(file, spelling) for file in files]
-        self._num_threads = num_threads
+        indexes = [TraceIndex(file, spelling) for file in files]
+        self.pieces = [(index, piece) for index in indexes for piece in index.pieces]
+        self._num_threads = min(num_threads, len(self.pieces))
 
     def __call__(
         self, text: bytes, *, min_tokens: int = 1, most: int = 10, most_spans: int | None = None
@@ -126,7 +126,7 @@ class Trace:
     def runs(self, ids: Ids, *, min_tokens: int = 1) -> list[tuple[int, int]]:
         """Give the runs [first, stop) of ids that stand in the data and that no longer such run contains."""
         lengths = np.zeros(len(ids), np.int64)
-        for found in self._map(lambda task: self._longest(*task, ids), self._tasks()):
+        for found in self._of_pieces(lambda index, piece: self._longest(index, piece, ids)):
             np.maximum(lengths, found, out=lengths)
         stops = np.arange(len(ids)) + lengths
         before = np.append(-1, np.maximum.accumulate(stops)[:-1]) if len(ids) else stops
@@ -149,27 +149,20 @@ class Trace:
         """Give how often ids stand in the data, and up to `most` of the places: token files and tokens."""
         from megatron.attribution import _suffix_search
 
-        def find(task: tuple[TraceIndex, _Piece]) -> tuple[int, list[tuple[TokenFile, int]]]:
-            index, piece = task
+        def find(index: TraceIndex, piece: _Piece) -> tuple[int, list[tuple[TokenFile, int]]]:
             count, places = _suffix_search.occurrences(
                 piece.tokens, piece.places, piece.starts, piece.excluded, ids, most
             )
             return count, [(index.file, piece.start + place) for place in places.tolist()]
 
         total, places = 0, []
-        for count, some in self._map(find, self._tasks()):
+        for count, some in self._of_pieces(find):
             total += count
             places += some
         return total, places[:most]
 
-    def _tasks(self) -> list[tuple[TraceIndex, _Piece]]:
-        return [(index, piece) for index in self._indexes for piece in index.pieces]
-
-    def _map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterable[Result]:
-        if self._num_threads == 1 or len(items) < 2:
-            return map(work, items)
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            return list(pool.map(work, items))
+    def _of_pieces(self, work: Callable[[TraceIndex, _Piece], Result]) -> Iterator[Result]:
+        return in_threads(lambda pair: work(*pair), self.pieces, self._num_threads)
 
     def _encode(self, text: bytes) -> tuple[Ids, Ids]:
         """Give the ids of a text and where each ends in it. Raises DataError if ids do not give the text back."""
@@ -253,7 +246,7 @@ def rank_documents(spans: Sequence[Span]) -> list[tuple[int, list[Occurrence]]]:
     return sorted(ranked, key=lambda entry: -entry[0])
 
 
-def _covered(found: Sequence[Occurrence]) -> int:
+def _covered(found: Sequence[Occurrence | Span]) -> int:
     """Give how many bytes of the text some parts of it cover."""
     total = end = 0
     for one in sorted(found, key=lambda one: one.start):
@@ -278,7 +271,7 @@ def to_json(text: bytes, spans: Sequence[Span], spelling: Spelling, most: int) -
         documents.append({**file.name(document), "covered_bytes": covered, "parts": parts})
     return {
         "bytes": len(text),
-        "covered_bytes": _union(spans),
+        "covered_bytes": _covered(spans),
         "spans": [
             {
                 "start": span.start,
@@ -291,11 +284,3 @@ def to_json(text: bytes, spans: Sequence[Span], spelling: Spelling, most: int) -
         ],
         "documents": documents,
     }
-
-
-def _union(spans: Sequence[Span]) -> int:
-    total = end = 0
-    for span in spans:
-        total += max(0, span.stop - max(span.start, end))
-        end = max(end, span.stop)
-    return total

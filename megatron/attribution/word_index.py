@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron.attribution.corpus import TokenFile
-from megatron.attribution.index_file import check_is_of, index_path
+from megatron.attribution.index_file import Index, check_is_of, index_path
 from megatron.attribution.options import BuildOptions
 from megatron.attribution.search import BUILD_CACHE_KIB, Candidate, SearchIndex, build_search
 from megatron.attribution.spelling import Spelling
@@ -24,18 +24,11 @@ KIND = "search"
 WORKING_BYTES = 100_000_000  # beside the cache of words
 
 
-class WordIndex(Protocol):
+class WordIndex(Index, Protocol):
     """What both engines give."""
-
-    path: Path
-    facts: dict[str, Any]
-    num_bytes: int
 
     def candidates(self, text: str, limit: int) -> list[Candidate]:
         """Give the documents with the best BM25 for a text, the best first."""
-
-    def verify(self, on_bytes: Callable[[int], None] = ...) -> None:
-        """Read all of it; raise DataError if it is damaged."""
 
 
 def wanted(options: BuildOptions) -> dict[str, Any]:

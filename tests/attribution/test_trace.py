@@ -64,7 +64,7 @@ def test_runs_and_counts_are_those_of_brute_force(
         monkeypatch.setattr("megatron.attribution.suffix_array.piece_tokens", lambda *_: 61)
         files, spelling = index(prefixes, by_bytes, "trace", line_starts=line_starts)
         trace = Trace(files, by_bytes, spelling, num_threads=1 + number % 2)
-        assert len(trace._tasks()) > 2
+        assert len(trace.pieces) > 2
         for query in [*draw_documents(draw, 4, 40), texts[2][1:] + texts[7], "z"]:
             ids = np.array(list(query.encode()), np.int64)
             found = {run: trace.count(ids[slice(*run)])[0] for run in trace.runs(ids)}
