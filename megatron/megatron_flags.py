@@ -54,7 +54,7 @@ _ANSWERS: dict[str, str] = {
     "use --layernorm-epsilon": "--norm-epsilon",
     "use --attention-backend to choose a kernel": "--no-masked-softmax-fusion --flash-attention-version",
     "use --fp8-format hybrid": "--fp8-hybrid --fp8-e4m3",
-    "use --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR": "--tokenizer-name-or-path",
+    "use --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR": "--tokenizer-name-or-path --tiktoken-*",
     "use --load and --finetune": "--no-load-iteration --pretrained-checkpoint",
     "use --save-interval": "--persistent-save-interval --non-persistent-*",
     "use --config": "--yaml-cfg",
@@ -72,6 +72,9 @@ _ANSWERS: dict[str, str] = {
     "use --train-data-path, --valid-data-path and --test-data-path": "--data-args-path --per-split-data-args-path",
     "use --valid-weighted-split-paths, whose groups have names": "--multiple-validation-sets --validation-set-names",
     "use --eval-iters": "--full-validation",
+    "use --eval-interval": "--start-eval-at-iter",
+    "use --make-vocab-size-divisible-by": "--padded-vocab-size --*-pad-vocab-size",
+    "use tools/verify.py sample": "--sanity-check-dataloader-interval",
     "use --loss-spike-policy": "--check-for-spiky-loss --check-for-large-grads --iterations-to-skip",
     "use --data-path; tools/collect_source.py and tools/preprocess_data.py make a small dataset": "--mock-data",
     "write N into latest_checkpointed_iteration.txt of --load": "--ckpt-step --override-ckpt-iteration",
@@ -123,7 +126,8 @@ _ANSWERS: dict[str, str] = {
     "leave out: metrics.jsonl, TensorBoard and the terminal have it": "--log-throughput --log-progress "
         "--log-validation-ppl-to-tensorboard --no-log-learnig-rate-to-tensorboard",
     "leave out: it is not logged": "--log-*-to-tensorboard --*log-loss-scale-to-tensorboard --log-params-norm "
-        "--log-num-zeros-in-grad --log-max-attention-logit --log-energy --logging-level --tensorboard-queue-size",
+        "--log-num-zeros-in-grad --log-max-attention-logit --log-energy --logging-level --tensorboard-queue-size "
+        "--save-*-interval",
     "leave out: a Weights & Biases run has the name of the folder of --save": "--wandb-exp-name --wandb-save-dir",
     "leave out: the loss is the mean over all tokens that carry one": "--calculate-per-token-loss",
     "leave out: a step whose gradients are not finite is always skipped": "--*check-for-nan-in-loss-and-grad",
@@ -137,7 +141,8 @@ _ANSWERS: dict[str, str] = {
         "--train-sync-interval",
     "leave out: a tensor's 8-bit scale is computed anew each time": "--fp8-margin --fp8-interval --fp8-amax-* "
         "--fp8-recipe --*fp8-wgrad --first-last-layers-bf16 --num-layers-at-*-in-bf16",
-    "leave out: the tokenizer says which tokens these are": "--fim-*-token --null-tokenizer-*-id --tokenizer-special-tokens",
+    "leave out: the tokenizer's own files say it": "--fim-*-token --null-tokenizer-*-id --tokenizer-special-tokens "
+        "--tokenizer-metadata --tokenizer-hf-* --*tokenizer-sentencepiece-* --trust-remote-code",
     "leave out: validation takes the batches of training": "--eval-micro-batch-size --eval-global-batch-size",
     # another model, optimizer or task
     "positions are learned or rotary (--position-embedding-type); nothing else is implemented": "--no-position-embedding "
@@ -170,7 +175,9 @@ _ANSWERS: dict[str, str] = {
     "GPT is trained, on text; nothing else is implemented": "--decoder-num-layers --decoder-seq-length "
         "--vocab-extra-ids --pipeline-model-parallel-split-rank --standalone-embedding-stage --mask-* --short-seq-prob "
         "--bert-* --output-bert-embeddings --retro-* --retriever-* --ict-* --biencoder-* --indexer-* --vision-* "
-        "--dino-* --swin-* --img-* --patch-dim --num-channels --num-classes --*rl-* --grpo-* --perform-rl-step --logits-*",
+        "--dino-* --swin-* --img-* --patch-dim --num-channels --num-classes "
+        "--classes-fraction --data-per-class-fraction --iter-per-epoch --sample-rate --query-in-block-prob "
+        "--use-one-sent-docs --block-data-path --titles-data-path --evidence-data-path --embedding-path --*rl-* --grpo-* --perform-rl-step --logits-*",
 }  # fmt: skip
 _PATTERNS = [
     (pattern, answer) for answer, patterns in _ANSWERS.items() for pattern in patterns.split()

@@ -20,7 +20,7 @@ OTHERS = """
 --no-position-embedding --checkpoint-activations --fp8-hybrid --fp8-margin --fp8-amax-history-len --fp8-recipe
 --empty-unused-memory-level --profile --profile-step-start --use-checkpoint-args --no-save-rng --ckpt-step --rerun-mode
 --pretrained-checkpoint --calculate-per-token-loss --use-torch-fsdp2 --optimizer-cpu-offload --cuda-graph-impl --local-rank
---DDP-impl --fim-data --fim-fragment-rate --fim-prefix-token --decoupled-lr --step-batch-size-schedule --exit-signal
+--DDP-impl --fim-data --fim-fragment-rate --fim-prefix-token --tiktoken-pattern --decoupled-lr --step-batch-size-schedule --exit-signal
 """
 
 
