@@ -1,5 +1,6 @@
 """Fixtures every test may ask for."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -24,6 +25,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
     torch.manual_seed(1)
 
+
+# Threads of several processes wait for each other by spinning, ten times as long as they work where cores are few. What
+# threads change is tested with a number of them.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 # A session started in the background ignores Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
@@ -34,7 +33,6 @@ def preloaded() -> list[str]:
 
 
 def _serve(rank: int, size: int, backend: str, rendezvous: str, connection: Connection) -> None:
-    torch.set_num_threads(1)
     shared_memory.register()
     dist.init_process_group(
         backend,

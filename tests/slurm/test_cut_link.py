@@ -56,7 +56,7 @@ def hosts() -> Iterator[tuple[str, str]]:
 
 def start(hosts: tuple[str, str], flags: str, log: Path) -> list[subprocess.Popen[bytes]]:
     """Start a launcher on each host; what they say goes to LOG.0 and LOG.1."""
-    environment = launcher_environment() | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "wire"}
+    environment = launcher_environment() | {"GLOO_SOCKET_IFNAME": "wire"}
     environment |= {"PYTHONPATH": str(ROOT)}
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a"]
     processes = []

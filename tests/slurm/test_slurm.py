@@ -50,7 +50,6 @@ def variables(corpus: Corpus, run_dir: Path) -> dict[str, str]:
         "GPUS_PER_NODE": "1",
         "TRAIN_PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
     }
     return {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
 

@@ -188,7 +188,7 @@ def test_the_program_of_the_documentation_runs(run: Path, capsys) -> None:
 
 def test_any_text_is_printed_in_any_locale(run: Path) -> None:
     command = [sys.executable, "tools/generate.py", "--load", str(run), "--prompt", "\u00e9"]
-    environment = launcher_environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = launcher_environment() | {"PYTHONPATH": str(ROOT)}
     environment |= {"PYTHONIOENCODING": "ascii"}
     command += ["--echo", "--max-new-tokens", "2"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
@@ -200,7 +200,7 @@ def test_two_processes_print_once_what_one_prints(run: Path, capsys) -> None:
     args = ["--load", str(run), "--prompt", "def add(", "--max-new-tokens", "9"]
     launch = [sys.executable, "tools/launch.py", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "tools/generate.py", *args, "--pipeline-model-parallel-size", "2"]
-    environment = launcher_environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = launcher_environment() | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == generate(run, capsys, *args[2:])

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
@@ -70,7 +69,6 @@ def _train(rank: int, size: int, folder: str, flags: str, fault: str) -> None:
     """Train under a watch; the last rank gets the fault. What it says goes to a file."""
     with Path(folder, f"stderr_{rank}").open("w") as said:
         os.dup2(said.fileno(), sys.stderr.fileno())
-    torch.set_num_threads(1)
     logging.configure(rank)
     config = parse(flags)
     marks = Marks()
