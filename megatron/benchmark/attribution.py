@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import platform
 import random
 import re
 import statistics
@@ -34,7 +32,8 @@ from megatron.attribution.similar import Similar
 from megatron.attribution.spelling import Spelling
 from megatron.attribution.trace import Trace
 from megatron.benchmark.corpus import prepare_corpus
-from megatron.benchmark.curation import core_seconds, core_timed
+from megatron.benchmark.measure import core_seconds, timed
+from megatron.benchmark.output import machine
 from megatron.errors import ConfigError, DataError
 from megatron.options import TokenizerConfig
 from megatron.tokenizer.interface import Tokenizer
@@ -123,10 +122,10 @@ def building(bench: Attribution) -> Iterator[Line]:
                 lambda _, total: contextlib.nullcontext(print_nothing),
             )
 
-        seconds = sorted(core_timed(work)() for _ in range(bench.rounds))
+        taken = sorted(timed(work, core_seconds)() for _ in range(bench.rounds))
         size = KINDS[kind].open(bench.prefix).num_bytes
-        speeds = [num_tokens / 1e6 / one for one in seconds]
-        middle = statistics.median(seconds)
+        speeds = [num_tokens / 1e6 / one for one in taken]
+        middle = statistics.median(taken)
         yield Line(
             f"build {name}",
             f"{num_tokens / 1e6 / middle:.2f} Mtok/s",
@@ -370,5 +369,5 @@ def _describe(bench: Attribution) -> str:
     dataset = bench.file.dataset
     return (
         f"{dataset.num_documents:,} documents, {dataset.num_tokens:,} tokens of {dataset.dtype.name}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        f"{machine()}"
     )

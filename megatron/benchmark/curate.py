@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import re
 import sys
 import sysconfig
@@ -24,6 +23,7 @@ import numpy as np
 from megatron.benchmark import decontaminate, peers, pii
 from megatron.benchmark.curation import Curation, core_timed, megabytes_of
 from megatron.benchmark.measure import Row, Timed, measure, shown, table
+from megatron.benchmark.output import machine
 from megatron.curation.collect import CollectConfig, plan_folders
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
 from megatron.curation.dedup.fingerprints import MODES, NGRAM, NUM_PERMUTATIONS, Scheme, sign
@@ -283,7 +283,4 @@ def _documents(roots: Sequence[Path], megabytes: float) -> Iterator[Document]:
 
 def _describe(bench: Curation) -> str:
     """Say on what is measured."""
-    return (
-        f"{len(bench.documents):,} files, {bench.megabytes:.1f} MB; {bench.rounds} rounds; {platform.machine()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    return f"{len(bench.documents):,} files, {bench.megabytes:.1f} MB; {bench.rounds} rounds; {machine()}"

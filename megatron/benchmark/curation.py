@@ -5,13 +5,11 @@ Other processes of the machine do not count. Knows nothing of what is measured.
 
 from __future__ import annotations
 
-import gc
-import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.benchmark.measure import Timed
+from megatron.benchmark.measure import Timed, core_seconds, timed
 from megatron.curation.run.document import Document
 
 
@@ -34,20 +32,7 @@ class Curation:
 
 def core_timed(work: Callable[[], object]) -> Timed:
     """Make a call one that gives its seconds of a core, those of its workers too: what core-hours are counted in."""
-
-    def run() -> float:
-        gc.collect()
-        start = core_seconds()
-        work()
-        return core_seconds() - start
-
-    return run
-
-
-def core_seconds() -> float:
-    """Give what this process, and those it has waited for, have taken so far."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return timed(work, core_seconds)
 
 
 def megabytes_of(texts: Iterable[str]) -> float:

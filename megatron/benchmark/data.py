@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from megatron.benchmark import dataset, samples, text
 from megatron.benchmark.bench import Bench
 from megatron.benchmark.measure import Row, shown, table
+from megatron.benchmark.output import machine
 from megatron.benchmark.shape import VOCAB_SIZE
 from megatron.benchmark.source import python_source, read_texts, shorten
 from megatron.errors import ConfigError, DataError
@@ -112,5 +111,5 @@ def _describe(bench: Bench) -> str:
     """Say on what is measured."""
     return (
         f"{len(bench.texts):,} texts, {bench.megabytes:.1f} MB; {len(bench.definition['model']['vocab']):,} ids; "
-        f"{bench.rounds} rounds; {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        f"{bench.rounds} rounds; {machine()}"
     )

@@ -12,16 +12,16 @@ import dataclasses
 import io
 import os
 import queue
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron.benchmark import peers
-from megatron.benchmark.measure import Row, measure, table, timed
+from megatron.benchmark.measure import Row, core_seconds, measure, seconds, table, timed, turned
 from megatron.errors import ConfigError, DataError
 from megatron.evaluation.isolation.sandbox import Sandbox
 from megatron.evaluation.isolation.trial import Trial
@@ -136,7 +136,7 @@ def _overhead(
         _bare(case)  # once before it counts
     for number in range(rounds):
         took = [
-            {name: _milliseconds(judge, case) for name, judge in _turned(sides, number)}
+            {name: _milliseconds(judge, case) for name, judge in turned(sides, number)}
             for case in cases
         ]
         for name, _ in sides[1:]:
@@ -151,10 +151,6 @@ def _overhead(
 def _row(what: str, taken: dict[str, list[float]], note: str = "") -> Row:
     name = _peer_name() if taken["peer"] else "-"
     return Row(what, LESS, tuple(taken["ours"]), name, tuple(taken["peer"]), note)
-
-
-def _turned(sides: list[tuple[str, Any]], number: int) -> list[tuple[str, Any]]:
-    return sides[::-1] if number % 2 else sides
 
 
 def _milliseconds(judge: Judge, case: Case) -> float:
@@ -179,15 +175,18 @@ def _processor_time(case: Case, count: int, peer: Judge | None, rounds: int) -> 
     """Give the processor time of a sample in all the processes that it took: what a busy machine disturbs least."""
 
     def ours() -> float:
-        return _used(lambda: _run_in_sandbox(case, count)) - _used(lambda: _run_in_sandbox(case, 0))
+        whole, start = (
+            seconds(partial(_run_in_sandbox, case, times), core_seconds) for times in (count, 0)
+        )
+        return whole - start
 
     def theirs() -> float:
-        return _used(lambda: [peer(case) for _ in range(count)] if peer else [])
+        return seconds(lambda: [peer(case) for _ in range(count)] if peer else [], core_seconds)
 
     taken: dict[str, list[float]] = {"ours": [], "peer": []}
     sides = [("ours", ours)] + ([("peer", theirs)] if peer else [])
     for number in range(rounds):
-        for name, work in _turned(sides, number):
+        for name, work in turned(sides, number):
             taken[name].append(work() * MILLISECONDS / count)
     return _row("processor time, an empty program", taken)
 
@@ -196,18 +195,6 @@ def _run_in_sandbox(case: Case, count: int) -> None:
     with Sandbox() as sandbox:
         for _ in range(count):
             sandbox.run(case.trial)
-
-
-def _used(work: Callable[[], object]) -> float:
-    """Give the processor seconds of a call, here and in all processes that have ended with it."""
-    before = _processor_seconds()
-    work()
-    return _processor_seconds() - before
-
-
-def _processor_seconds() -> float:
-    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def _throughput(

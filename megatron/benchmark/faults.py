@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from megatron.benchmark.corpus import prepare_corpus
 from megatron.benchmark.fault_injection.case import CASES
+from megatron.benchmark.output import write_json
 from megatron.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -204,15 +204,10 @@ def _report(args: argparse.Namespace, lives: list[Life], results: list[Result]) 
     if results:
         print(mutation.to_markdown(results))
         print(f"\n{len(results)} damaged checkpoints\n")
-    if args.out is None:
-        return
     content = {
         "format": FORMAT,
         "seed": args.seed,
         "lives": [dataclasses.asdict(life) for life in lives],
         "mutations": [dataclasses.asdict(result) for result in results],
     }
-    try:
-        args.out.write_text(json.dumps(content, indent=1))
-    except OSError as error:
-        raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}") from None
+    write_json("--out", args.out, content)

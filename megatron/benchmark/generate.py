@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.benchmark import peers
-from megatron.benchmark.measure import Row, Timed, measure, table
+from megatron.benchmark.measure import Row, measure, table, timed
 from megatron.benchmark.shape import SHAPES, Shape
 from megatron.errors import ConfigError
 from megatron.options import ModelConfig, ParallelConfig
@@ -164,21 +163,14 @@ def _compare(args: argparse.Namespace, shape: Shape, sides: _Sides, batch_size: 
     written = [side(prompts, args.new_tokens) for side in (sides.ours, sides.theirs)]
     num_equal = sum(ours == theirs for ours, theirs in zip(*written, strict=True))
 
-    def timed(side: Callable[[Tensor, int], object]) -> Timed:
-        def work() -> float:
-            start = clock()
-            side(prompts, args.new_tokens)
-            return clock() - start
-
-        return work
-
     kind = "CPU time" if args.cpu_time else "wall time"
+    name = f"transformers {peers.version('transformers')}"
     return measure(
         f"write, {args.model} in {'bf16' if args.bf16 else 'fp32'}, batch {batch_size}",
         "tokens/s",
         batch_size * args.new_tokens,
-        timed(sides.ours),
-        {f"transformers {peers.version('transformers')}": timed(sides.theirs)},
+        timed(lambda: sides.ours(prompts, args.new_tokens), clock),
+        {name: timed(lambda: sides.theirs(prompts, args.new_tokens), clock)},
         rounds=args.rounds,
         note=f"{kind}, threads: {torch.get_num_threads()}, equal texts: {num_equal} of {batch_size}",
     )

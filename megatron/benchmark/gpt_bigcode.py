@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.benchmark import peers
-from megatron.benchmark.measure import Row, Timed, measure
+from megatron.benchmark.measure import Clock, Row, Timed, measure, timed
 from megatron.benchmark.steps import take_step
 from megatron.config import Config
 from megatron.convert.hf_gpt_bigcode import GPT_BIGCODE
@@ -31,7 +31,7 @@ def compare(
     rounds: int,
     num_warmup: int,
     with_compiled: bool,
-    clock: Callable[[], float],
+    clock: Clock,
 ) -> list[Row]:
     """Time a run and the peer in turns; a row each for the peer as it is and, if asked for, compiled.
 
@@ -52,22 +52,16 @@ def compare(
         for _ in range(num_warmup):
             take()
 
-    def timed(take: Callable[[], object]) -> Timed:
-        def work() -> float:
-            start = clock()
-            for _ in range(steps_per_turn):
-                take()
-            return clock() - start
-
-        return work
+    def turn(take: Callable[[], object]) -> Timed:
+        return timed(lambda: [take() for _ in range(steps_per_turn)], clock)
 
     kind = "CPU time" if clock is time.process_time else "wall time"
     return measure(
         f"train, {run.config.precision.compute_dtype}",
         "tokens/s",
         steps_per_turn * size * run.parts.seq_length,
-        timed(ours),
-        {name: timed(side.take_step) for name, side in sides.items()},
+        turn(ours),
+        {name: turn(side.take_step) for name, side in sides.items()},
         rounds=rounds,
         note=f"{kind}, threads: {torch.get_num_threads()}, steps a turn: {steps_per_turn}",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron import cli
+from megatron.benchmark.output import write_json
 from megatron.benchmark.shape import SHAPES
 from megatron.errors import ConfigError
 from megatron.options import ModelConfig, pad_vocab_size
@@ -68,17 +68,16 @@ def run(args: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name(device)
     size = f"{args.model}, {args.micro_batch_size} samples of {args.seq_length:,} tokens, bfloat16"
     print(f"{name}, torch {torch.__version__}; {size}\n\n{table(results)}")
-    if args.json is not None:
-        report = {
-            "format": FORMAT,
-            "device": name,
-            "torch": torch.__version__,
-            "model": args.model,
-            "seq_length": args.seq_length,
-            "micro_batch_size": args.micro_batch_size,
-            "rows": [_row(result) for result in results],
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = {
+        "format": FORMAT,
+        "device": name,
+        "torch": torch.__version__,
+        "model": args.model,
+        "seq_length": args.seq_length,
+        "micro_batch_size": args.micro_batch_size,
+        "rows": [_row(result) for result in results],
+    }
+    write_json("--json", args.json, report)
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> list[Result]:

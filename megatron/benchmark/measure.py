@@ -7,12 +7,18 @@ round, by its median and its extremes, beside the medians of the speeds. Knows n
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from megatron.benchmark.output import markdown
+
+Side = TypeVar("Side")
+Clock = Callable[[], float]
 Timed = Callable[[], float]  # does the work once and gives seconds
 
 
@@ -47,22 +53,33 @@ class Row:
 HEADER = ("what", "unit", "ours", "spread", "peer", "peer's", "ratio", "note")
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     """Time one call."""
     gc.collect()
-    start = time.perf_counter()
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def timed(work: Callable[[], object]) -> Timed:
+def timed(work: Callable[[], object], clock: Clock = time.perf_counter) -> Timed:
     """Make a call one that gives its seconds."""
-    return lambda: seconds(work)
+    return lambda: seconds(work, clock)
+
+
+def core_seconds() -> float:
+    """Give what this process, and those it has waited for, have had of a core so far: a clock for a busy machine."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def scaled(work: Timed, factor: float) -> Timed:
     """Stand for a different amount of the same work."""
     return lambda: work() * factor
+
+
+def turned(sides: Sequence[Side], number: int) -> Sequence[Side]:
+    """Give the sides in the order of a round: odd ones take the turns in reverse."""
+    return sides[::-1] if number % 2 else sides
 
 
 def measure(
@@ -77,12 +94,12 @@ def measure(
 ) -> list[Row]:
     """Time ours and each peer in turns, `rounds` times, and give a row for each peer (or one without).
 
-    amount: how many units of work one call does. Odd rounds take the turns in reverse.
+    amount: how many units of work one call does.
     """
     speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     sides = [("ours", ours), *peers.items()]
     for number in range(rounds):
-        for name, work in reversed(sides) if number % 2 else sides:
+        for name, work in turned(sides, number):
             speeds[name].append(amount / work())
     mine = tuple(speeds["ours"])
     if not peers:
@@ -100,17 +117,8 @@ def shown(rows: Iterable[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay rows out as a Markdown table that is also read easily as text."""
-    lines = [HEADER, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-    laid_out = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    ]
-    laid_out.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(laid_out)
+    """Lay rows out as a Markdown table."""
+    return markdown(HEADER, [row.cells() for row in rows])
 
 
 def _speed(value: float) -> str:

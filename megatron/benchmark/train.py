@@ -6,7 +6,6 @@ Only options and the order of things stand here; torch is imported once both are
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from megatron import cli, logging
 from megatron.benchmark.corpus import prepare_corpus
+from megatron.benchmark.output import write_json
 from megatron.benchmark.shape import SHAPES, Shape
 from megatron.config import Config
 from megatron.errors import ConfigError, TrainingError
@@ -206,7 +206,7 @@ def _measure(args: argparse.Namespace, inputs: Inputs, launch: Launch, device: o
     report["gpu"] = monitor.summary()
     if context.rank == 0:  # at once: what follows may be cut short
         print(train_report.in_one_line(report), file=sys.stderr, flush=True)
-        _write_json(args.json, report)
+        write_json("--json", args.json, {"format": FORMAT, **report})
     report["part_seconds"] = time_parts(run, min(PART_STEPS, args.steps))
     profile = profile_steps(run, args.profile, PROFILE_STEPS) if args.profile else ""
     run.close()
@@ -214,7 +214,7 @@ def _measure(args: argparse.Namespace, inputs: Inputs, launch: Launch, device: o
         print(train_report.to_markdown(report))
         if profile:
             print(f"\n{profile}")
-        _write_json(args.json, report)
+        write_json("--json", args.json, {"format": FORMAT, **report})
 
 
 def _measure_peer(
@@ -242,14 +242,4 @@ def _measure_peer(
     print(train_report.settings_table(report))
     print()
     print(table(rows))
-    _write_json(args.json, report)
-
-
-def _write_json(path: Path | None, report: dict[str, object]) -> None:
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **report}, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
+    write_json("--json", args.json, {"format": FORMAT, **report})

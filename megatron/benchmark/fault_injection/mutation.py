@@ -18,8 +18,8 @@ from typing import Literal
 from megatron.benchmark.fault_injection.case import CASES, SAVE_INTERVAL, Case
 from megatron.benchmark.fault_injection.life import EXIT_USER_ERROR, SCRIPT, Stage, read_journal
 from megatron.benchmark.fault_injection.nursery import Brood
-from megatron.benchmark.fault_injection.report import markdown
 from megatron.benchmark.fault_injection.victim import Rank
+from megatron.benchmark.output import markdown
 from megatron.checkpoint.layout import TRACKER, checkpoint_folder, rank_file
 
 Kind = Literal[

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from megatron.benchmark.fault_injection.life import Attempt, Life
+from megatron.benchmark.output import markdown
 
 COLUMNS = (
     "what happened",
@@ -94,17 +95,6 @@ def to_markdown(lives: Sequence[Life]) -> str:
     lines = [[*names, *row.cells()] for names, row in table.items()]
     lines.append(["all", "", *total(table).cells()])
     return markdown(COLUMNS, lines)
-
-
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table that is also read easily as text."""
-    widths = [max(len(line[n]) for line in (columns, *lines)) for n in range(len(columns))]
-    laid_out = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in (columns, *lines)
-    ]
-    laid_out.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(laid_out)
 
 
 def describe(attempt: Attempt) -> str:
