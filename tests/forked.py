@@ -23,6 +23,7 @@ import torch.multiprocessing as mp
 from tests.world import launcher_environment, preloaded
 
 ROOT = Path(__file__).parents[1]
+LIMIT_SECONDS = 300  # in which nothing that tests start hangs, on whatever machine
 
 
 def _become(tool: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
@@ -81,7 +82,7 @@ class Forked:
         """The exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = LIMIT_SECONDS) -> tuple[str, str]:
         """Wait for its end and give stdout and stderr; kill it and raise TimeoutExpired after so many seconds."""
         self._process.join(timeout)
         is_late = self.returncode is None
@@ -100,7 +101,7 @@ def run_forked(
     tool: Path | str,
     *arguments: object,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 120,
+    timeout: float = LIMIT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool, such as "tools/plan.py", to its end."""
     process = Forked(tool, *arguments, environment=environment)

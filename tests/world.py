@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 
 from tests import shared_memory
 
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 PRELOADED = ("tests.training.matrix", "tests.model.tiny")
 
 

@@ -45,7 +45,7 @@ def test_both_sides_run_the_same_samples(tmp_path: Path) -> None:
         [sys.executable, TOOL, "evaluate", "--tasks-file", write_task(tmp_path), *flags],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]  # fmt: skip

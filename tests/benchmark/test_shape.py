@@ -37,7 +37,7 @@ def recipe(model: str, folder: Path) -> Config:
         capture_output=True,
         text=True,
         env=launcher_environment() | {"PYTHONPATH": str(SCRIPT.parents[1])} | variables,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     flags = result.stdout.splitlines()

@@ -227,7 +227,7 @@ def test_no_process_outlives_a_run_however_it_ends(tmp_path, ending, code):
         env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path.cwd()), *sys.path])),
         capture_output=True,
         text=True,
-        timeout=120,  # a worker that stays keeps the pipes open
+        timeout=300,  # a worker that stays keeps the pipes open
         start_new_session=True,
     )
     assert process.returncode == code, process.stderr

@@ -29,7 +29,7 @@ def launch(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment | variables,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from tests.world import preloaded, topology
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300
 SERVE = "tools/serve.py"
 
 

@@ -13,7 +13,7 @@ from megatron.parallel.launch import Launch
 from megatron.serving.channel import Channel, Orders
 from tests.serving import attack
 from tests.serving.conftest import LITTLE_PATIENCE, PROMPT
-from tests.serving.process import ServerProcess
+from tests.serving.process import PATIENCE_SECONDS, ServerProcess
 
 LONG = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": True}
 SEED = 3
@@ -78,7 +78,7 @@ def test_a_server_that_waits_for_a_process_that_stands_still_can_be_ended(run) -
         first, second = server.processes
         os.kill(second.pid, signal.SIGSTOP)
         first.terminate()
-        first.join(60)
+        first.join(PATIENCE_SECONDS)
         second.kill()  # as a launcher does after 30 s
         assert server.wait() == [EXIT_FAILURE, -signal.SIGKILL]
         assert any("a step of the engine does not end" in line for line in server.log)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
-PATIENCE_SECONDS = 240  # with what hangs
+PATIENCE_SECONDS = 300  # with what hangs
 
 CONFIGURATION = """\
 ClusterName=test

@@ -10,16 +10,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import wait_until
+from tests.slurm.cluster import PATIENCE_SECONDS, wait_until
 from tests.training.corpus import Corpus
 from tests.training.runs import flags_of, read_metrics, train_here
 from tests.world import Worlds, launcher_environment
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 60
+TOOL = ROOT / "tools/pretrain_gpt.py"
+NUM_STEPS = 30
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 TIMEOUT_SECONDS = 10  # of a collective
-END_SECONDS = 75  # of a launch after that: its report, and torchrun's own patience with processes
+# The tool, which does not begin step 21 before there is a file: however long the wire takes to be cut.
+HELD = """
+import runpy, sys, time
+from pathlib import Path
+from megatron.training import train
+queue_step = train.queue_step
+
+def held(run, *args):
+    while run.progress.iteration == 20 and not Path({file!r}).exists():
+        time.sleep(0.01)
+    return queue_step(run, *args)
+
+train.queue_step = held
+sys.argv[0] = "pretrain_gpt.py"
+runpy.run_path({tool!r}, run_name="__main__")
+"""
 
 
 def ip(*arguments: str) -> None:
@@ -54,7 +70,9 @@ def hosts() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def start(hosts: tuple[str, str], flags: str, log: Path) -> list[subprocess.Popen[bytes]]:
+def start(
+    hosts: tuple[str, str], tool: Path, flags: str, log: Path
+) -> list[subprocess.Popen[bytes]]:
     """Start a launcher on each host; what they say goes to LOG.0 and LOG.1."""
     environment = launcher_environment() | {"GLOO_SOCKET_IFNAME": "wire"}
     environment |= {"PYTHONPATH": str(ROOT)}
@@ -67,7 +85,7 @@ def start(hosts: tuple[str, str], flags: str, log: Path) -> list[subprocess.Pope
         with Path(f"{log}.{number}").open("wb") as output:
             processes.append(
                 subprocess.Popen(
-                    [*command, "tools/pretrain_gpt.py", *flags.split()],
+                    [*command, str(tool), *flags.split()],
                     cwd=ROOT,
                     env=environment,
                     stdout=output,
@@ -89,18 +107,19 @@ def test_a_cut_wire_ends_both_hosts_and_the_same_command_continues_bitwise(
     --save-interval 10 --distributed-timeout-minutes {minutes}"""
     flags = flags_of(corpus, tmp_path / "cut", extra)
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    processes = start(hosts, flags, tmp_path / "first")
+    held, is_cut = tmp_path / "held.py", tmp_path / "is_cut"
+    held.write_text(HELD.format(file=str(is_cut), tool=str(TOOL)))
+    processes = start(hosts, held, flags, tmp_path / "first")
     try:
         wait_until(
-            lambda: metrics.exists() and metrics.read_text().count("grad_norm") > 15,
+            lambda: metrics.exists() and metrics.read_text().count("grad_norm") > 18,
             "steps",
-            seconds=60,
         )
         ip("-n", hosts[0], "link", "set", "wire", "down")
+        is_cut.touch()
         wait_until(
             lambda: all(process.poll() is not None for process in processes),
             "the end of both",
-            seconds=END_SECONDS,
         )
     finally:
         for process in processes:
@@ -108,8 +127,10 @@ def test_a_cut_wire_ends_both_hosts_and_the_same_command_continues_bitwise(
     codes = [process.wait() for process in processes]
     assert codes == [1, 1], told(tmp_path / "first")
     ip("-n", hosts[0], "link", "set", "wire", "up")
-    processes = start(hosts, flags, tmp_path / "second")
-    assert [process.wait(90) for process in processes] == [0, 0], told(tmp_path / "second")
+    processes = start(hosts, TOOL, flags, tmp_path / "second")
+    assert [process.wait(PATIENCE_SECONDS) for process in processes] == [0, 0], told(
+        tmp_path / "second"
+    )
     world(2).run(train_here, flags_of(corpus, tmp_path / "whole", extra))
     losses = [
         {step: (row["lm_loss"], row["grad_norm"]) for step, row in read_metrics(save)[0].items()}

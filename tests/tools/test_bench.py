@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def bench(*args: str) -> subprocess.CompletedProcess:
-    return run_forked("tools/bench.py", "data", *args, timeout=120)
+    return run_forked("tools/bench.py", "data", *args)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def corpus(tmp_path_factory) -> str:
 def test_rows_are_measured_and_ids_compared(corpus):
     result = bench(
         *("--input", corpus, "--rounds", "1", "--documents", "1000"),
-        *("--only", "encode", "open", "blend", "fim"),
+        *("--only", "encode", "open", "fim"),
     )
     assert result.returncode == 0, result.stderr
     table = [line.split("|") for line in result.stdout.splitlines()]
@@ -34,7 +34,6 @@ def test_rows_are_measured_and_ids_compared(corpus):
     assert {
         "encode, warm",
         "open 0.001 M documents",
-        "blend 10^9 samples of 100 sources",
         "fill in the middle, 8K, rate 0.5",
     } <= set(names)
     encoded = next(line for line in table[2:] if line[1].strip() == "encode, cold")
@@ -63,7 +62,7 @@ def test_a_mistake_in_faults_is_one_line():
 
 def test_faults_are_played_counted_and_written_down(tmp_path):
     out = tmp_path / "faults.json"
-    result = run_forked("tools/bench.py", "faults", "--life", "1/1", "--out", out, timeout=120)
+    result = run_forked("tools/bench.py", "faults", "--life", "1/1", "--out", out)
     assert result.returncode == 0, result.stderr
     (life,) = json.loads(out.read_text())["lives"]
     num_faults = sum(attempt["has_fired"] for attempt in life["attempts"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import run_forked
+from tests.forked import LIMIT_SECONDS, run_forked
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "def add(a, b):\n    return a + b  # 2023\n\n\nclass Point:\n    x: int = 10\n"
@@ -162,7 +162,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(corpus, tmp_path, number, 
     assert "skipped" in process.stderr.readline()  # the first chunk is written
     assert len(list(tmp_path.glob("out*.bin.tmp"))) == 1
     process.send_signal(number)
-    process.communicate(timeout=120)  # ends when the workers are gone too
+    process.communicate(timeout=LIMIT_SECONDS)  # ends when the workers are gone too
     assert process.returncode == code
     assert not list(tmp_path.glob("out*"))
 
@@ -178,7 +178,7 @@ def test_a_killed_run_publishes_nothing_and_the_next_one_is_whole(corpus, tmp_pa
     process = start(*arguments, "--chunk-size", "20", *options)
     assert "skipped" in process.stderr.readline()
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=LIMIT_SECONDS)
     left = sorted(path.name for path in tmp_path.glob("out*"))
     assert left == [f"out_content_document.{name}.tmp" for name in ("bin", "provenance.arrow")]
     (tmp_path / "long.jsonl").write_text("bad\n" + line * 3000)

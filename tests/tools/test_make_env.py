@@ -71,7 +71,7 @@ def make_env(checkout: Path, *arguments: str, **variables: str) -> subprocess.Co
         capture_output=True,
         text=True,
         env=environment | variables,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -52,7 +52,7 @@ def make(checkout, builds):
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], "CALLS": str(checkout / "calls"), "BUILDS": builds},
-        timeout=120,
+        timeout=300,
     )
     calls = checkout / "calls"
     return result, calls.read_text().split() if calls.exists() else []

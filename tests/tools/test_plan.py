@@ -20,7 +20,7 @@ NOTHING_FUSED = "--kernels reference --gradient-accumulation-fusion off"  # but 
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return run_forked("tools/plan.py", *arguments, timeout=120)
+    return run_forked("tools/plan.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return run_forked("tools/pretrain_gpt.py", *arguments, timeout=120)
+    return run_forked("tools/pretrain_gpt.py", *arguments)
 
 
 def _copy(corpus: Corpus, folder: Path) -> Corpus:

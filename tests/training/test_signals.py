@@ -20,14 +20,13 @@ from megatron.training.pretrain import build_run
 from megatron.training.signals import ECHO_SECONDS, StopRequest
 from megatron.training.start import plan_start
 from megatron.training.train import train
-from tests.forked import Forked
+from tests.forked import LIMIT_SECONDS, Forked
 from tests.grid import grid_of
 from tests.training.runs import flags_of, parse, read_lines, read_metrics, train_here
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (Path(distributed_run.__file__), "--standalone", "--nproc-per-node", "2")
 TOOL = "tools/pretrain_gpt.py"
-PATIENCE_SECONDS = 120
 
 # The tool, whose processes do not begin step 6 before they are signalled: however slow who signals them is.
 HELD = """
@@ -52,7 +51,7 @@ runpy.run_path({tool!r}, run_name="__main__")
 
 
 def _wait_for_lines(metrics: Path, count: int) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + LIMIT_SECONDS
     while not metrics.exists() or metrics.read_text().count("\n") < count:
         assert time.monotonic() < deadline, "the run wrote no metrics"
         time.sleep(0.05)
@@ -73,14 +72,14 @@ def test_terminated_launch_of_two_processes_continues_bitwise(world, corpus, tmp
     process = Forked(*TORCHRUN, held, *parts.split())
     _wait_for_lines(tmp_path / "parts" / "metrics.jsonl", 4)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode != 0
     stopped_at = int((tmp_path / "parts" / "latest_checkpointed_iteration.txt").read_text())
     assert 3 <= stopped_at < 12
     assert f"left after step {stopped_at}" in stderr
 
     process = Forked(*TORCHRUN, TOOL, *parts.split())
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, stderr
     assert world(2).run(train_here, whole) == ["finished"] * 2
     losses = [
@@ -97,7 +96,7 @@ def test_signalled_process_saves_and_exits_with_75(corpus, tmp_path, number):
     process = Forked(TOOL, *flags_of(corpus, tmp_path, "--train-iters 1000000").split())
     _wait_for_lines(tmp_path / "metrics.jsonl", 3)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 75, stderr
     last = max(read_metrics(tmp_path)[0])
     assert int((tmp_path / "latest_checkpointed_iteration.txt").read_text()) == last
@@ -135,7 +134,7 @@ def _start_waiting(context: str) -> subprocess.Popen:
 def test_a_signal_before_training_ends_a_process_that_waits_in_c_code(number):
     process = _start_waiting("signals.leaving_at_once()")
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 128 + number
     (line,) = stderr.splitlines()
     assert f"{number.name} outside of training: left at once" in line
@@ -146,7 +145,7 @@ def test_a_second_signal_ends_a_process_that_waits_in_c_code():
     process.send_signal(signal.SIGUSR1)
     assert "SIGUSR1: will save and leave" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
     (line,) = stderr.splitlines()
     assert "SIGTERM again: left at once" in line

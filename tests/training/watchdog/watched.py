@@ -27,7 +27,7 @@ from tests.grid import grid_of
 from tests.training.runs import parse
 from tests.world import preloaded
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 300
 
 
 class KilledInSave:
