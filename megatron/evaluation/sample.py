@@ -99,8 +99,14 @@ class SampleFile:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Open, and read what is there already. Raises ConfigError where that was drawn otherwise, DataError."""
-        earlier = read_settings(path) if path.exists() and path.stat().st_size else None
-        if earlier is not None and earlier != settings:
+        has_samples = path.exists() and path.stat().st_size > 0
+        earlier = read_settings(path) if has_samples else settings
+        if earlier is None:
+            raise ConfigError(
+                f"{path} holds samples and nothing says how they were drawn ({settings_path(path).name} is missing); "
+                f"give another --samples"
+            )
+        if earlier != settings:
             old, new = asdict(earlier), asdict(settings)
             changed = [f"{name} {old[name]!r}" for name in new if new[name] != old[name]]
             raise ConfigError(

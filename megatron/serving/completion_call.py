@@ -25,7 +25,7 @@ from megatron.serving.parameter import Parameters, read_object, refuse, shown
 from megatron.tokenizer.interface import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-MAX_STOPS = 4  # OpenAI's
+MAX_STOPS = 16  # OpenAI's are 4; HumanEval alone has 7
 MAX_STOP_CHARACTERS = 256  # looked for after every token
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 2.0  # OpenAI's

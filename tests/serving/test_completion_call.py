@@ -107,7 +107,7 @@ def test_nothing_to_write_is_one_token_that_is_not_told(model: ServedModel) -> N
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"stop": ""}, 'stop is ""'),
-        ({"stop": ["a"] * 5}, "a string, or up to 4"),
+        ({"stop": ["a"] * 17}, "a string, or up to 16"),
         ({"stop": ["a", 3]}, "stop is"),
         ({"stop": "a" * 300}, "each of 1 to 256 characters"),
         ({"logprobs": 21}, "logprobs is 21; allowed: a whole number from 0 to 20"),

@@ -78,6 +78,9 @@ def test_samples_are_the_same_after_an_interruption(tasks: Path, tmp_path: Path)
     beside.write_text(json.dumps(settings | {"iteration": 7}))
     with pytest.raises(ConfigError, match="holds samples drawn with iteration 7; give the same"):
         evaluate(*command)
+    beside.unlink()
+    with pytest.raises(ConfigError, match="nothing says how they were drawn"):
+        evaluate(*command)
     command[command.index(path)] = tmp_path / "other.jsonl"
     with pytest.raises(ConfigError, match=r"HumanEval/0: this model's .* is 64 tokens; the prompt"):
         evaluate(*command, "--max-new-tokens", 60)
