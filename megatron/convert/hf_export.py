@@ -34,7 +34,6 @@ from megatron.convert.model_card import model_card
 from megatron.convert.source import RunSource
 from megatron.errors import CheckpointError, ConfigError
 from megatron.options import ModelConfig
-from megatron.tokenizer import chat_template
 
 # In the header of each file of weights: "format" is what transformers asks for, the rest says who wrote it. Not in
 # config.json, which transformers copies, unknown fields included, into what it saves of a loaded model.
@@ -71,7 +70,11 @@ def export_hf(
     _write_json(folder / GENERATION_CONFIG, _generation_config(source))
     if source.tokenizer is not None:
         write_tokenizer(
-            source.tokenizer, source.tokenizer_folder, folder, model.max_position_embeddings
+            source.tokenizer,
+            source.tokenizer_folder,
+            folder,
+            model.max_position_embeddings,
+            source.chat_template(),
         )
     num_parameters = sum(tensor.num_values for tensor in tensors)
     card = model_card(source, architecture, num_parameters, dtype)
@@ -215,11 +218,10 @@ def is_export(folder: Path) -> bool:
 def _generation_config(source: RunSource) -> dict[str, Any]:
     """Give what the run was converted with, if it was; a document ends as the tokenizer says."""
     eod = source.eod
-    template = source.tokenizer_folder / chat_template.FILE
+    template = source.chat_template()
     ends = [eod]
-    if source.tokenizer is not None and template.is_file():  # what ends an answer ends a text
-        end = chat_template.read_template(template, str(template)).end
-        ends = list(dict.fromkeys([eod, source.tokenizer.special_tokens[end]]))
+    if source.tokenizer is not None and template is not None:  # what ends an answer ends a text
+        ends = list(dict.fromkeys([eod, source.tokenizer.special_tokens[template.end]]))
     return {
         "bos_token_id": eod,
         "eos_token_id": ends if len(ends) > 1 else eod,

@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron.tokenizer import chat_template
+from megatron.tokenizer.chat_template import ChatTemplate
 from megatron.tokenizer.interface import Tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length: int) -> None:
-    """Write the files of a tokenizer that was kept in `source` into `folder`.
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    source: Path,
+    folder: Path,
+    max_length: int,
+    template: ChatTemplate | None = None,
+) -> None:
+    """Write the files of a tokenizer that was kept in `source` into `folder`, with the template of a model's conversations.
 
     A tokenizer without tokenizer.json is copied as it is: AutoTokenizer needs more than this to read it.
     """
@@ -32,11 +39,9 @@ def write_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path, max_length
         "tokenizer_config.json": _tokenizer_config(tokenizer, source, definition, max_length),
         "special_tokens_map.json": _special_tokens(tokenizer),
     }
-    template = source / chat_template.FILE
-    if template.is_file():
-        read = chat_template.read_template(template, str(template))
-        contents["tokenizer_config.json"]["chat_template"] = read.jinja()
-        contents[chat_template.FILE] = read.to_json()  # for our own tools
+    if template is not None:
+        contents["tokenizer_config.json"]["chat_template"] = template.jinja()
+        contents[chat_template.FILE] = template.to_json()  # for our own tools
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 

@@ -65,12 +65,26 @@ print(tokenizer.decode(output, skip_special_tokens=True))
 ```
 """
 
+_CONVERSATION = """
+## Conversation
+
+```python
+messages = [{"role": "user", "content": "Write a function that adds two numbers."}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
+```
+"""
+
 _LIMITS = """
 ## Limits
 
-The model continues source code. It has not been trained to follow instructions, its output may be wrong or unsafe
-to run, and it may repeat training data word for word, whose licence then applies.
+{what} Its output may be wrong or unsafe to run, and it may repeat training data word for word, whose licence then
+applies.
 """
+_BASE = "The model continues source code and has not been trained to follow instructions."
+_TUNED = "The model was tuned on conversations, which are all that it knows of instructions and refusals."
 
 
 def model_card(
@@ -89,7 +103,8 @@ def model_card(
         class_name=architecture.class_name,
     )
     table = "".join(f"| {name} | {value} |\n" for name, value in rows)
-    return head + table + _usage(source) + _LIMITS
+    what = _BASE if source.chat_template() is None else _TUNED
+    return head + table + _usage(source) + _LIMITS.format(what=what)
 
 
 def _architecture(source: RunSource) -> list[tuple[str, str]]:
@@ -157,16 +172,16 @@ def _usage(source: RunSource) -> str:
     tokenizer = source.tokenizer
     if tokenizer is None or not (source.tokenizer_folder / "tokenizer.json").is_file():
         return ""
-    rate = source.config.data.fim_rate
-    if rate == 0 or any(token not in tokenizer.special_tokens for token in FIM_TOKENS):
-        return _COMPLETION
-    return _COMPLETION + _INFILLING.format(
-        rate=rate,
-        start=FIM_PREFIX,
-        suffix=FIM_SUFFIX,
-        middle=FIM_MIDDLE,
-        eod=tokenizer.eod_token,
-    )
+    usage, rate = _COMPLETION, source.config.data.fim_rate
+    if rate > 0 and all(token in tokenizer.special_tokens for token in FIM_TOKENS):
+        usage += _INFILLING.format(
+            rate=rate,
+            start=FIM_PREFIX,
+            suffix=FIM_SUFFIX,
+            middle=FIM_MIDDLE,
+            eod=tokenizer.eod_token,
+        )
+    return usage if source.chat_template() is None else usage + _CONVERSATION
 
 
 def _short(num_parameters: int) -> str:

@@ -60,6 +60,10 @@ class RunSource:
         path = self.reader.folder.parent / GENERATION_CONFIG
         return read_json_object(path) if path.is_file() else {}
 
+    def chat_template(self) -> ChatTemplate | None:
+        """Give the template of the conversations that it was trained on; None if it was trained on none."""
+        return _template_in(self.tokenizer_folder)
+
     def losses(self) -> list[LossLine]:
         """Give the losses of the run up to this checkpoint, none where its metrics.jsonl is missing or damaged."""
         path = self.reader.folder.parent / METRICS_FILE
@@ -116,8 +120,7 @@ class ModelSource:
 
     def chat_template(self) -> ChatTemplate | None:
         """Give the template of the conversations that it was trained on; None if it was trained on none."""
-        path = self.tokenizer_folder / chat_template.FILE
-        return chat_template.read_template(path, str(path)) if path.is_file() else None
+        return _template_in(self.tokenizer_folder)
 
 
 def _config_of(reader: CheckpointReader) -> Config:
@@ -163,3 +166,8 @@ def _tokenizer_of(config: Config, folder: Path) -> Tokenizer | None:
             f"{config.model.vocab_size}; put the run's own tokenizer there"
         )
     return tokenizer
+
+
+def _template_in(folder: Path) -> ChatTemplate | None:
+    path = folder / chat_template.FILE
+    return chat_template.read_template(path, str(path)) if path.is_file() else None

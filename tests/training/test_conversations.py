@@ -204,6 +204,9 @@ def test_an_export_has_the_template_and_what_ends_an_answer(corpus, alone, expor
     assert ModelSource.open(exported).chat_template() == source.chat_template()
     eos = json.loads((exported / "generation_config.json").read_text())["eos_token_id"]
     assert eos == chat.end == 0
+    card = (exported / "README.md").read_text()
+    assert "tokenizer.apply_chat_template(" in card and "was tuned on conversations" in card
+    assert "not been trained to follow" not in card
 
 
 def test_a_run_says_how_much_it_learned_from(alone):
