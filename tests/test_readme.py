@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+STARCODER2 = (ROOT / "docs/starcoder2.md").read_text()
 TOUR = (ROOT / "docs/tour.md").read_text()
 
 
 def commands() -> list[str]:
-    """The lines of README's shell blocks, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    """The lines of the shell blocks of README and of another model's page, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README + STARCODER2, re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip()]
 
