@@ -73,9 +73,8 @@ class Completion:
     request: str
     sample: int
     text: str
-    token_ids: tuple[
-        int, ...
-    ]  # all that were chosen, those of the stop text and the end of text included
+    # all that were chosen, those of the stop text and the end of text included
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason
     num_prompt_tokens: int
     scores: tuple[TokenScore, ...] = ()  # of token_ids

@@ -24,9 +24,8 @@ from megatron.parallel.collectives import gather_first_dim
 from megatron.parallel.context import ParallelContext
 from megatron.transfer import to_device
 
-Wanted = Literal[
-    "all", "last", "none"
-]  # tokens of a prompt's part after which the next one is asked for
+# tokens of a prompt's part after which the next one is asked for
+Wanted = Literal["all", "last", "none"]
 
 
 class Runner:

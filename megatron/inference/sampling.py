@@ -30,9 +30,8 @@ class Draw:
     options: SamplingOptions
     key: int  # of the sample: `sample_key`
     index: int
-    seen: Tensor | None = (
-        None  # bool [v]: tokens of prompt and completion, for a repetition penalty
-    )
+    # bool [v]: tokens of prompt and completion, for a repetition penalty
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ from megatron.serving.worker import Worker
 
 logger = get_logger(__name__)
 
-LAST_SECONDS = (
-    5.0  # for answers to leave after the requests behind them were ended, and for a step to end
-)
+# for answers to leave after the requests behind them were ended, and for a step to end
+LAST_SECONDS = 5.0
 SAME_SIGNAL_SECONDS = 2.0  # a launcher hands on what systemd or Slurm sends to its processes, too
 RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 FULL = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -108,9 +108,8 @@ class Service:
         self._worker = worker
         self._load = Load()
         self._tickets: dict[str, Ticket] = {}  # by the names of their requests
-        self._num_samples: collections.Counter[str] = (
-            collections.Counter()
-        )  # accepted and not finished, by client
+        # accepted and not finished, by client
+        self._num_samples = collections.Counter[str]()
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None

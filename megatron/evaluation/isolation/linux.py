@@ -61,18 +61,14 @@ DENIED = {
     "mount_setattr": (442, 442),
 }
 SOCKET = (41, 198)  # AF_UNIX only: vsock, for one, belongs to no network namespace
-SETSOCKOPT = (
-    54,
-    208,
-)  # no larger buffers, whose memory counts for no process; "done" is the answer
+# no larger buffers, whose memory counts for no process; "done" is the answer
+SETSOCKOPT = (54, 208)
 SOL_SOCKET, SO_SNDBUF, SO_SNDBUFFORCE = 1, 7, 32
 MMAP = (9, 222)  # anonymous memory that is shared counts for no limit of a process
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 CLONE = (56, 220)
-CLONE3 = (
-    435,
-    435,
-)  # its flags lie in memory, which a filter cannot read: "not implemented", and clone is used
+# its flags lie in memory, which a filter cannot read: "not implemented", and clone is used
+CLONE3 = (435, 435)
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 NAMESPACE_FLAGS = (
     CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET

@@ -26,9 +26,8 @@ class Equipment:
     mounts: tuple[str, ...] = ()  # files and folders to see, read-only
     packages: tuple[str, ...] = ()  # folders of Python packages, seen and searched
     preloaded: tuple[str, ...] = ()  # modules loaded before the first trial
-    bounds_addresses: bool = (
-        True  # no: some programs reserve more addresses than the machine has memory
-    )
+    # no: some programs reserve more addresses than the machine has memory
+    bounds_addresses: bool = True
     has_processes: bool = False  # a /proc that shows the trial's own processes and nothing else
     memory: int = 0  # from here: at least
     cpu_seconds: int = 0

@@ -15,9 +15,8 @@ from megatron.evaluation.isolation import linux
 
 WATCH_SECONDS = 0.02
 MAX_SHARE = 0.1  # of the time that is spent on looking
-SENT_BYTES = Path(
-    "/proc/sys/net/core/wmem_default"
-)  # that a socket may have sent and nobody received
+# that a socket may have sent and nobody received
+SENT_BYTES = Path("/proc/sys/net/core/wmem_default")
 SENDERS = 11  # whose bytes one socket may hold: net.unix.max_dgram_qlen, and itself
 KILOBYTES = re.compile(rb"^(?:RssAnon|VmSwap|VmPTE):\s*(\d+) kB", re.MULTILINE)
 PARENT = re.compile(rb"^PPid:\s*(\d+)", re.MULTILINE)
