@@ -143,7 +143,7 @@ void highest(Address x, size_t rows, size_t columns, size_t stride, Address best
 
 PYBIND11_MODULE(_prediction, module) {
     module.doc() = "Products and stages of a model on a CPU for megatron.kernels.prediction.";
-    module.attr("VERSION") = 3;  // of what prediction.py lays out: to be counted up with it there
+    module.attr("VERSION") = 3;  // of what prediction.py lays out: to be counted up with cpu_library.py's
     module.def("kinds", &kinds, "Name the kinds of kernels that the processor runs, the fastest first.");
     module.def("panel_size", [](const std::string& kind) { return kernels_of(kind).panel; }, py::arg("kind"),
                "Give how many rows of a weight lie together.");

@@ -34,9 +34,8 @@ def _flash_obstacle(situation: Situation) -> str | None:
         return "has no dropout on a CPU" if situation.attention_dropout > 0 else None
     if situation.dtype not in (torch.bfloat16, torch.float16):
         return f"needs --bf16 or --fp16 on a GPU, and the dtype is {situation.dtype}"
-    if situation.capability is not None and situation.capability < (8, 0):
-        major, minor = situation.capability
-        return f"needs compute capability 8.0 (A100), and this GPU has {major}.{minor}"
+    if older := situation.gpu_before(8, 0):
+        return f"needs compute capability 8.0 (A100), and this GPU has {older}"
     if situation.head_dim > 256:
         return f"takes heads up to 256 wide, and these are {situation.head_dim}"
     if situation.hides and situation.head_dim % 8:
@@ -61,9 +60,8 @@ def _cudnn_obstacle(situation: Situation) -> str | None:
     if situation.attention_dropout * 16 % 1:
         # torch from 2.13 on refuses others, before that their rate was another one
         return f"drops by sixteenths, and --attention-dropout is {situation.attention_dropout:g}"
-    if situation.capability is not None and situation.capability < (9, 0):
-        major, minor = situation.capability
-        return f"is fast from compute capability 9.0 (H100) on, and this GPU has {major}.{minor}"
+    if older := situation.gpu_before(9, 0):
+        return f"is fast from compute capability 9.0 (H100) on, and this GPU has {older}"
     if situation.head_dim > 128 or situation.head_dim % 8:
         return f"takes heads up to 128 wide by steps of 8, and these are {situation.head_dim}"
     return None

@@ -13,7 +13,9 @@ from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.dropout import Dropout
 from megatron.kernels.fused import (
     absent,
+    check_sizes,
     column_scratch,
+    dense,
     drop,
     dropout_arguments,
     dropout_parts,
@@ -96,11 +98,12 @@ def _sum_cuda(
     row_keys: Tensor | None,
     probability: float,
 ) -> Tensor:
+    check_sizes(x, bias, residual=residual, row_keys=row_keys)
     total = _sum_like(x)
     launch(
         "bias_dropout_residual",
         x.contiguous(),
-        None if bias is None else bias.contiguous(),
+        dense(bias),
         residual.contiguous(),
         *dropout_arguments(row_keys, probability),
         total,
@@ -130,15 +133,13 @@ def _sum_backward_cuda(
     dy: Tensor, row_keys: Tensor | None, probability: float, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
     dx, d_bias = _sum_backward_like(dy, row_keys, probability, has_bias)
-    scratch = column_scratch(dy, 1) if has_bias else None
     launch(
         "bias_dropout_residual_backward",
         dy.contiguous(),
         *dropout_arguments(row_keys, probability),
         None if row_keys is None else dx,
         d_bias if has_bias else None,
-        scratch,
-        0 if scratch is None else scratch.numel(),
+        *column_scratch(dy, 1 if has_bias else 0),
         *layout(dy),
         dtype_code(dy.dtype),
     )
@@ -209,11 +210,12 @@ def _sum_and_norm_cuda(
     probability: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_sizes(x, bias, weight, norm_bias, residual=residual, row_keys=row_keys)
     results = _sum_and_norm_like(x)
     launch(
         "bias_dropout_residual_layer_norm",
         x.contiguous(),
-        None if bias is None else bias.contiguous(),
+        dense(bias),
         residual.contiguous(),
         *dropout_arguments(row_keys, probability),
         weight.contiguous(),

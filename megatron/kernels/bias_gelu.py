@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
-from megatron.kernels.fused import absent, column_scratch, layout, widen
+from megatron.kernels.fused import absent, check_sizes, column_scratch, dense, layout, widen
 
 _SCALE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -48,15 +48,9 @@ def _bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 @_bias_gelu.register_kernel("cuda")
 def _bias_gelu_cuda(x: Tensor, bias: Tensor | None) -> Tensor:
+    check_sizes(x, bias)
     y = _bias_gelu_like(x, bias)
-    launch(
-        "bias_gelu",
-        x.contiguous(),
-        None if bias is None else bias.contiguous(),
-        y,
-        *layout(x),
-        dtype_code(x.dtype),
-    )
+    launch("bias_gelu", x.contiguous(), dense(bias), y, *layout(x), dtype_code(x.dtype))
     return y
 
 
@@ -79,16 +73,14 @@ def _bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Ten
 @_bias_gelu_backward.register_kernel("cuda")
 def _bias_gelu_backward_cuda(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     dx, d_bias = _bias_gelu_backward_like(dy, x, bias)
-    scratch = None if bias is None else column_scratch(x, 1)
     launch(
         "bias_gelu_backward",
         dy.contiguous(),
         x.contiguous(),
-        None if bias is None else bias.contiguous(),
+        dense(bias),
         dx,
         None if bias is None else d_bias,
-        scratch,
-        0 if scratch is None else scratch.numel(),
+        *column_scratch(x, 0 if bias is None else 1),
         *layout(x),
         dtype_code(x.dtype),
     )

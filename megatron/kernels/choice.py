@@ -39,6 +39,12 @@ class Situation:
         }
         return " and ".join(flag for flag, is_given in options.items() if is_given)
 
+    def gpu_before(self, major: int, minor: int) -> str | None:
+        """Give the compute capability of a GPU that is older than that one; None if there is no such GPU."""
+        if self.capability is None or self.capability >= (major, minor):
+            return None
+        return ".".join(map(str, self.capability))
+
 
 @dataclass(frozen=True)
 class Choice:

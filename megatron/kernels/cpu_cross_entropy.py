@@ -5,6 +5,8 @@ Logits in fp32 or bf16, arithmetic in fp32; the same bits on any number of threa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,30 @@ def _check(logits: Tensor, columns: Tensor, *numbers: Tensor) -> None:
     assert all(x.shape == rows and x.dtype == torch.float32 for x in numbers)
 
 
+def _call(
+    function: Callable[..., None],
+    logits: Tensor,
+    columns: Tensor,
+    num_valid: int,
+    numbers: tuple[Tensor, Tensor],
+    kind: str,
+) -> None:
+    """Call a function of the extension with what both take; numbers: two of each row."""
+    first, second = numbers
+    function(
+        logits.data_ptr(),
+        *logits.shape,
+        logits.stride(0),
+        columns.data_ptr(),
+        num_valid,
+        first.data_ptr(),
+        second.data_ptr(),
+        logits.dtype == torch.bfloat16,
+        kind,
+        torch.get_num_threads(),
+    )
+
+
 def row_statistics(
     logits: Tensor, columns: Tensor, num_valid: int, *, kind: str = ""
 ) -> tuple[Tensor, Tensor]:
@@ -34,19 +60,7 @@ def row_statistics(
     columns = columns.contiguous()
     log_sum_exp = torch.empty(logits.size(0), dtype=torch.float32)
     picked = torch.empty_like(log_sum_exp)
-    _cpu_operations.statistics(
-        logits.data_ptr(),
-        logits.size(0),
-        logits.size(1),
-        logits.stride(0),
-        columns.data_ptr(),
-        num_valid,
-        log_sum_exp.data_ptr(),
-        picked.data_ptr(),
-        logits.dtype == torch.bfloat16,
-        kind,
-        torch.get_num_threads(),
-    )
+    _call(_cpu_operations.statistics, logits, columns, num_valid, (log_sum_exp, picked), kind)
     return log_sum_exp, picked
 
 
@@ -65,19 +79,7 @@ def gradient_(
     _check(logits, columns, log_sum_exp, scale)
     # a scale that is one number for all rows comes as a view of it
     columns, log_sum_exp, scale = columns.contiguous(), log_sum_exp.contiguous(), scale.contiguous()
-    _cpu_operations.gradient(
-        logits.data_ptr(),
-        logits.size(0),
-        logits.size(1),
-        logits.stride(0),
-        columns.data_ptr(),
-        num_valid,
-        log_sum_exp.data_ptr(),
-        scale.data_ptr(),
-        logits.dtype == torch.bfloat16,
-        kind,
-        torch.get_num_threads(),
-    )
+    _call(_cpu_operations.gradient, logits, columns, num_valid, (log_sum_exp, scale), kind)
     return logits
 
 

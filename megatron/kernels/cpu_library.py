@@ -1,12 +1,14 @@
-"""Whether the C++ extensions of this package for CPUs can be called. Knows nothing of what they compute."""
+"""Whether the C++ extensions of this package for CPUs can be called, and by what. Knows nothing of what they compute."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 
-# Of how Python calls each; the extension says as VERSION for which it was compiled.
-VERSIONS = {"_cpu_attention": 1, "_cpu_operations": 1}
+from torch import Tensor
+
+# Of how Python calls each and lays out memory for it; the extension says as VERSION for which it was compiled.
+VERSIONS = {"_cpu_attention": 1, "_cpu_operations": 1, "_prediction": 3}
 
 
 @functools.cache
@@ -24,3 +26,8 @@ def obstacle(name: str) -> str | None:
     if getattr(extension, "VERSION", 0) != VERSIONS[name]:
         return f"megatron/kernels/{name} was compiled from older sources; make env does it anew"
     return None
+
+
+def address(x: Tensor | None) -> int:
+    """Give where a tensor lies, 0 for none."""
+    return 0 if x is None else x.data_ptr()

@@ -18,7 +18,9 @@ from torch.autograd.function import once_differentiable
 from megatron.kernels import bias_dropout_residual as sum_reference
 from megatron.kernels import bias_gelu as gelu_reference
 from megatron.kernels import layer_norm as norm_reference
+from megatron.kernels.cpu_library import address
 from megatron.kernels.dropout import Dropout, drop_level, keep_scale
+from megatron.kernels.fused import check_sizes
 
 try:
     from megatron.kernels import _cpu_operations
@@ -45,18 +47,6 @@ def _can_take(x: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _check(x: Tensor, residual: Tensor, dropout: Dropout | None, *vectors: Tensor | None) -> None:
-    """Addresses say neither sizes nor dtypes."""
-    assert residual.shape == x.shape
-    assert dropout is None or dropout.row_keys.shape == x.shape[:-1]
-    assert dropout is None or dropout.row_keys.dtype == torch.int64
-    assert all(y is None or y.shape == x.shape[-1:] for y in vectors)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _size(x: Tensor, kind: str) -> tuple[int, int, bool, str, int]:
     """Give what kernels take last: rows, columns, whether bf16, kind, threads."""
     columns = x.size(-1)
@@ -79,7 +69,7 @@ class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
         out = torch.empty_like(x)
-        _cpu_operations.gelu(x.data_ptr(), _address(bias), out.data_ptr(), *_size(x, kind))
+        _cpu_operations.gelu(x.data_ptr(), address(bias), out.data_ptr(), *_size(x, kind))
         ctx.save_for_backward(x, bias)
         ctx.kind = kind
         return out
@@ -93,9 +83,9 @@ class _BiasGelu(torch.autograd.Function):
         _cpu_operations.gelu_backward(
             dy.data_ptr(),
             x.data_ptr(),
-            _address(bias),
+            address(bias),
             dx.data_ptr(),
-            _address(d_bias),
+            address(d_bias),
             *_size(x, ctx.kind),
         )
         return dx, d_bias, None
@@ -105,7 +95,7 @@ def cpu_bias_gelu(x: Tensor, bias: Tensor | None, *, kind: str = "") -> Tensor:
     """Compute what `bias_gelu` does; x is left alone. Backward keeps x."""
     if not _can_take(x, bias):
         return gelu_reference.bias_gelu(x, bias)
-    assert bias is None or bias.shape == x.shape[-1:]
+    check_sizes(x, bias)
     out: Tensor = _BiasGelu.apply(x, bias, kind)
     return out
 
@@ -166,7 +156,7 @@ def _norm_backward(
     d_bias = torch.empty_like(weight) if has_bias else None
     _cpu_operations.norm_backward(
         dy.data_ptr(),
-        _address(d_total),
+        address(d_total),
         total.data_ptr(),
         statistics.data_ptr(),
         weight.data_ptr(),
@@ -175,7 +165,7 @@ def _norm_backward(
         dx.data_ptr(),
         d_weight.data_ptr(),
         d_norm_bias.data_ptr(),
-        _address(d_bias),
+        address(d_bias),
         *_size(total, kind),
     )
     return d_residual, dx, d_weight, d_norm_bias, d_bias
@@ -187,7 +177,7 @@ def cpu_layer_norm(
     """Compute what `layer_norm` does. Backward keeps x and two numbers for each row."""
     if not _can_take(x, weight, bias):
         return norm_reference.layer_norm(x, weight, bias, epsilon)
-    assert weight.shape == bias.shape == x.shape[-1:]
+    check_sizes(x, weight, bias)
     out: Tensor = _LayerNorm.apply(x, weight, bias, epsilon, kind)
     return out
 
@@ -205,7 +195,7 @@ class _Sum(torch.autograd.Function):
     ) -> Tensor:
         _cpu_operations.add(
             x.data_ptr(),
-            _address(bias),
+            address(bias),
             residual.data_ptr(),
             _drop(row_keys, probability),
             x.data_ptr(),
@@ -234,7 +224,7 @@ def _sum_backward(ctx: Any, dy: Tensor, row_keys: Tensor | None) -> tuple[Tensor
         dy.data_ptr(),
         _drop(row_keys, ctx.probability),
         dx.data_ptr(),
-        _address(d_bias),
+        address(d_bias),
         *_size(dy, ctx.kind),
     )
     return dx, d_bias
@@ -246,8 +236,9 @@ def cpu_bias_dropout_residual(
     """Compute what `bias_dropout_residual` does. Overwrites x. Backward keeps no activation."""
     if not _can_take(x, bias, residual):
         return sum_reference.bias_dropout_residual(x, bias, residual, dropout)
-    _check(x, residual, dropout, bias)
-    out: Tensor = _Sum.apply(x, bias, residual, *_dropout_parts(dropout), kind)
+    row_keys, probability = _dropout_parts(dropout)
+    check_sizes(x, bias, residual=residual, row_keys=row_keys)
+    out: Tensor = _Sum.apply(x, bias, residual, row_keys, probability, kind)
     return out
 
 
@@ -270,7 +261,7 @@ class _SumAndNorm(torch.autograd.Function):
         normed, statistics = torch.empty_like(x), _statistics_of(x)
         _cpu_operations.add_norm(
             x.data_ptr(),
-            _address(bias),
+            address(bias),
             residual.data_ptr(),
             _drop(row_keys, probability),
             total.data_ptr(),
@@ -327,8 +318,9 @@ def cpu_bias_dropout_residual_layer_norm(
         return sum_reference.bias_dropout_residual_layer_norm(
             x, bias, residual, dropout, weight, norm_bias, epsilon
         )
-    _check(x, residual, dropout, bias, weight, norm_bias)
+    row_keys, probability = _dropout_parts(dropout)
+    check_sizes(x, bias, weight, norm_bias, residual=residual, row_keys=row_keys)
     total, normed = _SumAndNorm.apply(
-        x, bias, residual, *_dropout_parts(dropout), weight, norm_bias, epsilon, kind
+        x, bias, residual, row_keys, probability, weight, norm_bias, epsilon, kind
     )
     return total, normed

@@ -16,6 +16,26 @@ from megatron.kernels.dropout import Dropout, drop_level, keep_scale
 _SCRATCH_SIZE = 1 << 16
 
 
+def check_sizes(
+    x: Tensor,
+    *vectors: Tensor | None,
+    residual: Tensor | None = None,
+    row_keys: Tensor | None = None,
+) -> None:
+    """Hold what goes with x [..., h] against it, for addresses say neither sizes nor dtypes.
+
+    vectors [h] and residual [..., h] of its dtype, row_keys int64 [...].
+    """
+    assert all(y is None or (y.shape == x.shape[-1:] and y.dtype == x.dtype) for y in vectors)
+    assert residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+    assert row_keys is None or (row_keys.shape == x.shape[:-1] and row_keys.dtype == torch.int64)
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """Give x, contiguous, if there is one."""
+    return None if x is None else x.contiguous()
+
+
 def widen(x: Tensor) -> Tensor:
     """Give x, contiguous, in the precision of the arithmetic: fp32, of fp64 fp64."""
     return x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
@@ -57,9 +77,12 @@ def layout(x: Tensor) -> tuple[int, int]:
     return (x.numel() // columns if columns else 0), columns
 
 
-def column_scratch(x: Tensor, num_sums: int) -> Tensor:
-    """Allocate the memory of num_sums sums over the rows of x [..., h], which the kernel makes in two stages."""
+def column_scratch(x: Tensor, num_sums: int) -> tuple[Tensor | None, int]:
+    """Allocate what num_sums sums over the rows of x [..., h] take, made in two stages: the memory and its size."""
+    if num_sums == 0:
+        return None, 0
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     rows, columns = layout(x)
     size = min(max(rows, 1) * columns, processors * _SCRATCH_SIZE)
-    return torch.empty(num_sums * max(columns, size // num_sums), device=x.device)
+    scratch = torch.empty(num_sums * max(columns, size // num_sums), device=x.device)
+    return scratch, scratch.numel()

@@ -14,7 +14,9 @@ from torch import Tensor, library
 from megatron.kernels.cuda_library import dtype_code, launch
 from megatron.kernels.fused import (
     absent,
+    check_sizes,
     column_scratch,
+    dense,
     drop,
     dropout_arguments,
     layout,
@@ -56,6 +58,7 @@ def _layer_norm(
 def _layer_norm_cuda(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_sizes(x, weight, bias)
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     results = _layer_norm_like(x)
     launch("layer_norm", x, weight, bias, *results, epsilon, *layout(x), dtype_code(x.dtype))
@@ -122,10 +125,9 @@ def _layer_norm_backward_cuda(
     total, weight = total.contiguous(), weight.contiguous()
     results = _gradients_like(total, row_keys, has_bias)
     d_residual, dx, d_weight, d_norm_bias, d_bias = results
-    scratch = column_scratch(total, 3 if has_bias else 2)
     launch(
         "layer_norm_backward",
-        None if d_total is None else d_total.contiguous(),
+        dense(d_total),
         d_normed.contiguous(),
         total,
         mean,
@@ -137,8 +139,7 @@ def _layer_norm_backward_cuda(
         d_weight,
         d_norm_bias,
         d_bias if has_bias else None,
-        scratch,
-        scratch.numel(),
+        *column_scratch(total, 3 if has_bias else 2),
         *layout(total),
         dtype_code(total.dtype),
     )

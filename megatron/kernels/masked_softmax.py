@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, library
 
 from megatron.kernels.cuda_library import dtype_code, launch
-from megatron.kernels.fused import widen
+from megatron.kernels.fused import dense, widen
 
 
 def scaled_masked_softmax(scores: Tensor, scale: float, first_keys: Tensor | None) -> Tensor:
@@ -55,7 +55,7 @@ def _softmax_cuda(scores: Tensor, scale: float, first_keys: Tensor | None) -> Te
         "scaled_masked_softmax",
         scores.contiguous(),
         scale,
-        None if first_keys is None else first_keys.contiguous(),
+        dense(first_keys),
         1 if first_keys is None else first_keys.size(0),
         probabilities,
         *scores.shape,
@@ -89,7 +89,7 @@ def _softmax_backward_cuda(
         d_probabilities.contiguous(),
         probabilities.contiguous(),
         scale,
-        None if first_keys is None else first_keys.contiguous(),
+        dense(first_keys),
         1 if first_keys is None else first_keys.size(0),
         d_scores,
         *probabilities.shape,

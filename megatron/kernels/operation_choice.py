@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from megatron.errors import ConfigError
 from megatron.kernels import cross_entropy
 from megatron.kernels.bias_dropout_residual import (
@@ -26,6 +24,7 @@ from megatron.kernels.compiled import (
 )
 from megatron.kernels.cpu_cross_entropy import CPU_CROSS_ENTROPY
 from megatron.kernels.cpu_operations import (
+    DTYPES,
     cpu_bias_dropout_residual,
     cpu_bias_dropout_residual_layer_norm,
     cpu_bias_gelu,
@@ -35,7 +34,6 @@ from megatron.kernels.layer_norm import fused_layer_norm, layer_norm
 from megatron.kernels.masked_softmax import fused_scaled_masked_softmax, scaled_masked_softmax
 
 IMPLEMENTATIONS = ("fused", "compiled", "reference")
-CPU_DTYPES = (torch.float32, torch.bfloat16)  # that csrc/cpu_operations.cpp computes with
 _PRODUCTS = ("product=auto", "product=library", "product=onednn")
 
 
@@ -62,7 +60,7 @@ class Operation:
             return "there is none" if self.fused is None else "needs a GPU"
         if situation.device_type != "cpu":
             return situation.without_library
-        if situation.without_cpu_operations is None and situation.dtype not in CPU_DTYPES:
+        if situation.without_cpu_operations is None and situation.dtype not in DTYPES:
             return f"C++ for CPUs computes in fp32 and bf16, and the dtype is {situation.dtype}"
         return situation.without_cpu_operations
 

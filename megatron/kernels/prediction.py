@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron.kernels import cpu_library
+from megatron.kernels.cpu_library import address
+
 try:
     from megatron.kernels import _prediction
-except ImportError:
+except ImportError:  # cpu_library says why
     _prediction = None  # type: ignore[assignment]
-
-VERSION = (
-    3  # of how memory is laid out for csrc/prediction.cpp, which says for which it was compiled
-)
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -32,13 +31,8 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"is for fp32 and bf16, and the dtype is {dtype}"
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "does without AMX, which the CPU has for bf16"
-    if _prediction is None:
-        return "needs megatron/kernels/_prediction, which is not compiled: run make env"
-    if getattr(_prediction, "VERSION", 0) != VERSION:
-        return (
-            "needs megatron/kernels/_prediction of today, and it was compiled before: run make env"
-        )
-    return None
+    missing = cpu_library.obstacle("_prediction")
+    return None if missing is None else f"cannot run: {missing}"
 
 
 def kinds() -> list[str]:
@@ -109,7 +103,7 @@ class PanelProduct:
             x=x.data_ptr(),
             rows=x.numel() // self.in_size,
             weight=self.weight.data_ptr(),
-            bias=_address(self.bias),
+            bias=address(self.bias),
             out=out.data_ptr(),
             in_size=self.in_size,
             out_size=self.out_size,
@@ -145,9 +139,9 @@ class StageLayer:
     def addresses(self) -> list[int]:
         """Give where the kernel finds them, in its order."""
         products = (self.query_key_value, self.dense, self.h_to_4h, self.dense_4h_to_h)
-        qkv, dense, up, down = ([p.weight.data_ptr(), _address(p.bias)] for p in products)
+        qkv, dense, up, down = ([p.weight.data_ptr(), address(p.bias)] for p in products)
         first, second = (
-            [_address(x) for x in norm] for norm in (self.input_norm, self.post_attention_norm)
+            [address(x) for x in norm] for norm in (self.input_norm, self.post_attention_norm)
         )
         return [*first, *qkv, *dense, *second, *up, *down]
 
@@ -200,14 +194,14 @@ class Stage:
             kind=first.dense.kind,
             layers=[layer.addresses() for layer in self._layers],
             embedding=(
-                _address(ends.words),
+                address(ends.words),
                 0 if ends.words is None else len(ends.words),
-                _address(ends.positions),
+                address(ends.positions),
                 0 if ends.positions is None else len(ends.positions),
             ),
             head=(
-                _address(norm[0]),
-                _address(norm[1]),
+                address(norm[0]),
+                address(norm[1]),
                 0 if ends.output is None else ends.output.weight.data_ptr(),
                 self._out_size,
             ),
@@ -258,8 +252,3 @@ class Stage:
             threads=torch.get_num_threads(),
         )
         return out
-
-
-def _address(x: Tensor | None) -> int:
-    """Give where a contiguous tensor lies, 0 for none."""
-    return 0 if x is None else x.data_ptr()

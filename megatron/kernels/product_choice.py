@@ -12,10 +12,9 @@ from megatron.kernels.linear_product import Product, linear_product
 def choose_product(wanted: str, situation: Situation) -> tuple[Product, Product, Choice]:
     """Choose how products with the layers' weights and with the LM head's are computed. ConfigError if they cannot be."""
     if situation.has_fp8:
-        if situation.capability is not None and situation.capability < (8, 9):
-            major, minor = situation.capability
+        if older := situation.gpu_before(8, 9):
             raise ConfigError(
-                f"--fp8-format needs compute capability 8.9 (L40S) or 9.0 (H100), and this GPU has {major}.{minor}; "
+                f"--fp8-format needs compute capability 8.9 (L40S) or 9.0 (H100), and this GPU has {older}; "
                 f"leave it out"
             )
         if wanted != "auto":

@@ -310,6 +310,38 @@ def test_functions_get_what_they_declare(called, name, parameters, has_options):
     check_call(parameters, *call(called, name, has_options))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": bf16(COLUMNS + 1)},
+        {"bias": fp32(COLUMNS)},
+        {"weight": fp32(COLUMNS)},
+        {"residual": bf16(2, 2, COLUMNS)},
+        {"residual": fp32(2, 3, COLUMNS)},
+        {"row_keys": row_keys()[:1]},
+        {"row_keys": row_keys().int()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_memory_is_read_that_is_not_the_inputs(called, change):
+    names = ("x", "bias", "residual", "row_keys", "weight", "norm_bias")
+    right = (matrix(), bf16(COLUMNS), matrix(), row_keys(), bf16(COLUMNS), bf16(COLUMNS))
+    given = dict(zip(names, right, strict=True)) | change
+    with pytest.raises(AssertionError):
+        _sum_and_norm_cuda(*given.values(), probability=PROBABILITY, epsilon=EPSILON)
+    alone = [given[name] for name in names[:4]]
+    if "weight" not in change:
+        with pytest.raises(AssertionError):
+            _sum_cuda(*alone, PROBABILITY)
+    if "bias" in change:
+        with pytest.raises(AssertionError):
+            _bias_gelu_cuda(given["x"], given["bias"])
+    if "weight" in change:
+        with pytest.raises(AssertionError):
+            _layer_norm_cuda(given["x"], given["weight"], given["norm_bias"], EPSILON)
+    assert called[0] == []
+
+
 def altered(given: list, passed: list):
     """Give the arguments with two of them swapped, with one missing and with one of another type, in all ways."""
     for i, j in itertools.combinations(range(len(given)), 2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.kernels import prediction
+from megatron.kernels import cpu_library, prediction
 from megatron.kernels.prediction import (
     PanelProduct,
     PanelProductGelu,
@@ -116,9 +116,9 @@ def test_what_cannot_be_laid_out_is_told(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert "AMX" in prediction.obstacle(torch.device("cpu"), torch.bfloat16)
     assert prediction.obstacle(torch.device("cpu"), torch.float32) is None
-    for module, words in [(None, "not compiled"), (object(), "compiled before")]:
-        monkeypatch.setattr(prediction, "_prediction", module)
-        assert words in prediction.obstacle(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(cpu_library, "obstacle", lambda name: f"{name} is not compiled")
+    found = prediction.obstacle(torch.device("cpu"), torch.float32)
+    assert found == "cannot run: _prediction is not compiled"
 
 
 H, F_SIZE, POSITIONS, VOCAB = 40, 72, 50, 90
