@@ -19,6 +19,14 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from megatron.curation.dedup.duplicates import (
+    Collection,
+    Decisions,
+    exact_pairs,
+    near_edges,
+    num_ranges,
+    num_repeated,
+)
 from megatron.curation.dedup.fingerprints import (
     NUM_PERMUTATIONS,
     Fingerprints,
@@ -109,8 +117,6 @@ def _decide(
     config: DedupConfig, settings: dict[str, Any], corpus: Corpus
 ) -> Callable[[int], Stage]:
     """Fingerprint all shards, decide, and give each shard the stage that knows its decisions. Forks."""
-    from megatron.curation.dedup.duplicates import Collection, Decisions
-
     _fingerprint_all(config, corpus)
     older = _older(config, corpus)
     collection = Collection([*older, *_shards(corpus)])
@@ -131,8 +137,6 @@ def _decide(
 
 def _rehearse(config: DedupConfig, texts: Sequence[str]) -> float | None:
     """Sign some texts, and give the part of them that repeats one of the others; None if texts are not compared."""
-    from megatron.curation.dedup.duplicates import num_repeated
-
     keys, last_bytes = sign(texts, config.scheme)
     if config.by:
         return None
@@ -142,7 +146,7 @@ def _rehearse(config: DedupConfig, texts: Sequence[str]) -> float | None:
 
 
 def _answers(
-    collection: Any, decisions: Any, part: slice, kinds: dict[int, str]
+    collection: Collection, decisions: Decisions, part: slice, kinds: dict[int, str]
 ) -> Iterator[Drop | None]:
     """Give what becomes of each document of a shard, in order."""
     rows = zip(
@@ -187,9 +191,9 @@ def _fingerprint(scheme: Scheme, work: Path, max_bytes: int, task: tuple[int, So
     return source.num_bytes
 
 
-def _compare(config: DedupConfig, corpus: Corpus, collection: Any, decisions: Any) -> None:
-    from megatron.curation.dedup.duplicates import exact_pairs, near_edges, num_ranges
-
+def _compare(
+    config: DedupConfig, corpus: Corpus, collection: Collection, decisions: Decisions
+) -> None:
     count = num_ranges(len(collection))
     with corpus.pool(lambda number: exact_pairs(collection, number, count), count) as pool:
         for documents, twins in pool.map(range(count)):

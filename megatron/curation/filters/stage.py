@@ -117,7 +117,7 @@ Rule = Callable[[Measured], float | None]
 def long_line(file: Measured) -> float | None:
     """StarCoder §3.2: the longest line has more than 1000 characters."""
     limit = file.config.max_line
-    if not limit or not file.has_line_limit:
+    if not file.has_line_limit:
         return None
     if not file.config.ignore_extensions:
         limit = min(limit, LONGEST_LINE_OF.get(file.extension, limit))
@@ -126,27 +126,22 @@ def long_line(file: Measured) -> float | None:
 
 def mean_line(file: Measured) -> float | None:
     """StarCoder §3.2: lines have more than 100 characters on average; only where lines have a limit."""
-    limit = file.config.max_mean_line
-    if not limit or not file.has_line_limit:
-        return None
-    return file.lines[1] if file.lines[1] > limit else None
+    is_long = file.has_line_limit and file.lines[1] > file.config.max_mean_line
+    return file.lines[1] if is_long else None
 
 
 def alphanumeric(file: Measured) -> float | None:
     """StarCoder §3.2: fewer than 25 % of the characters are alphanumeric."""
-    limit = file.config.min_alphanumeric
     if not file.config.ignore_extensions and file.extension in NO_ALPHANUMERIC_LIMIT:
         return None
-    if not limit:
-        return None
     fraction = alphanumeric_fraction(file.text)
-    return fraction if fraction < limit else None
+    return fraction if fraction < file.config.min_alphanumeric else None
 
 
 def alphabetic(file: Measured) -> float | None:
     """StarCoder §3.2: too few letters, for the extensions where tables of numbers are common."""
     limit = ALPHABETIC_OF.get(file.extension)
-    if limit is None or file.config.ignore_extensions:
+    if limit is None:
         return None
     fraction = alphabetic_fraction(file.text)
     return fraction if fraction < limit else None
@@ -154,7 +149,7 @@ def alphabetic(file: Measured) -> float | None:
 
 def xml(file: Measured) -> float | None:
     """StarCoder §3.2: an XML header within the first 100 characters, in any language but XSLT."""
-    if file.config.keep_xml or file.language in XML_LANGUAGES:
+    if file.language in XML_LANGUAGES:
         return None
     place = file.text[:XML_HEADER_CHARACTERS].find(XML_HEADER)
     return place if place >= 0 else None
@@ -162,7 +157,7 @@ def xml(file: Measured) -> float | None:
 
 def html_text(file: Measured) -> float | None:
     """StarCoder §3.2: an HTML page shows 20 % of its characters or less; the value is that part."""
-    if file.language != "html" or not file.config.min_visible:
+    if file.language != "html":
         return None
     fraction = file.visible / max(len(file.text), 1)
     return fraction if fraction <= file.config.min_visible else None
@@ -170,10 +165,8 @@ def html_text(file: Measured) -> float | None:
 
 def html_length(file: Measured) -> float | None:
     """StarCoder §3.2: an HTML page shows 100 characters or fewer."""
-    if file.language != "html" or not file.config.min_visible_characters:
-        return None
-    length = file.visible
-    return length if length <= file.config.min_visible_characters else None
+    is_short = file.language == "html" and file.visible <= file.config.min_visible_characters
+    return file.visible if is_short else None
 
 
 def data_size(file: Measured) -> float | None:
@@ -187,8 +180,6 @@ def data_size(file: Measured) -> float | None:
 
 def generated(file: Measured) -> float | None:
     """StarCoder 2: a mark of generated code in the first 5 lines; the value is the line, from 1."""
-    if not file.config.drop_generated:
-        return None
     for number, line in enumerate(file.text[:4000].split("\n")[: file.config.generated_lines], 1):
         if GENERATED.search(line):
             return number
@@ -197,26 +188,20 @@ def generated(file: Measured) -> float | None:
 
 def encoded_part(file: Measured) -> float | None:
     """StarCoder 2: more than half of the file is base64, hexadecimal or \\u data."""
-    limit = file.config.max_encoded
-    if not limit:
-        return None
     part = file.encoded[0] / max(len(file.text), 1)
-    return part if part > limit else None
+    return part if part > file.config.max_encoded else None
 
 
 def encoded_run(file: Measured) -> float | None:
     """StarCoder 2: a run of such data is longer than 1024 characters."""
-    limit = file.config.max_encoded_run
-    if not limit:
-        return None
     longest = file.encoded[1]
-    return longest if longest > limit else None
+    return longest if longest > file.config.max_encoded_run else None
 
 
 def long_string(file: Measured) -> float | None:
     """A string literal that is longer than any a person writes: data in a program's clothes."""
     limit = file.config.max_string
-    if not limit or len(file.text) <= limit:
+    if len(file.text) <= limit:
         return None
     longest = max((len(match[0]) for match in STRING.finditer(file.text)), default=0)
     return longest if longest > limit else None
@@ -224,48 +209,46 @@ def long_string(file: Measured) -> float | None:
 
 def many_lines(file: Measured) -> float | None:
     """StarCoder 2: more than 100,000 lines."""
-    limit = file.config.max_lines
-    if not limit:
-        return None
     count = file.text.count("\n") + 1
-    return count if count > limit else None
+    return count if count > file.config.max_lines else None
 
 
 def few_stars(file: Measured) -> float | None:
     """SantaCoder's experiment: a repository of few stars."""
-    if not file.config.min_stars:
-        return None
     stars = file.document.find("stars")
     stars = stars if isinstance(stars, int | float) else 0
     return stars if stars < file.config.min_stars else None
 
 
-# In the order they are asked: cheap ones first. The first that drops is the one the ledger names.
-RULES: tuple[tuple[str, Rule], ...] = (
-    ("stars", few_stars),
-    ("xml", xml),
-    ("data-size", data_size),
-    ("lines", many_lines),
-    ("long-line", long_line),
-    ("mean-line", mean_line),
-    ("alphanumeric", alphanumeric),
-    ("alphabetic", alphabetic),
-    ("html-length", html_length),
-    ("html-text", html_text),
-    ("generated", generated),
-    ("encoded-run", encoded_run),
-    ("encoded", encoded_part),
-    ("long-string", long_string),
-)
+def rules_of(config: FilterConfig) -> list[tuple[str, Rule]]:
+    """Give the rules that are on, in the order they are asked: cheap ones first. The ledger names the first that drops."""
+    given: tuple[tuple[str, Rule, object], ...] = (
+        ("stars", few_stars, config.min_stars),
+        ("xml", xml, not config.keep_xml),
+        ("data-size", data_size, True),
+        ("lines", many_lines, config.max_lines),
+        ("long-line", long_line, config.max_line),
+        ("mean-line", mean_line, config.max_mean_line),
+        ("alphanumeric", alphanumeric, config.min_alphanumeric),
+        ("alphabetic", alphabetic, not config.ignore_extensions),
+        ("html-length", html_length, config.min_visible_characters),
+        ("html-text", html_text, config.min_visible),
+        ("generated", generated, config.drop_generated),
+        ("encoded-run", encoded_run, config.max_encoded_run),
+        ("encoded", encoded_part, config.max_encoded),
+        ("long-string", long_string, config.max_string),
+    )
+    return [(name, rule) for name, rule, is_on in given if is_on]
 
 
 def filter_stage(config: FilterConfig) -> Stage:
     """Give the stage that asks every rule."""
     config.check()
+    rules = rules_of(config)
 
     def apply(document: Document) -> Verdict:
         file = Measured(document, config, document.extension())
-        for name, rule in RULES:
+        for name, rule in rules:
             value = rule(file)
             if value is not None:
                 return Drop(name, float(value))
