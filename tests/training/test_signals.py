@@ -217,6 +217,20 @@ def train_signalled(rank: int, flags: str, where: str, after: int) -> tuple[str,
     return outcome, loader.num_calls
 
 
+def train_started(rank: int, flags: str, minutes_ago: float) -> tuple[str, int]:
+    """Train as a process that began before; give what became of it and after which step."""
+    inputs = open_inputs(parse(flags), 1)
+    run = build_run(inputs, plan_start(inputs, 1), grid_of(inputs.config.parallel))
+    outcome = train(run, time.monotonic() - 60.0 * minutes_ago)
+    run.close()
+    return outcome, run.progress.iteration
+
+
+def test_minutes_count_from_the_start_of_the_process(world, corpus, tmp_path):
+    flags = flags_of(corpus, tmp_path, "--exit-duration-in-mins 600 --eval-iters 0 --train-iters 3")
+    assert world(1).run(train_started, flags, 601.0) == [("stopped", 0)]
+
+
 def test_a_signal_to_one_process_cuts_a_validation_short_and_saves(world, corpus, tmp_path):
     flags = flags_of(
         corpus, tmp_path, "--eval-interval 2 --eval-iters 9 --use-distributed-optimizer"
