@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from megatron.kernels import cuda_library
 from megatron.kernels.adamw import Rates, Shards, adamw_, fused_adamw_
 from megatron.options import OptimizerConfig
+from megatron.parallel.parameter import local_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -55,10 +55,10 @@ class AdamW:
         updated = {name: p for name, p in self._parameters.items() if p.grad is not None}
         exp_avgs, exp_avg_sqs = (self._moments[moment] for moment in MOMENTS)
         shards = Shards(
-            [_local(p) for p in updated.values()],
-            [_local(p.grad) for p in updated.values() if p.grad is not None],
-            [_local(exp_avgs[name]) for name in updated],
-            [_local(exp_avg_sqs[name]) for name in updated],
+            [local_part(p) for p in updated.values()],
+            [local_part(p.grad) for p in updated.values() if p.grad is not None],
+            [local_part(exp_avgs[name]) for name in updated],
+            [local_part(exp_avg_sqs[name]) for name in updated],
             [weight_decay if p.ndim >= 2 else 0.0 for p in updated.values()],
         )
         config = self._config
@@ -87,8 +87,3 @@ class AdamW:
             for name in self._parameters
             for moment in MOMENTS
         }
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Give this process's part of a parameter, a gradient or a moment."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,6 +11,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from megatron.kernels import cuda_library
 from megatron.kernels.square_sum import fused_square_sum, square_sum
+from megatron.parallel.parameter import local_part
 
 
 def num_replicas(tensor: DTensor) -> int:
@@ -35,7 +36,7 @@ def gradient_square_sum(parameters: Iterable[nn.Parameter], device: torch.device
     shares: dict[tuple[Placement, ...], float] = {}  # all lie on one mesh
     for gradient in gradients:
         assert isinstance(gradient, DTensor)
-        parts.append(gradient.to_local())
+        parts.append(local_part(gradient))
         if gradient.placements not in shares:
             shares[gradient.placements] = 1.0 / num_replicas(gradient)
         weights.append(shares[gradient.placements])

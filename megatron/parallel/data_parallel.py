@@ -23,6 +23,7 @@ from megatron.kernels.accumulate import add_product_, product_in_fp32
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.parallel.master_weights import MasterWeights
+from megatron.parallel.parameter import local_part
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
@@ -143,7 +144,7 @@ def _make_plain(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             assert isinstance(parameter, DTensor)
-            module.register_parameter(name, nn.Parameter(parameter.to_local().detach()))
+            module.register_parameter(name, nn.Parameter(local_part(parameter).detach()))
 
 
 class _SumsInPlace:
@@ -228,8 +229,7 @@ class _StepSum:
         """Add grad^T x, of grad [r, out/t] and x [r, in]; False in the only backward pass of a step."""
         total = _sum_of(self._parameter)
         if total is not None:
-            local = total.to_local() if isinstance(total, DTensor) else total
-            add_product_(local, grad.t(), x)
+            add_product_(local_part(total), grad.t(), x)
             return True
         if self._group.reduce_grads:
             return False

@@ -20,6 +20,7 @@ from megatron.parallel.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
+from megatron.parallel.parameter import local_part
 
 
 class MasterWeights:
@@ -39,7 +40,7 @@ class MasterWeights:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 places.setdefault(parameter, []).append((module, name))
-        pieces = [_local(parameter) for parameter in places]
+        pieces = [local_part(parameter) for parameter in places]
         if self._is_cast:
             # kept from step to step: fresh pages cost a CPU as much as what is done to them
             pieces = [torch.empty_like(piece, dtype=compute_dtype) for piece in pieces]
@@ -62,8 +63,8 @@ class MasterWeights:
         for weight in self._weights:  # of another step, its gradient would be summed over tp twice
             assert not weight.is_partial or weight.parameter.grad is None
         if self._is_cast:
-            pieces = [_local(weight.computed) for weight in self._weights]
-            torch._foreach_copy_(pieces, [_local(weight.parameter) for weight in self._weights])
+            pieces = [local_part(weight.computed) for weight in self._weights]
+            torch._foreach_copy_(pieces, [local_part(weight.parameter) for weight in self._weights])
         for weight in self._weights:
             weight.show(weight.computed)
         self._is_shown = True
@@ -89,7 +90,7 @@ class MasterWeights:
             weight.add_waiting_rows()
         self._is_shown = False
         sums = [
-            _local(w.parameter.grad)
+            local_part(w.parameter.grad)
             for w in self._weights
             if w.is_partial and w.parameter.grad is not None
         ]
@@ -144,9 +145,9 @@ class _Weight:
             return
         if isinstance(grad, DTensor):
             self.is_partial = isinstance(grad.placements[0], Partial)
-            grad = grad.to_local()
+            grad = local_part(grad)
         if self.parameter.grad is not None:
-            _local(self.parameter.grad).add_(grad)
+            local_part(self.parameter.grad).add_(grad)
         else:
             self._begin_sum(grad)
         self.add_waiting_rows()
@@ -166,10 +167,10 @@ class _Weight:
         if not self._waiting:
             return
         if self.parameter.grad is None:
-            self._begin_sum(torch.zeros_like(_local(self.parameter)))
+            self._begin_sum(torch.zeros_like(local_part(self.parameter)))
         assert self.parameter.grad is not None
         for ids, grad in self._waiting:
-            _local(self.parameter.grad).index_add_(0, ids, grad.float())
+            local_part(self.parameter.grad).index_add_(0, ids, grad.float())
         self._waiting.clear()
 
     def add(self, grad: Tensor, x: Tensor) -> bool:
@@ -178,7 +179,7 @@ class _Weight:
         Its gradient autograd may keep as it is, for there is nothing to add it to.
         """
         if self.parameter.grad is not None:
-            add_product_(_local(self.parameter.grad), grad.t(), x)
+            add_product_(local_part(self.parameter.grad), grad.t(), x)
             return True
         if self.is_last_micro_batch:
             return False
@@ -188,14 +189,9 @@ class _Weight:
     def _begin_sum(self, grad: Tensor) -> None:
         """Make the gradient, whose memory nobody else has, the sum."""
         if self._kept is not None:
-            _local(self._kept).copy_(grad)
+            local_part(self._kept).copy_(grad)
             self.parameter.grad = self._kept
             return
         self.parameter.grad = self._over_tp(grad.float())
         if grad.device.type == "cpu" and grad.dtype != torch.float32:
             self._kept = self.parameter.grad
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Give this process's part."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

@@ -112,8 +112,13 @@ class _LocalTensor(torch.autograd.Function):
         return DTensor.from_local(grad, ctx.mesh, [ctx.grad_placement], run_check=False), None
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """Give this process's part of a tensor, in memory that both share and outside of what autograd sees."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
 def local_tensor(parameter: Tensor, grad_placement: Placement) -> Tensor:
-    """Give this process's part of a parameter, and say how its gradient lies over tp.
+    """Give this process's part of a parameter to compute with, and say how its gradient lies over tp.
 
     Shard: complete for this shard. Replicate: complete and equal on every process. Partial: to be summed over tp,
     which the reader of the gradient does (`fully_shard` does). A plain parameter is this process's part already: of a

@@ -22,12 +22,12 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.pipelining.schedules import _PipelineSchedule
 from torch.distributed.pipelining.stage import _PipelineStageBase
-from torch.distributed.tensor import DTensor
 
 from megatron.config import Config
 from megatron.layer_split import PipelineSchedule, StageLayers
 from megatron.parallel.context import ParallelContext
 from megatron.parallel.data_parallel import DataParallel
+from megatron.parallel.parameter import local_part
 
 
 class Batch(Protocol):
@@ -310,17 +310,17 @@ class TiedEmbedding:
         if not self._copies:
             return
         trained, *followers = self._copies
-        assert isinstance(trained.grad, DTensor)
+        assert trained.grad is not None
+        total = local_part(trained.grad)
         for follower in followers:
-            assert isinstance(follower.grad, DTensor)
-            trained.grad.to_local().add_(follower.grad.to_local())
+            assert follower.grad is not None
+            total.add_(local_part(follower.grad))
             follower.grad = None
         if self._group is not None:
-            dist.all_reduce(trained.grad.to_local(), group=self._group)
+            dist.all_reduce(total, group=self._group)
 
     @torch.no_grad()
     def copy_weight(self) -> None:
         """Bring a copy that is not trained itself to the value of the one that is."""
         for follower in self._copies[1:]:
-            assert isinstance(follower, DTensor) and isinstance(self._copies[0], DTensor)
-            follower.to_local().copy_(self._copies[0].to_local())
+            local_part(follower).copy_(local_part(self._copies[0]))

@@ -7,17 +7,18 @@ takes inside for itself is not. Knows nothing of pipelines, of sharded parameter
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+
+from megatron.parallel.parameter import local_part
 
 # Products, and which input is the left factor.
 _EIGHT_BIT = "_scaled_mm"
@@ -35,18 +36,13 @@ def held_storages(tensors: list[Tensor]) -> dict[int, int]:
     return {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
 
 
-def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Give this process's parts of tensors."""
-    return [t._local_tensor if isinstance(t, DTensor) else t for t in tensors]
-
-
 @contextmanager
 def saved_for_backward() -> Iterator[list[Tensor]]:
     """Collect the tensors that autograd keeps inside, views of one storage too."""
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor._local_tensor if isinstance(tensor, DTensor) else tensor)
+        saved.append(local_part(tensor))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -159,7 +155,7 @@ def count_pass(
     sums: tensors that are there before and after.
     """
     given = [t for t in inputs.values() if t is not None]
-    outside = held_storages([*local_parts(module.parameters()), *given, *sums])
+    outside = held_storages([*map(local_part, module.parameters()), *given, *sums])
     x, others = inputs["x"], {k: v for k, v in inputs.items() if k != "x"}
     handles = [handle for group in groups for handle in _drop_together(group)]
     forward, backward = Work(), Work()

@@ -20,8 +20,9 @@ from megatron.model.gpt import GPTModel
 from megatron.model.stage import build_stage
 from megatron.options import OptimizerConfig
 from megatron.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.parallel.parameter import local_part
 from megatron.planning.order import Pass, order_passes
-from megatron.planning.passes import StagePass, Work, count_pass, local_parts
+from megatron.planning.passes import StagePass, Work, count_pass
 from megatron.planning.world import META, PlannedContext, compute_in
 
 FP32_BYTES = 4
@@ -89,7 +90,7 @@ def count_states(
     sizes = []
     for group in groups:
         size = 0
-        for part in local_parts(group):
+        for part in map(local_part, group):
             row = math.prod(part.shape[1:])
             size += -(-part.size(0) // num_shards) * num_shards * row
             held += shard_length(part.size(0), num_shards, shard_rank) * row
@@ -232,7 +233,7 @@ class _MetaSum:
 
     def __init__(self, weight: Tensor) -> None:
         # in the weight's dtype: on the meta device no product adds to one of another, as a GPU's do to fp32
-        (local,) = local_parts([weight])
+        local = local_part(weight)
         self.total = torch.empty_like(local)
         self.is_used = False
 

@@ -22,6 +22,7 @@ from megatron.errors import TrainingError, first_of
 from megatron.logging import get_logger
 from megatron.parallel.agreement import gather_everywhere
 from megatron.parallel.context import AXES, ParallelContext
+from megatron.parallel.parameter import local_part
 
 logger = get_logger(__name__)
 
@@ -48,7 +49,7 @@ def checksum(tensor: Tensor) -> Tensor:
 
 def checksums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Give the checksums of this process's parts of DTensors. Synchronises the device."""
-    sums = torch.stack([checksum(_local(tensor)) for tensor in tensors.values()])
+    sums = torch.stack([checksum(local_part(tensor)) for tensor in tensors.values()])
     return dict(zip(tensors, sums.tolist(), strict=True))
 
 
@@ -150,7 +151,7 @@ class ReplicaCheck:
         for name, tensor in self._tensors().items():
             kind = self._kind(name, tensor)
             has_copy = any(size > 1 for axis, size in sizes.items() if axis not in kind)
-            counts[has_copy] += _local(tensor).numel()
+            counts[has_copy] += local_part(tensor).numel()
         return counts[1] / max(1, sum(counts))
 
 
@@ -206,9 +207,3 @@ def describe_copies(different: Sequence[DifferentCopies], hosts: Sequence[str]) 
             else f"{who} differ, and no majority tells which is right, in {what}"
         )
     return lines
-
-
-def _local(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor)
-    with torch.no_grad():
-        return tensor.to_local()

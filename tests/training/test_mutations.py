@@ -218,7 +218,7 @@ TAKEN_AWAY = {
         (
             "gradients of micro-batches before",
             MASTER_WEIGHTS,
-            "_local(self.parameter.grad).add_(grad)",
+            "local_part(self.parameter.grad).add_(grad)",
             "pass",
         ),
     ],
@@ -332,7 +332,7 @@ TAKEN_AWAY = {
         (
             "sum of the tied embedding's gradients",
             PIPELINE,
-            "dist.all_reduce(trained.grad.to_local(), group=self._group)",
+            "dist.all_reduce(total, group=self._group)",
             "pass",
         ),
         (
@@ -361,13 +361,13 @@ TAKEN_AWAY = {
         (
             "sum of the tied embedding's gradients in one process",
             PIPELINE,
-            "trained.grad.to_local().add_(follower.grad.to_local())",
+            "total.add_(local_part(follower.grad))",
             "pass",
         ),
         (
             "tied embedding that follows the trained one",
             PIPELINE,
-            "follower.to_local().copy_(self._copies[0].to_local())",
+            "local_part(follower).copy_(local_part(self._copies[0]))",
             "pass",
         ),
     ],

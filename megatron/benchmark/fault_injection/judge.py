@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from megatron.checkpoint.layout import (
     TRACKER,
@@ -20,6 +19,7 @@ from megatron.checkpoint.layout import (
 from megatron.checkpoint.reader import CheckpointReader
 from megatron.errors import CheckpointError
 from megatron.metrics_file import METRICS_FILE
+from megatron.parallel.parameter import local_part
 
 # What metrics.jsonl says of a step or a validation, but for times and speeds.
 EXACT_FIELDS = (
@@ -67,8 +67,7 @@ class Snapshot:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Give a tensor of a world of one process as a plain one."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local_part(tensor.detach())
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
