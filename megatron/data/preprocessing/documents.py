@@ -16,6 +16,7 @@ import numpy.typing as npt
 from megatron.data.arrow_array import numbers
 from megatron.data.indexed_dataset import IdArray, IndexedDataset
 from megatron.data.provenance import BATCH_ROWS, Provenance
+from megatron.data.token_range import token_positions
 
 SLICE_BYTES = 16 << 20  # of ids read from a dataset at a time
 GATHERED_VALUES = 1 << 17  # copied in one go, so that what is needed beside the result is small
@@ -102,7 +103,7 @@ def read_documents(dataset: IndexedDataset, provenance: Provenance | None) -> It
     rows = provenance.batches() if provenance is not None else None
     for first in range(0, dataset.num_documents, BATCH_ROWS):
         items = np.array(dataset.document_items[first : first + BATCH_ROWS + 1])
-        tokens = np.array([dataset.document_start(first + i) for i in range(len(items))])
+        tokens = token_positions(dataset, np.arange(first, first + len(items)))
         batch = next(rows) if rows is not None else None
         start = 0
         while start < len(items) - 1:
