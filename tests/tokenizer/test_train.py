@@ -85,6 +85,13 @@ def test_sentinels_in_the_text_leave_no_trace(definition):
     )
 
 
+@pytest.mark.parametrize("character", ["a", " ", "="])
+def test_a_run_of_characters_is_learned_up_to_a_thousand(character):
+    """Pairs of equal halves are merged until the longest piece of a run is one token."""
+    definition = train_tokenizer([f"x\n{character * 4096}\ny"], 320)
+    assert 500 < max(map(len, definition["model"]["vocab"])) <= 1000
+
+
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
     with pytest.raises(ConfigError, match="need 275"):
         train_tokenizer([CODE], 274)
