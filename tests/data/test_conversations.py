@@ -30,7 +30,7 @@ from megatron.tokenizer.special_tokens import STARCODER_SPECIAL_TOKENS
 from megatron.tokenizer.tokenizer import build_tokenizer
 from megatron.tokenizer.train import train_tokenizer
 
-SEQ_LENGTH = 48
+SEQ_LENGTH = 72
 WORDS = ["sum", "list", "return", "x", "é", "<|end|>", "\n    ", "==", "2023", "<|user|>", "the"]
 
 
@@ -48,6 +48,7 @@ CHATS = [
     turns("hi", "<|user|> is text", "and <|end|>?", "yes <|endoftext|>"),
     turns(" indented question ", "1 + 1 = 2", "unanswered"),
     *(turns(" ".join(WORDS[: i % 11]), " ".join(WORDS[i % 7 :]) * (1 + i % 3)) for i in range(40)),
+    *(turns(word, word) for word in WORDS),
 ]
 
 
@@ -181,12 +182,13 @@ def test_every_conversation_comes_whole_once_an_epoch_and_its_answers_alone_carr
     short = [i for i in range(len(CHATS)) if sum(map(len, items(indexed, i))) <= SEQ_LENGTH + 1]
     assert 5 < len(short) < len(CHATS)  # some are too long
     for epoch in range(2):
-        seen = []
+        seen, most = [], 0
         for index in range(dataset.samples_per_epoch):
             number = epoch * dataset.samples_per_epoch + index
             batch = loader.batch(number, 1)
-            place = 0
-            for span in Tracer(dataset).trace(number).spans:
+            place, spans = 0, Tracer(dataset).trace(number).spans
+            most = max(most, len(spans))
+            for span in spans:
                 parts = items(indexed, span.document)
                 ids = [token for part in parts for token in part]
                 learned = [i % 2 for i, part in enumerate(parts) for _ in part]
@@ -203,6 +205,7 @@ def test_every_conversation_comes_whole_once_an_epoch_and_its_answers_alone_carr
                 seen.append(span.document)
             assert batch.loss_mask[0, max(place - 1, 0) :].sum() == 0  # padding
         assert sorted(seen) == short
+        assert most >= 3  # conversations in a sample
     total = sum(len(part) for i in short for part in items(indexed, i)[1::2])
     assert total == dataset.num_answer_tokens
 
@@ -218,12 +221,18 @@ def test_workers_read_the_same_boundaries(tokenizer, tmp_path):
         assert torch.equal(getattr(here, name), getattr(there, name))
 
 
+def test_samples_do_not_depend_on_the_name_of_the_file(tokenizer, tmp_path):
+    one, other = (open_train(tokenizer, write(tmp_path, tokenizer, name=name)) for name in "ab")
+    assert one.name != other.name
+    assert all(np.array_equal(one[i]["tokens"], other[i]["tokens"]) for i in range(20))
+
+
 def test_packing_leaves_little_room_and_no_pack_too_full():
     sizes = np.random.default_rng(1).integers(1, 101, 2000)
     packs = pack(sizes, 100)
     assert sorted(packs.members.tolist()) == list(range(2000))
     used = [int(sizes[packs[i]].sum()) for i in range(len(packs))]
-    assert max(used) <= 100 and len(packs) * 100 < 1.03 * sizes.sum()
+    assert min(used) > 0 and max(used) <= 100 and len(packs) * 100 < 1.03 * sizes.sum()
 
 
 @pytest.mark.parametrize("joined", [merge, lambda *a, **k: merge_shuffled(*a, seed=3, **k)])
@@ -304,11 +313,16 @@ def test_options_that_would_spoil_conversations_are_refused(tokenizer, tmp_path,
         open_train(tokenizer, write(tmp_path, tokenizer), **options)
 
 
-def test_a_dataset_that_lost_what_says_that_it_holds_conversations_is_refused(tokenizer, tmp_path):
+def test_a_dataset_that_lost_what_says_that_it_holds_conversations_is_refused(
+    tokenizer, tmp_path, caplog
+):
     prefix = write(tmp_path, tokenizer)
     Path(f"{prefix}.origin.json").unlink()
     with pytest.raises(DataError, match=r"origin.json is missing: it says whether"):
         open_train(tokenizer, prefix)
+    Path(f"{prefix}.sha256").unlink()
+    open_train(tokenizer, prefix)
+    assert "its documents have several items" in caplog.text
 
 
 def test_two_templates_in_training_are_refused(tokenizer, tmp_path):
