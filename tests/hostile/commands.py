@@ -104,9 +104,7 @@ def verify(folder: Path, check: Check = nothing) -> Command:
 def merge(folder: Path) -> Command:
     name = f"{folder}/py_text_document"
     out = f"{folder}/out_text_document"
-    return Command(
-        "merge_datasets", ["--input", name, name, "--output-prefix", out], lambda: whole(out)
-    )
+    return Command("merge_datasets", ["--input", name, "--output-prefix", out], lambda: whole(out))
 
 
 def whole(prefix: str) -> str | None:
