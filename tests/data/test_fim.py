@@ -164,6 +164,16 @@ def test_structures_are_those_of_the_paper(tokenizer):
         assert text + tokenizer.detokenize(suffix) == tokenizer.detokenize(ids)
 
 
+def test_document_that_fits_to_the_last_id_loses_nothing(tokenizer):
+    ids = tokenizer.tokenize("def add(a, b):\n    return a + b\n")
+    fim = FillInTheMiddle(tokenizer, rate=1.0)
+    for key in range(40):
+        window = np.array([*ids, *[EOD] * 40], np.int64)
+        whole = split(fim(window, key)[0].tolist(), EOD)[0]
+        result, num_tokens = fim(window[: len(whole)], key)
+        assert (result.tolist(), num_tokens) == (whole, len(whole))
+
+
 def chi_square_deviation(counts, expected):
     counts, expected = np.asarray(counts, float), np.asarray(expected, float)
     return (((counts - expected) ** 2 / expected).sum() - len(counts) + 1) / (

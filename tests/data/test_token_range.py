@@ -68,6 +68,11 @@ def test_positions_are_those_of_the_kept_documents_in_order(tmp_path, seed):
             # As few pieces as there are: neighbours in the file are one.
             assert all(len(piece) > 0 for piece in pieces)
             assert all(a.stop < b.start for a, b in itertools.pairwise(pieces))
+    for token in range(indexed.num_tokens):
+        places = [place for part in view.positions(token, token + 1) for place in part]
+        assert places == [place for place, kept_one in enumerate(expected) if kept_one == token]
+    whole = [place for part in view.positions(0, indexed.num_tokens) for place in part]
+    assert whole == list(range(len(expected)))
 
 
 def test_positions_of_documents_are_those_found_one_by_one(tmp_path):
