@@ -19,6 +19,7 @@ from megatron.data.content import SHOWN
 from megatron.optimizer.schedule import Schedule
 from megatron.option_field import flag_of
 from megatron.options import CheckpointConfig, DataConfig
+from megatron.presets import options_of
 from megatron.training.contents import CONTENTS, Contents
 
 FINGERPRINT = "fingerprint"  # the key in state.json
@@ -118,6 +119,15 @@ FREE_OF_MODEL = frozenset(
 )
 
 
+# What several flags come to, by the one that says most of it.
+DERIVED = {
+    "compute_dtype": "--bf16 or --fp16:",
+    "query_groups": "--num-query-groups",
+    "ffn_size": "--ffn-hidden-size",
+    "head_dim": "--kv-channels",
+}
+
+
 def model_fields(config: Config, *, is_other_run: bool) -> tuple[tuple[str, str], ...]:
     """Name the fields that decide the shape of the weights.
 
@@ -133,14 +143,19 @@ def model_fields(config: Config, *, is_other_run: bool) -> tuple[tuple[str, str]
 
 
 def _fields(*names: tuple[str, str]) -> Callable[[Fingerprint, Fingerprint], str | None]:
-    """Make the comparison of some options, given as (section, field)."""
+    """Make the comparison of some options, given as (section, field). It names all that differ."""
 
     def difference(old: Fingerprint, new: Fingerprint) -> str | None:
+        found: list[str] = []
         for section, name in names:
-            one, other = (getattr(getattr(print_.config, section), name) for print_ in (old, new))
-            if one != other:
-                return f"has {name} = {one}, this run {other}"
-        return None
+            before, now = (getattr(one.config, section) for one in (old, new))
+            one, other = getattr(before, name), getattr(now, name)
+            if one == other or (found and name in DERIVED):  # it may follow from those before it
+                continue
+            flags = DERIVED | {field.name: flag_of(field) for field, _ in options_of(type(now))}
+            flag = flags.get(name, name)  # vocab_size is the tokenizer's
+            found.append(f"{flag} {_shown(one)} (this run: {_shown(other)})")
+        return f"was trained with {', '.join(found)}" if found else None
 
     return difference
 
@@ -173,11 +188,6 @@ def _lists(data: DataConfig) -> str:
         if data.exclude_documents
         else "no --exclude-documents"
     )
-
-
-def _seed(old: Fingerprint, new: Fingerprint) -> str | None:
-    one, other = old.config.training.seed, new.config.training.seed
-    return None if one == other else f"was trained with --seed {one}, this run has {other}"
 
 
 def _schedule(old: Fingerprint, new: Fingerprint) -> str | None:
@@ -266,7 +276,7 @@ SAME_RUN = (
     ),
     Rule(
         "seed",
-        _seed,
+        _fields(("training", "seed")),
         "The order of its samples would change. Give the old seed, or --no-load-rng to go on with the new one",
         ("no_load_rng",),
         "samples from {samples} on are in the order of the new seed, so that some come twice in this epoch",

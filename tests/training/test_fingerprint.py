@@ -246,27 +246,27 @@ CASES = {
     ),
     "the seed": (
         lambda folder: _flags(folder, "--seed 7"),
-        "--seed 1234, this run has 7",
+        r"--seed 1234 \(this run: 7\)",
         "--no-load-rng",
     ),
     "how samples are made": (
         lambda folder: _flags(folder, "--fim-rate 0.25"),
-        "fim_rate = 0.5, this run 0.25",
+        r"--fim-rate 0.5 \(this run: 0.25\)",
         "--override-samples",
     ),
     "the length of samples": (
         lambda folder: _flags(folder, "--seq-length 16"),
-        "seq_length = 32, this run 16",
+        r"--seq-length 32 \(this run: 16\)",
         "--override-samples",
     ),
     "precision": (
         lambda folder: _flags(folder, "--bf16"),
-        "compute_dtype = float32, this run bfloat16",
+        r"--bf16 or --fp16: float32 \(this run: bfloat16\)",
         "--override-numerics",
     ),
     "a beta": (
         lambda folder: _flags(folder, "--adam-beta2 0.95"),
-        "adam_beta2 = 0.999, this run 0.95",
+        r"--adam-beta2 0.999 \(this run: 0.95\)",
         "--override-numerics",
     ),
     "the learning rate": (
@@ -276,7 +276,7 @@ CASES = {
     ),
     "the model": (
         lambda folder: _flags(folder, "--num-layers 2"),
-        "num_layers = 4, this run 2",
+        r"--num-layers 4 \(this run: 2\)",
         "",
     ),
 }
@@ -349,9 +349,7 @@ def test_fine_tuning_asks_for_the_tokenizer_and_the_shape_only(copied, tmp_path)
 
 def test_moments_of_another_type_are_refused_before_anything_starts(copied, tmp_path):
     extra = "--use-precision-aware-optimizer --exp-avg-dtype bf16"
-    with pytest.raises(
-        CheckpointError, match=r"exp_avg_dtype = fp32, this run bf16.*--no-load-opt"
-    ):
+    with pytest.raises(CheckpointError, match=r"fp32 \(this run: bf16\).*--no-load-opt"):
         _start(_flags(copied, extra))
     afresh = _flags(copied, f"{extra} --no-load-optim").replace(
         f"--save {copied}/run", f"--save {tmp_path}/afresh"

@@ -121,16 +121,19 @@ def _start(flags: str) -> Start:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("--hidden-size 64", "hidden_size = 32, this run 64"),
-        ("--attention-head-type multihead", "query_groups = 1, this run 4"),
+        (
+            "--hidden-size 64 --num-layers 2",
+            r"with --num-layers 4 \(this run: 2\), --hidden-size 32 \(this run: 64\)\.",
+        ),
+        ("--attention-head-type multihead", r"--num-query-groups 1 \(this run: 4\)"),
         ("--seed 7", "--seed 1234"),
         ("--lr 0.5", r"--lr was 0.01 and is 0.5 .*Give the old value, .*--override-opt_param"),
         ("--train-iters 8", r"--train-iters was 4 and is 8 \(decay_samples was 32 and is 64\)"),
         ("--lr-decay-iters 3", "--lr-decay-iters was not set and is 3"),
         ("--global-batch-size 4", "--global-batch-size was 8 and is 4"),
-        ("--fim-rate 0", "fim_rate = 0.5, this run 0.0"),
-        ("--seq-length 16", "seq_length = 32, this run 16"),
-        ("--reset-attention-mask", "reset_attention_mask = False, this run True"),
+        ("--fim-rate 0", r"--fim-rate 0.5 \(this run: 0.0\)"),
+        ("--seq-length 16", r"--seq-length 32 \(this run: 16\)"),
+        ("--reset-attention-mask", r"--reset-attention-mask False \(this run: True\)"),
     ],
 )
 def test_a_run_that_does_not_fit_its_checkpoint_is_refused(corpus, trained, extra, message):
