@@ -68,6 +68,8 @@ def _check_outputs(config: Config) -> None:
         if not existing.is_dir():
             raise ConfigError(f"{flag} {folder}: {existing} is a file; give a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise ConfigError(f"{flag} {folder}: no permission to write in {existing}")
+            raise ConfigError(
+                f"{flag} {folder}: {existing} cannot be written to (its permissions, or a disk mounted read-only)"
+            )
     if config.logging.wandb_project_name is not None and find_spec("wandb") is None:
         raise ConfigError("--wandb-project-name needs the wandb package: pip install wandb")

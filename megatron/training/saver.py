@@ -201,10 +201,13 @@ class RunSaver:
         if is_last or checkpoint.exit_on_failed_save:
             raise error
         if dist.get_rank() == 0:
-            before = f"iteration {self._last_saved}" if self._last_saved else "none"
+            last = self._last_saved
+            newest = (
+                f"the newest whole checkpoint is iteration {last}" if last else "there is none yet"
+            )
             logger.warning(
                 f"NOT SAVED: iteration {self._last_begun}: {error}. Training goes on and is saved again after "
-                f"{checkpoint.save_interval} steps; the newest whole checkpoint is {before}"
+                f"{checkpoint.save_interval} steps; {newest}"
             )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -161,7 +162,7 @@ class Watch:
         if self._launch.parent_pid not in (None, os.getppid()):
             if self._launch.local_rank == 0:
                 logger.warning("the launcher of these processes is gone: left at once")
-            leave_at_once(EXIT_LOST_PEER)
+            self._leave("failed", EXIT_LOST_PEER)
         alarm = self._own_alarm or (self._exchange.alarm if self._exchange else None)
         age, limit = self._patience.age, self._patience.limit
         if alarm is None and not self._is_off and age > limit:
@@ -215,8 +216,11 @@ class Watch:
         else:
             code = EXIT_HUNG if alarm.kind == "hung" else EXIT_LOST_PEER
             within(WRITE_SECONDS, lambda: self._speak(alarm, survey, code))
+        self._leave("hung" if alarm.kind == "hung" else "failed", code)
+
+    def _leave(self, state: State, code: int) -> NoReturn:
         if self._heartbeat is not None:
-            self._heartbeat.close("hung" if alarm.kind == "hung" else "failed")
+            self._heartbeat.close(state)
         leave_at_once(code)
 
     def _speak(self, alarm: Alarm, survey: Survey | None, code: int) -> None:

@@ -85,6 +85,18 @@ def test_a_failing_process_speaks_for_all(corpus, tmp_path):
     assert json.loads((tmp_path / "run" / "heartbeat.json").read_text())["state"] == "failed"
 
 
+def test_a_run_whose_launcher_is_gone_ends_and_does_not_pass_for_running(
+    corpus, tmp_path, monkeypatch
+):
+    left = []
+    monkeypatch.setattr("megatron.training.watchdog.watch.leave_at_once", left.append)
+    watch = Watch(parse(flags_for(corpus, tmp_path)), Launch(parent_pid=-1), Marks())
+    watch.begin_heartbeat()
+    watch._check()
+    assert left == [EXIT_LOST_PEER]
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["state"] == "failed"
+
+
 def test_a_slow_process_is_named(corpus, tmp_path):
     flags = flags_for(corpus, tmp_path / "run", "--train-iters 20")
     ended = train_watched(3, tmp_path, flags, "delay")
