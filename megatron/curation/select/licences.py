@@ -50,67 +50,48 @@ _TOKEN = re.compile(r"\(|\)|\bAND\b|\bOR\b|\bWITH\b|[/,|]|[^\s()/,|]+", re.I)
 TAG_CHARACTERS = 4000  # in which an SPDX tag is looked for
 
 # Phrases that only one licence has, over white space as one blank; the first that fits is taken.
-TEXTS: tuple[tuple[str, str], ...] = (
-    ("AGPL-3.0-or-later", r"gnu affero general public license"),
-    ("LGPL-3.0-or-later", r"gnu lesser general public license.{0,200}version 3"),
-    ("LGPL-2.1-or-later", r"gnu lesser general public license"),
-    ("LGPL-2.0-or-later", r"gnu library general public license"),
-    ("GPL-3.0-or-later", r"gnu general public license.{0,200}version 3"),
-    ("GPL-2.0-or-later", r"gnu general public license"),
-    ("Apache-2.0", r"apache(?: software)? license,? ?(?:version |v\.? ?)?2\.0"),
-    ("MPL-2.0", r"mozilla public license,? ?(?:version|v\.) ?2\.0"),
-    ("MPL-1.1", r"mozilla public license"),
-    ("EPL-2.0", r"eclipse public license ?- ?v ?2\.0"),
-    ("EPL-1.0", r"eclipse public license"),
-    ("CDDL-1.0", r"common development and distribution license"),
-    ("BSL-1.0", r"boost software license ?- ?version 1\.0"),
-    ("Unlicense", r"this is free and unencumbered software released into the public domain"),
-    ("CC0-1.0", r"cc0 1\.0 universal|creative commons (?:zero|cc0)|cc0 public domain dedication"),
-    ("PSF-2.0", r"python software foundation license version 2"),
-    ("Artistic-2.0", r"the artistic license 2\.0"),
-    ("WTFPL", r"do what the fuck you want to public license"),
-    (
-        "OFL-1.1",
-        r"sil open font license|permission is hereby granted, free of charge, to any person obtaining a copy of the font software",
-    ),
-    (
-        "Unicode-DFS-2016",
-        r"permission is hereby granted, free of charge, to any person obtaining a copy of the unicode data files",
-    ),
-    (
-        "FSFAP",
-        r"copying and distribution of this file, with or without modification, are permitted in any medium",
-    ),
-    (
-        "MIT",
-        r"permission is hereby granted, free of charge, to any person obtaining a copy.{0,800}"
-        r"the above copyright notice and this permission notice",
-    ),
-    ("MIT-0", r"permission is hereby granted, free of charge, to any person obtaining a copy"),
-    (
-        "0BSD",
-        r"permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is "
-        r"hereby granted\. the software is provided",
-    ),
-    (
-        "ISC",
-        r"permission to use, copy, modify,? and(?:/or)? distribute this software for any purpose with or without fee",
-    ),
-    ("Zlib", r"altered source versions must be plainly marked as such"),
-    (
-        "BSD-4-Clause",
-        r"redistribution and use in source and binary forms.{0,1000}"
-        r"all advertising materials mentioning features or use of this software",
-    ),
-    (
-        "BSD-3-Clause",
-        r"redistribution and use in source and binary forms.{0,1500}"
-        r"(?:neither the names?|may not be used to endorse|the names? of .{0,80} may not)",
-    ),
-    ("BSD-2-Clause", r"redistribution and use in source and binary forms"),
-    ("MIT", r"\A(?:the )?mit license"),
-)
-_TEXTS = [(name, re.compile(phrase)) for name, phrase in TEXTS]
+PHRASES = {
+    "GRANT": "permission is hereby granted, free of charge, to any person obtaining a copy",
+    "FORMS": "redistribution and use in source and binary forms",
+    "USE": "this software for any purpose with or without fee",
+}
+TEXTS = r"""
+AGPL-3.0-or-later gnu affero general public license
+LGPL-3.0-or-later gnu lesser general public license.{0,200}version 3
+LGPL-2.1-or-later gnu lesser general public license
+LGPL-2.0-or-later gnu library general public license
+GPL-3.0-or-later  gnu general public license.{0,200}version 3
+GPL-2.0-or-later  gnu general public license
+Apache-2.0        apache(?: software)? license,? ?(?:version |v\.? ?)?2\.0
+MPL-2.0           mozilla public license,? ?(?:version|v\.) ?2\.0
+MPL-1.1           mozilla public license
+EPL-2.0           eclipse public license ?- ?v ?2\.0
+EPL-1.0           eclipse public license
+CDDL-1.0          common development and distribution license
+BSL-1.0           boost software license ?- ?version 1\.0
+Unlicense         this is free and unencumbered software released into the public domain
+CC0-1.0           cc0 1\.0 universal|creative commons (?:zero|cc0)|cc0 public domain dedication
+PSF-2.0           python software foundation license version 2
+Artistic-2.0      the artistic license 2\.0
+WTFPL             do what the fuck you want to public license
+OFL-1.1           sil open font license|GRANT of the font software
+Unicode-DFS-2016  GRANT of the unicode data files
+FSFAP             copying and distribution of this file, with or without modification, are permitted in any medium
+MIT               GRANT.{0,800}the above copyright notice and this permission notice
+MIT-0             GRANT
+0BSD              permission to use, copy, modify, and/or distribute USE is hereby granted\. the software is provided
+ISC               permission to use, copy, modify,? and(?:/or)? distribute USE
+Zlib              altered source versions must be plainly marked as such
+BSD-4-Clause      FORMS.{0,1000}all advertising materials mentioning features or use of this software
+BSD-3-Clause      FORMS.{0,1500}(?:neither the names?|may not be used to endorse|the names? of .{0,80} may not)
+BSD-2-Clause      FORMS
+MIT               \A(?:the )?mit license
+"""
+_PHRASE = re.compile(r"\b(?:GRANT|FORMS|USE)\b")
+_TEXTS = [
+    (name, re.compile(_PHRASE.sub(lambda match: PHRASES[match[0]], phrase)))
+    for name, phrase in (line.split(None, 1) for line in TEXTS.strip().splitlines())
+]
 
 
 def _plain(name: str) -> str:
