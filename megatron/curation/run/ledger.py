@@ -44,7 +44,6 @@ class LedgerWriter:
 
     def __init__(self, path: Path) -> None:
         """Create the file."""
-        self._path = path
         self._file = path.open("wb")
         self._writer = pq.ParquetWriter(
             self._file, SCHEMA, compression="zstd", write_page_checksum=True

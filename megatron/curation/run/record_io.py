@@ -261,8 +261,6 @@ class RecordWriter:
 
     def __init__(self, path: Path, kind: Format) -> None:
         """Create the file."""
-        self.num_written = 0
-        self._path = path
         self._kind = kind
         self._file: BinaryIO = path.open("wb")
         self._stream: Any = self._file
@@ -297,7 +295,6 @@ class RecordWriter:
 
     def write(self, document: Document) -> None:
         """Append one document."""
-        self.num_written += 1
         row = {"text": document.text, "id": document.id, **document.metadata}
         if self._kind == "parquet":
             self._rows.append(row)
