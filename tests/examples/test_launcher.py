@@ -57,7 +57,9 @@ def test_there_are_as_many_processes_as_gpus_they_may_see(
     tmp_path: Path, visible: str | None, count: int
 ) -> None:
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\nfor n in 0 1 2 3; do echo \"GPU $n: one\"; echo '  MIG 1'; done\n")
+    smi.write_text(
+        "#!/bin/sh\nfor n in 0 1 2 3; do echo \"GPU $n: one\"; echo '  MIG 1g.18gb Device 0: (UUID: MIG-GPU-1)'; done\n"
+    )
     smi.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment.pop("GPUS_PER_NODE", None)

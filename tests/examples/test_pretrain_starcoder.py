@@ -152,9 +152,9 @@ def test_flags_after_the_name_win_and_nodes_are_counted() -> None:
     ],
 )
 def test_mistakes_end_with_a_line_and_code_2(
-    flags: list[str], variables: dict[str, str], message: str
+    flags: list[str], variables: dict[str, str], message: str, tmp_path: Path
 ) -> None:
-    result = launch(*flags, **variables)
+    result = launch(*flags, RUN_DIR=str(tmp_path), **variables)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -282,7 +282,10 @@ def test_a_machine_without_isolation_is_refused_unless_told_in_so_many_words(
         (["score", "--solutions", "--wall-second", 3], ConfigError, "did you mean --wall-seconds"),
     ],
 )
-def test_mistakes_are_named(tasks: Path, args: list, error: type[MegatronError], said: str) -> None:
+def test_mistakes_are_named(
+    tasks: Path, args: list, error: type[MegatronError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tasks.parent)
     with pytest.raises(error, match=said):
         evaluate(*args, *(["--tasks-file", tasks] if len(args) > 1 else []))
 

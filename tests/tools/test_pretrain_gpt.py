@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path):
     _assert_one_line(_run(*flags_of(corpus, Path("/proc/x")).split()), "--save /proc/x")
     extra = "--structured-logs --structured-logs-dir /proc/x/y"
     result = _run(*flags_of(corpus, tmp_path / "run", extra).split())
-    _assert_one_line(result, "--structured-logs-dir /proc/x/y cannot be made")
+    _assert_one_line(result, "--structured-logs-dir /proc/x/y")  # why depends on who asks
 
 
 def test_a_folder_that_another_run_writes_to_is_one_line(corpus, tmp_path):
