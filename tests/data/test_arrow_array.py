@@ -53,7 +53,7 @@ def test_a_run_of_curation_does_not_import_pandas(tmp_path):
     script = """
 import sys
 from megatron.curation.dedup.comparison import DedupConfig, dedup_comparison
-from megatron.curation.run import engine
+from megatron.curation.run import pool
 from megatron.curation.run.document import Drop, Keep, Stage
 from megatron.curation.run.options import RunOptions
 from megatron.curation.run.passes import run_steps
@@ -71,7 +71,7 @@ class Here:
     def map(self, tasks):
         return map(self.function, tasks)
 
-engine.Workers = Here
+pool.Workers = Here
 stage = Stage("odd", lambda d: Drop("odd", 1.5) if int(d.id) % 2 else Keep(d), {})
 options = RunOptions((sys.argv[1] + "/a.jsonl",), sys.argv[1] + "/out")
 print(run_steps([stage, dedup_comparison(DedupConfig())], options).kept())
