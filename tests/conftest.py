@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # threads change is tested with a number of them.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+# What torch.compile keeps in /tmp of another session, whose processor had other instructions, gives other numbers here.
+_compiled = tempfile.TemporaryDirectory(prefix="inductor_", ignore_cleanup_errors=True)
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 # A session started in the background ignores Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
