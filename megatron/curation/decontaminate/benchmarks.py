@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import gzip
 import importlib.util
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Give the objects of a .jsonl, .jsonl.gz, or .json file that is a list."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    content = json.loads(text) if text.lstrip()[:1] == "[" else map(json.loads, text.splitlines())
+    content = json.loads(text) if text.lstrip()[:1] == "[" else map(json.loads, io.StringIO(text))
     for line in content:
         if not isinstance(line, dict):
             raise ValueError("a line that is no object")
@@ -120,8 +121,8 @@ def _strings(path: Path) -> Iterator[Pattern]:
         for number, line in enumerate(_lines(path), 1):
             yield Pattern(path.stem, str(line.get("id", number)), "string", line["text"])
         return
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        yield Pattern(path.stem, str(number), "string", text)
+    for number, text in enumerate(io.StringIO(path.read_text(encoding="utf-8")), 1):
+        yield Pattern(path.stem, str(number), "string", text.rstrip("\n"))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Pattern]]] = {

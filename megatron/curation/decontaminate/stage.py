@@ -185,7 +185,7 @@ def _ast(patterns: Sequence[Pattern], config: DecontaminateConfig) -> Layer:
         for shape, body in spelled(source):
             if shape.size >= MIN_NODES:
                 owners.setdefault(shape.digest, one)
-                own = "\n".join(source.splitlines()[shape.first_line - 1 : shape.last_line])
+                own = "\n".join(source.split("\n")[shape.first_line - 1 : shape.last_line])
                 likely |= {one.text if one.text in own else own: None, body: None}
     wanted = [text.encode("utf-8", "ignore") for text in likely]
     search = GramSearch(SHAPE_GRAM, wanted, True)

@@ -242,6 +242,14 @@ def test_benchmarks_are_read_as_published(tmp_path):
     assert read_patterns(f"ds1000={tmp_path}/DS")[0].text == "Problem:\nx"
 
 
+def test_a_line_ends_at_its_newline_alone(tmp_path):
+    texts = ["a\u2028b \x85 c\x0cd", "e"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    for name, content in (("s.jsonl", lines), ("s.txt", texts)):
+        (tmp_path / name).write_text("\n".join(content) + "\n", encoding="utf-8")
+        assert [one.text for one in read_patterns(f"strings={tmp_path}/{name}")] == texts
+
+
 @pytest.mark.parametrize("place", [-6, 40, None])
 def test_a_damaged_file_of_a_benchmark_is_an_error_that_names_it(tmp_path, place):
     """A bit flipped in the sum or in the stream, and a file cut short."""
