@@ -85,7 +85,7 @@ def _compare_in_place_of_training(pristine: Path, tripwire: Tripwire) -> None:
     from megatron.training import pretrain
     from megatron.training.run import Run
 
-    def compare(run: Run) -> str:
+    def compare(run: Run, _started: float | None = None) -> str:
         progress, tensors = run.progress, run.tensors
         found: dict[str, Any] = {
             "iteration": progress.iteration,
