@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from typing import Any, NoReturn
 
 from torch.distributed import run
@@ -60,8 +61,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-def parse() -> argparse.Namespace:
-    """Parse torchrun's options."""
+def parse(scratch: str) -> argparse.Namespace:
+    """Parse torchrun's options. scratch: a folder for its files, where none is given for logs."""
     parser = run.get_args_parser()
     parser.prog = "launch.py"
     parser.usage = "python tools/launch.py <torchrun's options> SCRIPT <flags of the script>"
@@ -69,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = fail  # type: ignore[method-assign]
     args = parser.parse_args()
+    args.log_dir = args.log_dir or scratch
     # The agent takes the others; this one, the terminal's Ctrl-\\, ends the launcher and its processes.
     args.signals_to_handle = "SIGQUIT"
     try:
@@ -98,8 +100,13 @@ class Agents:
 
 
 def main() -> int:
-    """Launch, and give the exit code."""
-    args = parse()
+    """Launch, and give the exit code. What torchrun would leave in the folder of temporary files goes with the launch."""
+    with tempfile.TemporaryDirectory(prefix="launch_", ignore_cleanup_errors=True) as scratch:
+        return launch(parse(scratch))
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Run the processes to their end, and give the exit code."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     patience = vars(args).get("shutdown_timeout")  # torch 2.11 has the variable only

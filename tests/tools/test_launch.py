@@ -76,15 +76,27 @@ def test_an_expected_end_is_silent_keeps_its_code_and_restarts_nothing(
 def test_a_wrong_option_of_torchrun_is_one_line(
     options: tuple[str, str],
     message: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["launch.py", *options, "script.py"])
     with pytest.raises(SystemExit) as left:
-        parse()
+        parse(str(tmp_path))
     error = capsys.readouterr().err
     assert left.value.code == 2
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_launch_leaves_no_temporary_files(tmp_path: Path, code: int) -> None:
+    body = f"""
+    (folder / "error").write_text(os.environ["TORCHELASTIC_ERROR_FILE"])
+    sys.exit({code})
+    """
+    launch(write_script(tmp_path, body), "--nproc-per-node", "1")
+    scratch = Path((tmp_path / "error").read_text()).parents[3]
+    assert scratch.name.startswith("launch_") and not scratch.exists()
 
 
 def test_processes_that_start_again_meet_in_an_empty_store(tmp_path: Path) -> None:
