@@ -205,7 +205,6 @@ plan() { # plan --plan FLAGS...: what the recipe holds, takes and costs on the G
 }
 
 prepare_launch() {
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > num_processes ? num_cores / num_processes : 1))}
     # How long a launcher waits for processes that save because they were told to leave; torchrun's 30 s are short.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}
 }

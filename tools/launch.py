@@ -74,12 +74,20 @@ def parse(scratch: str) -> argparse.Namespace:
     # The agent takes the others; this one, the terminal's Ctrl-\\, ends the launcher and its processes.
     args.signals_to_handle = "SIGQUIT"
     try:
+        share_cores(run.determine_local_world_size(args.nproc_per_node))
         config, _, _ = run.config_from_args(args)
     except (ValueError, RuntimeError) as error:  # what argparse lets pass
         fail(str(error))
     if config.nproc_per_node < 1:
         fail(f"--nproc-per-node {args.nproc_per_node}: give a whole number from 1 on")
     return args
+
+
+def share_cores(num_processes: int) -> None:
+    """Give each process of this node its share of the cores, unless OMP_NUM_THREADS says how many; torchrun gives it one."""
+    is_linux = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(num_cores // max(num_processes, 1), 1)))
 
 
 class Agents:

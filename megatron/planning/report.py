@@ -116,10 +116,18 @@ def _run_lines(plan: Plan) -> list[str]:
     if run.energy_kwh is not None and run.co2_tonnes is not None:
         energy = f"{run.energy_kwh:,.0f} kWh, {run.co2_tonnes:.2f} t CO2eq"
     return [
-        f"run (modelled)   {run.tokens:,} tokens in {run.steps:,.0f} steps: {run.days:.1f} days, "
+        f"run (modelled)   {run.tokens:,} tokens in {run.steps:,.0f} steps: {_duration(run.days)}, "
         f"{run.device_hours:,.0f} device-hours, {energy}",
         *_goodput_lines(plan),
     ]
+
+
+def _duration(days: float) -> str:
+    """Say how long in the largest unit that it is one of."""
+    for unit, in_a_day in (("days", 1), ("hours", 24)):
+        if days * in_a_day >= 1:
+            return f"{days * in_a_day:.1f} {unit}"
+    return f"{days * 24 * 60:.1f} minutes"
 
 
 def _goodput_lines(plan: Plan) -> list[str]:
@@ -127,7 +135,7 @@ def _goodput_lines(plan: Plan) -> list[str]:
     chosen = "" if options.save_interval else " (the best)"
     more = "" if options.async_save else "; less with --async-save"
     return [
-        f"with failures    {goodput.share:.1%} of the time is work that counts: {goodput.days:.1f} days. Some device "
+        f"with failures    {goodput.share:.1%} of the time is work that counts: {_duration(goodput.days)}. Some device "
         f"fails every {goodput.mtbf_hours:,.1f} h",
         f"checkpoints      --save-interval {goodput.save_interval:,}{chosen}: {goodput.checkpoint_bytes / GB:,.0f} GB "
         f"every {goodput.interval_seconds / 60:,.1f} min, training stands still for {goodput.stall_seconds:.2f} s{more}",

@@ -1,5 +1,6 @@
 """tools/launch.py: how a launch ends, by what its processes ended with, and by the signals it gets."""
 
+import os
 import re
 import signal
 import socket
@@ -97,6 +98,24 @@ def test_a_launch_leaves_no_temporary_files(tmp_path: Path, code: int) -> None:
     launch(write_script(tmp_path, body), "--nproc-per-node", "1")
     scratch = Path((tmp_path / "error").read_text()).parents[3]
     assert scratch.name.startswith("launch_") and not scratch.exists()
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "3"), ("5", "5")])
+def test_processes_share_the_cores_and_torchrun_has_nothing_to_warn_of(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    given: str | None,
+    threads: str,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # for what it was to come back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--nproc-per-node", "2", "script.py"])
+    parse(str(tmp_path))
+    assert os.environ["OMP_NUM_THREADS"] == threads and not caplog.records
 
 
 def test_processes_that_start_again_meet_in_an_empty_store(tmp_path: Path) -> None:

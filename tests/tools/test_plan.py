@@ -1,12 +1,14 @@
 """What a user of tools/plan.py meets: a plan of 512 GPUs on this machine, a refusal, one line for every mistake."""
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from megatron.planning import report
 from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +218,11 @@ def test_nothing_is_measured_for_a_file_that_cannot_be(path, part):
     result = _run("--calibrate", path, *SMALL.split())
     assert result.returncode == 2 and part in result.stderr
     assert "measuring" not in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [(22.2, "22.2 days"), (1, "1.0 days"), (0.5, "12.0 hours"), (0.01, "14.4 minutes"), (0, "0.0 minutes"), (math.inf, "inf days")],
+)  # fmt: skip
+def test_a_short_run_takes_hours_or_minutes_not_no_days(days: float, words: str) -> None:
+    assert report._duration(days) == words
