@@ -93,7 +93,8 @@ def test_an_interrupted_mix_continues_and_ends_as_if_it_had_not_been(inputs, tmp
         with pytest.raises(DataError, match="went away"):
             mixed(inputs, tmp_path, split_records=True)
     out = tmp_path / "out"
-    assert [path.name for path in (out / ".counts").iterdir()] == ["00000.json"]
+    counted = {path.name for path in (out / ".counts").glob("*.json")}
+    assert "00000.json" in counted and "00001.json" not in counted  # the one behind may be begun
     (out / "python/.00001.jsonl.zst.0.tmp").write_text("half a file of a killed run")
     times = {path: path.stat().st_mtime_ns for path in out.rglob("00000.*")}
     assert mixed(inputs, tmp_path, split_records=True).groups() == expected.groups()

@@ -172,7 +172,7 @@ def test_only_fine_tuning_may_see_further_than_the_weights_did(corpus, tmp_path)
             if extra:
                 assert find_start(Fingerprint(changed, schedule, 8, NOTHING)).folder is not None
             else:
-                with pytest.raises(CheckpointError, match=name):
+                with pytest.raises(CheckpointError, match=f"--{name.replace('_', '-')} "):
                     find_start(Fingerprint(changed, schedule, 8, NOTHING))
 
 
