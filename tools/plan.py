@@ -164,8 +164,10 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError for this tool's own options."""
     if args.pue < 1.0 or args.carbon_intensity < 0.0:
         raise ConfigError("--pue is at least 1 and --carbon-intensity at least 0")
-    if args.calibrate is None and (args.world_size is None or args.world_size < 1):
+    if args.calibrate is None and args.world_size is None:
         raise ConfigError("--world-size is missing: how many processes the run will have")
+    if args.world_size is not None and args.world_size < 1:
+        raise ConfigError(f"--world-size is {args.world_size}; give a whole number from 1 on")
     if args.rank_layouts is not None and args.rank_layouts < 1:
         raise ConfigError("--rank-layouts shows 1 layout at least")
     for name in ("device_mtbf_hours", "restart_minutes", "storage_gb_per_second"):

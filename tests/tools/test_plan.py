@@ -122,7 +122,8 @@ def test_what_does_not_fit_is_refused_in_a_line_that_says_what_to_change():
 
 MISTAKES = {
     "no vocabulary": ("--world-size 8", "--vocab-size 49152", "the vocabulary is not known"),
-    "no world": ("", "", "--world-size"),
+    "no world": ("", "", "--world-size is missing"),
+    "empty world": ("--world-size 0", "", "--world-size is 0; give"),
     "heads": ("--world-size 5 --tensor-model-parallel-size 5", "", "--num-attention-heads 48"),
     "hardware": ("--world-size 8 --hardware abacus", "", "a100-80gb, h100-80gb, h200-141gb"),
     "flag": ("--world-size 8 --hiden-size 3", "", "did you mean --hidden-size"),
